@@ -1,0 +1,1 @@
+"""Everything that makes, keeps or hands out recorded rows."""

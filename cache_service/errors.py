@@ -1,0 +1,137 @@
+"""One family of errors: each has a stable code, an HTTP status and an exit code.
+
+A message says what was asked, what was found, and what to type next. It is one line, because the
+command line prints it as it is and the service sends it as the `detail` of a problem document.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KdCacheError(Exception):
+    """Base of every refusal. `hint` is the part that says what to type next, when there is one."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip out of a loader worker: pickling keeps the class and both parts."""
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[KdCacheError], message: str, hint: str) -> KdCacheError:
+    return kind(message, hint=hint)
+
+
+class ConfigError(KdCacheError):
+    """A setting, a file or an argument is not usable as given."""
+
+    code = "config"
+    http_status = 422
+    exit_code = 2
+
+
+class UnsupportedError(KdCacheError):
+    """The thing named exists but cannot do what is asked of it (a model, codec or method)."""
+
+    code = "unsupported"
+    http_status = 422
+    exit_code = 2
+
+
+class NotACacheError(KdCacheError):
+    """Nothing at this address is a cache of a format this version reads."""
+
+    code = "not_a_cache"
+    http_status = 404
+    exit_code = 2
+
+
+class DatasetError(KdCacheError):
+    """The dataset named cannot be opened."""
+
+    code = "dataset"
+    http_status = 422
+    exit_code = 2
+
+
+class SpecMismatchError(KdCacheError):
+    """The cache answers another question than the one asked: teacher, recipe, dataset or codec."""
+
+    code = "spec_mismatch"
+    http_status = 409
+    exit_code = 3
+
+
+class CorruptError(KdCacheError):
+    """Stored bytes are not the bytes that were committed."""
+
+    code = "corrupt"
+    http_status = 500
+    exit_code = 3
+
+
+class ViewDriftError(KdCacheError):
+    """A replayed view is not the view that the teacher saw."""
+
+    code = "view_drift"
+    http_status = 409
+    exit_code = 3
+
+
+class UnreadableSampleError(KdCacheError):
+    """A sample of the dataset cannot be decoded."""
+
+    code = "unreadable_sample"
+    http_status = 500
+    exit_code = 3
+
+
+class UntrainedTeacherError(KdCacheError):
+    """The teacher scores like chance on the dataset that it is asked to teach."""
+
+    code = "untrained_teacher"
+    http_status = 409
+    exit_code = 3
+
+
+class NonFiniteError(KdCacheError):
+    """A teacher's answer or a loss is NaN, infinite, or beyond what its codec can hold."""
+
+    code = "non_finite"
+    http_status = 500
+    exit_code = 3
+
+
+class RowsNotBuiltError(KdCacheError):
+    """The rows asked for are not recorded (yet)."""
+
+    code = "rows_not_built"
+    http_status = 404
+    exit_code = 4
+
+
+class OutOfSpaceError(KdCacheError):
+    """The storage is full. What was committed stays good; the same command resumes."""
+
+    code = "out_of_space"
+    http_status = 507
+    exit_code = 4
+
+
+class StorageError(KdCacheError):
+    """The storage cannot be reached or refuses access."""
+
+    code = "storage"
+    http_status = 503
+    exit_code = 1

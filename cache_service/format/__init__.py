@@ -1,0 +1,1 @@
+"""What the bytes of a cache mean. Pure: no I/O, no torch."""

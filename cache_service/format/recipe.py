@@ -1,0 +1,218 @@
+"""Declared augmentation: the settings of each op, the presets, and their identity. Pure.
+
+What an op *does* is in `cache_service.views`; here is only what it was told. A recipe is stored in
+the cache, so every default below is part of the format: changing one orphans published caches.
+Shares are probabilities in [0, 1], sizes are in pixels, areas are fractions of the image.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cache_service.format.frozen import Frozen
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class PadCrop(Frozen):
+    """Pad by `padding` on each side, then crop the view's size at a random place."""
+
+    op: Literal["pad_crop"] = "pad_crop"
+    padding: Annotated[int, Field(ge=0, le=1024, description="px")] = 4
+    mode: Literal["constant", "reflect"] = "constant"
+
+
+class RandomResizedCrop(Frozen):
+    """Crop a random area and aspect ratio, then resize it to the view's size."""
+
+    op: Literal["random_resized_crop"] = "random_resized_crop"
+    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        0.08,
+        1.0,
+    )
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomResizedCrop:
+        for name in ("area", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"random_resized_crop.{name} runs from {low} down to {high}")
+        return self
+
+
+class CenterCrop(Frozen):
+    """Resize the shorter side to size / crop_pct, then crop the middle. Draws nothing."""
+
+    op: Literal["center_crop"] = "center_crop"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Interpolation = "bilinear"
+
+
+class HorizontalFlip(Frozen):
+    """Mirror left and right with probability `prob`."""
+
+    op: Literal["horizontal_flip"] = "horizontal_flip"
+    prob: Share = 0.5
+
+
+class ColorJitter(Frozen):
+    """Brightness, contrast, saturation and hue, in a random order, with probability `prob`."""
+
+    op: Literal["color_jitter"] = "color_jitter"
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    prob: Share = 1.0
+
+
+class RandAugment(Frozen):
+    """`num_ops` random ops of one magnitude (Cubuk et al., 2020)."""
+
+    op: Literal["rand_augment"] = "rand_augment"
+    num_ops: Annotated[int, Field(ge=1, le=8)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class TrivialAugment(Frozen):
+    """One random op of a random magnitude, wide ranges (Mueller and Hutter, 2021)."""
+
+    op: Literal["trivial_augment"] = "trivial_augment"
+
+
+class RandomErasing(Frozen):
+    """Overwrite a random box with the mean color or with noise (Zhong et al., 2020)."""
+
+    op: Literal["random_erasing"] = "random_erasing"
+    prob: Share = 0.25
+    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        0.02,
+        1 / 3,
+    )
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.3, 10 / 3)
+    fill: Literal["mean", "noise"] = "mean"
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomErasing:
+        for name in ("area", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"random_erasing.{name} runs from {low} down to {high}")
+        return self
+
+
+class Mixup(Frozen):
+    """Blend with the neighbor in the seed's order, share ~ Beta(alpha, alpha)."""
+
+    op: Literal["mixup"] = "mixup"
+    alpha: Annotated[float, Field(gt=0, le=32)] = 0.8
+    prob: Share = 1.0
+
+
+class Cutmix(Frozen):
+    """Paste a box of the neighbor in the seed's order, area share ~ Beta(alpha, alpha)."""
+
+    op: Literal["cutmix"] = "cutmix"
+    alpha: Annotated[float, Field(gt=0, le=32)] = 1.0
+    prob: Share = 1.0
+
+
+Op = Annotated[
+    PadCrop
+    | RandomResizedCrop
+    | CenterCrop
+    | HorizontalFlip
+    | ColorJitter
+    | RandAugment
+    | TrivialAugment
+    | RandomErasing
+    | Mixup
+    | Cutmix,
+    Field(discriminator="op"),
+]
+
+FRAMING = (PadCrop, RandomResizedCrop, CenterCrop)
+"""Ops that turn an image of any size into a square of the view's size. A recipe starts with one."""
+
+MIXING = (Mixup, Cutmix)
+"""Ops that need a partner. They come last; with both, each pair draws one of them."""
+
+PRESETS: dict[str, tuple[Op, ...]] = {
+    "cifar": (PadCrop(padding=4), HorizontalFlip()),
+    "imagenet": (RandomResizedCrop(), HorizontalFlip()),
+    "deit": (
+        RandomResizedCrop(interpolation="bicubic"),
+        HorizontalFlip(),
+        RandAugment(num_ops=2, magnitude=9),
+        RandomErasing(prob=0.25, fill="noise"),
+        Mixup(alpha=0.8),
+        Cutmix(alpha=1.0),
+    ),
+    "none": (CenterCrop(),),
+}
+
+
+class Recipe(Frozen):
+    """What is done to an image to make a view, in full: presets are expanded before this."""
+
+    version: Literal[1] = 1
+    size: Annotated[int, Field(ge=8, le=4096, description="Side of the square view, px.")]
+    ops: tuple[Op, ...] = ()
+    callable: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.callable is not None:
+            if self.ops:
+                raise ValueError("augment takes `ops` or `callable`, not both")
+            return self
+        if not self.ops or not isinstance(self.ops[0], FRAMING):
+            raise ValueError(
+                "augment.ops must start with pad_crop, random_resized_crop or center_crop: "
+                "the first op makes the view's size out of an image of any size"
+            )
+        for before, after in zip(self.ops, self.ops[1:], strict=False):
+            if isinstance(after, FRAMING):
+                raise ValueError(f"augment.ops has a second framing op, {after.op}")
+            if isinstance(before, MIXING) and not isinstance(after, MIXING):
+                raise ValueError(f"augment.ops has {after.op} after {before.op}: mixing is last")
+        kinds = [op.op for op in self.ops if isinstance(op, MIXING)]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"augment.ops names {kinds[0]} twice")
+        return self
+
+    @property
+    def mixing(self) -> tuple[Mixup | Cutmix, ...]:
+        """The mixing ops, in the recipe's order; empty where every view has one sample."""
+        return tuple(op for op in self.ops if isinstance(op, MIXING))
+
+
+class AugmentConfig(Frozen):
+    """`augment:` of a build file: a preset, a list of ops, or a callable of the user's own."""
+
+    size: Annotated[int, Field(ge=8, le=4096, description="Side of the square view, px.")]
+    preset: Literal["cifar", "imagenet", "deit", "none"] | None = None
+    ops: tuple[Op, ...] | None = None
+    callable: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        given = [n for n in ("preset", "ops", "callable") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"augment takes one of preset, ops, callable; got {' and '.join(given) or 'none'}"
+            )
+        self.recipe()
+        return self
+
+    def recipe(self) -> Recipe:
+        """The recipe in full: equal recipes are equal however they were written."""
+        if self.callable is not None:
+            return Recipe(size=self.size, callable=self.callable)
+        ops: Any = PRESETS[self.preset] if self.preset is not None else self.ops
+        return Recipe(size=self.size, ops=ops)

@@ -1,0 +1,178 @@
+"""Everything that identifies a cache, and the fingerprint over it. Pure: no I/O, no torch.
+
+Identity only: where a cache lies, which seeds are recorded so far, and how it was built (batch
+size, workers, device) are not here, because two caches that differ in those are interchangeable.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.format.cells import num_cells
+from cache_service.format.frozen import Frozen
+from cache_service.format.recipe import Recipe
+
+FORMAT_VERSION: Literal[1] = 1
+"""Raised when an older reader would misread a newer cache. A reader refuses what it is not."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Scales = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)]
+
+
+class Preprocess(Frozen):
+    """What happens to a uint8 view before a network sees it."""
+
+    size: Annotated[int, Field(ge=8, le=4096, description="Side fed to the network, px.")]
+    mean: tuple[float, float, float]
+    std: Annotated[
+        tuple[
+            Annotated[float, Field(gt=0)],
+            Annotated[float, Field(gt=0)],
+            Annotated[float, Field(gt=0)],
+        ],
+        Field(description="Per channel, on the 0 to 1 scale."),
+    ]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class DatasetId(Frozen):
+    """Which images and labels: independent of where they lie."""
+
+    name: str
+    split: str
+    num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    num_classes: Annotated[int, Field(ge=2)]
+    sha256: Sha256
+
+
+class TeacherId(Frozen):
+    """Which network answered, and from what input."""
+
+    model: str
+    weights_sha256: Sha256
+    num_classes: Annotated[int, Field(ge=2)]
+    preprocess: Preprocess
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    map_side: Annotated[int, Field(ge=1)] | None = None
+    affine_head: bool = False
+    pooling: Literal["direct", "chained"] = "direct"
+
+
+class _CodecBase(Frozen):
+    compression: Annotated[
+        Literal["none", "zstd"],
+        Field(description="Of each chunk. `none` lets local readers map the file."),
+    ] = "none"
+
+
+class DenseCodec(_CodecBase):
+    """Every logit as float16: 2 bytes a class."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class Int8Codec(_CodecBase):
+    """Every logit as uint8 with a scale and an offset per cell: 1 byte a class + 8."""
+
+    kind: Literal["int8"] = "int8"
+
+
+class TopKCodec(_CodecBase):
+    """The k largest logits, the label's among them, and the moments of the rest."""
+
+    kind: Literal["topk"] = "topk"
+    k: Annotated[int, Field(ge=3, description="Classes kept per cell, labels included.")]
+
+
+class FeaturesCodec(_CodecBase):
+    """The input of a linear head as float16, and the head once: exact at every temperature."""
+
+    kind: Literal["features"] = "features"
+    num_channels: Annotated[
+        int | None, Field(ge=1, description="Width of the head's input; the build fills it in.")
+    ] = None
+
+
+Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(discriminator="kind")]
+
+
+class Layout(Frozen):
+    """How positions are grouped. A shard is written, committed and lost as one."""
+
+    shard_rows: Annotated[int, Field(ge=2, le=2**20)]
+    chunk_rows: Annotated[int, Field(ge=1, le=2**20)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Layout:
+        if self.shard_rows % 2:
+            raise ValueError(
+                f"layout.shard_rows={self.shard_rows} must be even: mixing partners are the "
+                "neighbors 2k and 2k+1, and a shard never separates them"
+            )
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(
+                f"layout.chunk_rows={self.chunk_rows} must divide "
+                f"layout.shard_rows={self.shard_rows}"
+            )
+        return self
+
+
+class CacheSpec(Frozen):
+    """Identity of one cache: dataset x recipe x teacher x scales x codec."""
+
+    format: Literal[1] = FORMAT_VERSION
+    dataset: DatasetId
+    recipe: Recipe
+    teacher: TeacherId
+    scales: Scales = (1,)
+    stored_scales: Scales = (1,)
+    codec: Codec
+    layout: Layout
+
+    @model_validator(mode="after")
+    def _check(self) -> CacheSpec:
+        if self.scales[0] != 1 or list(self.scales) != sorted(set(self.scales)):
+            raise ValueError(
+                f"scales must start at 1 and strictly increase, got {list(self.scales)}: cell 0 "
+                "is the whole image, and every SDD weight is decided against it"
+            )
+        if self.stored_scales not in (self.scales, self.scales[-1:]):
+            raise ValueError(
+                f"stored_scales={list(self.stored_scales)} must be all scales or the finest one"
+            )
+        if isinstance(self.codec, TopKCodec) and self.codec.k >= self.teacher.num_classes:
+            raise ValueError(
+                f"codec.k={self.codec.k} is not below num_classes={self.teacher.num_classes}; "
+                "use `codec: {kind: dense}` to keep every class"
+            )
+        if isinstance(self.codec, TopKCodec) and self.stored_scales != self.scales:
+            raise ValueError("topk keeps other classes in every cell, so it must store all scales")
+        return self
+
+    @property
+    def num_stored_cells(self) -> int:
+        """Cells kept per view: fewer than `num_cells` where coarser ones follow from finer."""
+        return num_cells(self.stored_scales)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells per view over all scales: (1, 2, 4) -> 1 + 4 + 16 = 21."""
+        return num_cells(self.scales)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards per seed."""
+        return -(-self.dataset.num_samples // self.layout.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Positions [start, stop) of a shard; the last one may be shorter."""
+        start = shard * self.layout.shard_rows
+        return start, min(start + self.layout.shard_rows, self.dataset.num_samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the canonical JSON: two caches with one fingerprint are interchangeable."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json")))

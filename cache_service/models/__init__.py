@@ -1,0 +1,1 @@
+"""Networks by name and their cell logits, for teachers and students alike."""

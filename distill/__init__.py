@@ -1,0 +1,1 @@
+"""Everything a student needs: rows, replayed views, losses, a trainer."""
