@@ -7,6 +7,9 @@ import json
 
 import google_crc32c
 
+Buffer = bytes | memoryview
+"""Contiguous bytes."""
+
 
 def canonical_json(document: object) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces: equal documents give equal bytes."""
@@ -19,7 +22,7 @@ def sha256_hex(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def crc32c(content: bytes) -> int:
+def crc32c(content: Buffer) -> int:
     """CRC-32C (Castagnoli) as an unsigned integer: used where bytes must not be damaged.
 
     `content` may be any contiguous bytes-like object. 7 GB/s, so checking a chunk costs less than

@@ -55,4 +55,5 @@ def expand_cells(
     """All cells of `scales` from the stored ones, float32 [B, R, C]."""
     if tuple(scales) == tuple(stored_scales):
         return stored_BRC
-    return np.matmul(expand_matrix(scales, stored_scales), stored_BRC).astype(np.float32)
+    cells_BRC: NDArray[np.float32] = expand_matrix(scales, stored_scales) @ stored_BRC
+    return cells_BRC

@@ -148,6 +148,11 @@ class CacheSpec(Frozen):
                 f"codec.k={self.codec.k} is not below num_classes={self.teacher.num_classes}; "
                 "use `codec: {kind: dense}` to keep every class"
             )
+        if self.dataset.num_classes > self.teacher.num_classes:
+            raise ValueError(
+                f"the dataset has {self.dataset.num_classes} classes, "
+                f"the teacher only {self.teacher.num_classes}"
+            )
         if isinstance(self.codec, TopKCodec) and self.stored_scales != self.scales:
             raise ValueError("topk keeps other classes in every cell, so it must store all scales")
         return self

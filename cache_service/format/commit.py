@@ -1,0 +1,101 @@
+"""The commit of a shard: the small document whose existence means that the shard is built. Pure.
+
+It names every object of the shard with its size and checksums and is written last, create-only.
+It binds them to the cache's fingerprint, the seed and the shard, so a commit (or an object) that
+was copied from elsewhere is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cache_service.errors import CorruptError
+from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.shard import REPAIR, ChunkTable
+
+
+class Commit(NamedTuple):
+    """A parsed commit. `objects` maps array names to their tables, `versions` library names."""
+
+    fingerprint: str
+    seed: int
+    shard: int
+    objects: dict[str, ChunkTable]
+    versions: dict[str, str]
+
+
+def commit_key(seed: int, shard: int) -> str:
+    """Storage key of a shard's commit."""
+    return f"commits/{seed}/{shard}.json"
+
+
+def encode_commit(commit: Commit) -> bytes:
+    """Canonical bytes: equal commits are equal objects."""
+    document: dict[str, Any] = {
+        "fingerprint": commit.fingerprint,
+        "seed": commit.seed,
+        "shard": commit.shard,
+        "versions": commit.versions,
+        "objects": {
+            name: {
+                "size": table.size,
+                "index_crc32c": table.index_crc32c,
+                "chunk_sizes": table.sizes.tolist(),
+                "chunk_crc32c": table.checksums.tolist(),
+            }
+            for name, table in commit.objects.items()
+        },
+    }
+    document["crc32c"] = crc32c(canonical_json(document))
+    return canonical_json(document)
+
+
+def decode_commit(
+    content: bytes, *, fingerprint: str, seed: int, shard: int, names: tuple[str, ...]
+) -> Commit:
+    """Parse and check a commit.
+
+    Args:
+        content: the object's bytes.
+        fingerprint: of the cache that the commit was found in.
+        seed: in whose place it was found.
+        shard: in whose place it was found.
+        names: arrays that it must name, no more and no fewer.
+
+    Raises:
+        CorruptError: damaged, or the commit of another cache, seed or shard.
+    """
+    what = f"commit {commit_key(seed, shard)}"
+    hint = REPAIR
+    try:
+        document = json.loads(content)
+        found = document.pop("crc32c")
+        if canonical_json({**document, "crc32c": found}) != content:
+            raise ValueError("not canonical")
+        if crc32c(canonical_json(document)) != found:
+            raise ValueError("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise CorruptError(f"{what} is damaged.", hint=hint) from problem
+    for field, wanted in (("fingerprint", fingerprint), ("seed", seed), ("shard", shard)):
+        if document.get(field) != wanted:
+            raise CorruptError(
+                f"{what} says {field}={document.get(field)!r}, but it lies where "
+                f"{field}={wanted!r} belongs: it was moved or copied here.",
+                hint=hint,
+            )
+    if set(document["objects"]) != set(names):
+        raise CorruptError(f"{what} names other arrays than the cache has.", hint=hint)
+    objects = {name: _table(entry) for name, entry in document["objects"].items()}
+    return Commit(fingerprint, seed, shard, objects, document["versions"])
+
+
+def _table(entry: dict[str, Any]) -> ChunkTable:
+    return ChunkTable(
+        size=entry["size"],
+        index_crc32c=entry["index_crc32c"],
+        sizes=np.array(entry["chunk_sizes"], np.int64),
+        checksums=np.array(entry["chunk_crc32c"], np.uint32),
+    )

@@ -1,0 +1,111 @@
+"""The root document of a cache: its spec, sealed, in the attributes of a Zarr group. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from cache_service.errors import CorruptError, NotACacheError
+from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.layout import group_document
+from cache_service.format.spec import FORMAT_VERSION, CacheSpec
+
+ROOT_KEY = "zarr.json"
+COMMITS_KEY = "commits/zarr.json"
+"""The commits live in a group of their own, so that Zarr libraries list the cache without a word
+about keys that they do not know."""
+
+COMMITS_DOCUMENT = canonical_json(
+    group_document({"purpose": "one JSON object per recorded shard: {seed}/{shard}.json"})
+)
+
+
+class Group(NamedTuple):
+    """What the root document says.
+
+    Attributes:
+        spec: identity of the cache.
+        fingerprint: of the spec.
+        versions: library name -> version that made the cache, for those that can move a pixel.
+        provenance: the build file's own `dataset` and `teacher` sections, so that `verify
+            --recompute` can open them again. Not identity.
+        head_crc32c: CRC-32C of each constant array's bytes; empty but for `features`.
+    """
+
+    spec: CacheSpec
+    fingerprint: str
+    versions: dict[str, str]
+    provenance: dict[str, Any]
+    head_crc32c: dict[str, int]
+
+
+def make_group(
+    spec: CacheSpec,
+    *,
+    versions: dict[str, str],
+    provenance: dict[str, Any],
+    head_crc32c: dict[str, int],
+) -> Group:
+    """A group with its fingerprint worked out."""
+    return Group(spec, spec.fingerprint, versions, provenance, head_crc32c)
+
+
+def encode_group(group: Group) -> bytes:
+    """Bytes of the root `zarr.json`."""
+    facts: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "fingerprint": group.fingerprint,
+        "spec": group.spec.model_dump(mode="json"),
+        "versions": group.versions,
+        "provenance": group.provenance,
+        "head_crc32c": group.head_crc32c,
+    }
+    facts["crc32c"] = crc32c(canonical_json(facts))
+    return canonical_json(group_document({"kd_cache": facts}))
+
+
+def decode_group(content: bytes, url: str) -> Group:
+    """Parse and check the root document.
+
+    Raises:
+        NotACacheError: it is not a cache, or one of a newer format.
+        CorruptError: it was a cache's, but bytes of it changed.
+    """
+    facts = _facts(content, url)
+    if facts.get("format") != FORMAT_VERSION:
+        raise NotACacheError(
+            f"{url} is a cache of format {facts.get('format')!r}; this version reads format "
+            f"{FORMAT_VERSION}.",
+            hint="Upgrade kd-cache.",
+        )
+    try:
+        sealed = {name: value for name, value in facts.items() if name != "crc32c"}
+        spec = CacheSpec.model_validate(facts["spec"])
+        group = Group(
+            spec, facts["fingerprint"], facts["versions"], facts["provenance"], facts["head_crc32c"]
+        )
+        intact = crc32c(canonical_json(sealed)) == facts["crc32c"]
+        if not intact or group.fingerprint != spec.fingerprint or encode_group(group) != content:
+            raise ValueError("seal")
+    except (ValidationError, ValueError, KeyError, TypeError) as problem:
+        raise CorruptError(
+            f"{url}/{ROOT_KEY} is not what was written: its seal does not fit its content.",
+            hint="Restore the file, or record the cache anew.",
+        ) from problem
+    return group
+
+
+def _facts(content: bytes, url: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(content)["attributes"]["kd_cache"]
+        if not isinstance(facts, dict):
+            raise TypeError("kd_cache")
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise NotACacheError(
+            f"{url} holds a Zarr group, but not one that kd-cache wrote (or its root document is "
+            "damaged).",
+            hint="`kd-cache info` wants the folder that a build file names under `cache:`.",
+        ) from problem
+    return facts

@@ -1,0 +1,174 @@
+"""Rows <-> the bytes of one Zarr v3 shard object. Pure: no I/O, no torch, no zarr.
+
+A shard holds its inner chunks back to back in order, each followed by its CRC-32C (Zarr codecs
+`bytes`, optionally `zstd`, then `crc32c`), and ends with the index: one little-endian pair
+(offset, size) of uint64 per chunk and the CRC-32C of those pairs (`sharding_indexed`,
+`index_location: end`). zarr-python writes the same bytes; a test holds us to it.
+
+The table of chunks that `encode_shard` returns goes into the shard's commit. A reader checks each
+chunk against the commit, not only against the CRC beside it: a valid chunk in the wrong place
+passes the latter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+
+from cache_service.errors import CorruptError
+from cache_service.format.canonical import Buffer, crc32c
+
+CRC_BYTES = 4
+_ABSENT = np.uint64(2**64 - 1)
+_ZSTD = Zstd(level=3, checksum=False)
+
+REPAIR = "Run `kd-cache verify CACHE --repair` and then the same `kd-cache build` again."
+"""What to type after damage: repair drops the commits of damaged shards, build records them."""
+
+
+class ChunkTable(NamedTuple):
+    """What a shard object must look like: its size, and size and CRC-32C of each stored chunk.
+
+    Attributes:
+        size: bytes of the whole object.
+        index_crc32c: CRC-32C of the index pairs.
+        sizes: int64 [chunks], each chunk's bytes without its trailing CRC.
+        checksums: uint32 [chunks], CRC-32C of those bytes.
+    """
+
+    size: int
+    index_crc32c: int
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each chunk starts in the object, int64 [chunks]."""
+        ends = np.cumsum(self.sizes + CRC_BYTES)
+        return np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+
+
+def encode_shard(
+    rows: NDArray[np.generic], *, shard_rows: int, chunk_rows: int, fill: object, compression: str
+) -> tuple[bytes, ChunkTable]:
+    """One shard object from the rows of its positions, [1 to shard_rows, ...].
+
+    The last chunk is padded with `fill`; chunks beyond it are absent, as Zarr wants at the edge of
+    an array.
+    """
+    num_stored = -(-len(rows) // chunk_rows)
+    rows = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    pieces: list[bytes] = []
+    sizes, checksums = np.zeros(num_stored, np.int64), np.zeros(num_stored, np.uint32)
+    for chunk in range(num_stored):
+        payload = _chunk_bytes(
+            rows[chunk * chunk_rows : (chunk + 1) * chunk_rows], chunk_rows, fill
+        )
+        if compression == "zstd":
+            payload = pack(payload)
+        sizes[chunk], checksums[chunk] = len(payload), crc32c(payload)
+        pieces += [payload, checksums[chunk].astype("<u4").tobytes()]
+    index = _index_bytes(sizes, shard_rows // chunk_rows)
+    index_crc = crc32c(index)
+    pieces += [index, np.uint32(index_crc).astype("<u4").tobytes()]
+    body = b"".join(pieces)
+    return body, ChunkTable(len(body), index_crc, sizes, checksums)
+
+
+def _chunk_bytes(rows: NDArray[np.generic], chunk_rows: int, fill: object) -> bytes:
+    if len(rows) == chunk_rows:
+        return np.ascontiguousarray(rows).tobytes()
+    padded = np.full((chunk_rows, *rows.shape[1:]), fill, rows.dtype)
+    padded[: len(rows)] = rows
+    return padded.tobytes()
+
+
+def _index_bytes(sizes: NDArray[np.int64], num_chunks: int) -> bytes:
+    pairs = np.full((num_chunks, 2), _ABSENT, np.dtype("<u8"))
+    ends = np.cumsum(sizes + CRC_BYTES)
+    pairs[: len(sizes), 1] = sizes + CRC_BYTES
+    pairs[: len(sizes), 0] = ends - pairs[: len(sizes), 1].astype(np.int64)
+    return pairs.tobytes()
+
+
+def check_chunk(stored: Buffer, *, checksum: int, what: str) -> None:
+    """Hold one stored chunk, its trailing CRC included, against its commit.
+
+    Raises:
+        CorruptError: the bytes are not those that the commit names.
+    """
+    view = memoryview(stored)
+    found = crc32c(view[:-CRC_BYTES])
+    trailer = int.from_bytes(view[-CRC_BYTES:], "little")
+    if found != checksum or trailer != checksum:
+        raise CorruptError(
+            f"{what} is not what was committed: CRC-32C {found:08x}, committed {checksum:08x}.",
+            hint=REPAIR,
+        )
+
+
+def decode_chunk(
+    stored: Buffer, *, checksum: int, compression: str, num_bytes: int, what: str
+) -> bytes:
+    """The payload of one stored chunk, checked.
+
+    Args:
+        stored: the chunk as it lies in the shard, its trailing CRC included.
+        checksum: from the commit.
+        compression: of the codec.
+        num_bytes: what the payload must unpack to. Memory is taken by this figure, never by one
+            that the stored bytes declare.
+        what: names the chunk in the message.
+
+    Raises:
+        CorruptError: the bytes are not those that the commit names, or unpack to another size.
+    """
+    check_chunk(stored, checksum=checksum, what=what)
+    payload = bytes(memoryview(stored)[:-CRC_BYTES])
+    if compression == "zstd":
+        return _unpack(payload, num_bytes, what)
+    if len(payload) != num_bytes:
+        raise CorruptError(f"{what} holds {len(payload)} bytes, not {num_bytes}.", hint=REPAIR)
+    return payload
+
+
+def _unpack(packed: bytes, num_bytes: int, what: str) -> bytes:
+    out = bytearray(num_bytes)
+    try:
+        _ZSTD.decode(packed, out)
+    except (RuntimeError, ValueError) as problem:
+        raise CorruptError(
+            f"{what} does not unpack to {num_bytes} bytes.", hint=REPAIR
+        ) from problem
+    return bytes(out)
+
+
+def pack(payload: bytes) -> bytes:
+    """One zstd frame, as Zarr's `zstd` codec at level 3 writes it."""
+    packed: bytes = _ZSTD.encode(payload)
+    return packed
+
+
+def check_index(tail: bytes, table: ChunkTable, *, num_chunks: int, what: str) -> None:
+    """Hold a shard's stored index against its commit: foreign readers find chunks by it.
+
+    Args:
+        tail: the object's last 16 * num_chunks + 4 bytes.
+        table: from the commit.
+        num_chunks: chunks of a full shard.
+        what: names the object in the message.
+
+    Raises:
+        CorruptError: the index is damaged.
+    """
+    expected = _index_bytes(table.sizes, num_chunks)
+    if tail != expected + table.index_crc32c.to_bytes(CRC_BYTES, "little"):
+        raise CorruptError(f"the index of {what} is not what was committed.", hint=REPAIR)
+
+
+def index_size(num_chunks: int) -> int:
+    """Bytes of the index at the end of a shard object, its CRC included."""
+    return 16 * num_chunks + CRC_BYTES

@@ -1,0 +1,284 @@
+"""Reading rows that refuse: no commit, no rows; another byte, no rows. No torch, no zarr.
+
+A `Cache` is one opened Zarr group. Rows come out encoded, as they are stored; decoding is
+`cache_service.format.codecs`. Safe to pickle into loader workers: maps and clients are opened where
+they are used. One instance is for one thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError, SpecMismatchError
+from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.codecs import Arrays, Head
+from cache_service.format.commit import Commit, commit_key, decode_commit
+from cache_service.format.group import ROOT_KEY, Group, decode_group
+from cache_service.format.layout import array_documents, head_arrays, head_key, row_arrays
+from cache_service.format.spec import CacheSpec
+from cache_service.reader_shard import ShardRows
+from cache_service.storage import Storage, open_storage
+
+DEFAULT_OPEN_SHARDS = 4
+"""Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
+
+
+class Cache:
+    """One cache, opened for reading.
+
+    Attributes:
+        url: where it is.
+        spec: its identity.
+        versions: of the libraries that rendered its views.
+    """
+
+    def __init__(
+        self, storage: Storage, group: Group, *, open_shards: int = DEFAULT_OPEN_SHARDS
+    ) -> None:
+        self.url = storage.url
+        self.storage = storage
+        self.group = group
+        self.spec: CacheSpec = group.spec
+        self.versions = group.versions
+        self._arrays = row_arrays(group.spec)
+        self._names = (*(array.name for array in self._arrays), "witness")
+        self._open_shards = open_shards
+        self._shards: OrderedDict[tuple[int, int], ShardRows] = OrderedDict()
+        self._positions: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without maps: a worker opens its own."""
+        return self.__dict__ | {"_shards": OrderedDict(), "_positions": OrderedDict()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity in 64 hexadecimal digits."""
+        return self.group.fingerprint
+
+    def commits(self) -> dict[int, list[int]]:
+        """Recorded shards by seed, both ascending, as the storage has them now."""
+        found: dict[int, list[int]] = {}
+        for key in self.storage.list("commits/"):
+            seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
+            if seed.isdigit() and shard.isdigit():
+                found.setdefault(int(seed), []).append(int(shard))
+        return {seed: sorted(found[seed]) for seed in sorted(found)}
+
+    def complete_seeds(self) -> list[int]:
+        """Seeds of which every shard is recorded, ascending."""
+        return [s for s, shards in self.commits().items() if len(shards) == self.spec.num_shards]
+
+    def commit(self, seed: int, shard: int) -> Commit:
+        """The checked commit of a shard.
+
+        Raises:
+            RowsNotBuiltError: there is none.
+            CorruptError: it is damaged, or another shard's.
+        """
+        content = self.storage.get(commit_key(seed, shard))
+        if content is None:
+            raise self._unbuilt(seed, shard)
+        return decode_commit(
+            content, fingerprint=self.fingerprint, seed=seed, shard=shard, names=self._names
+        )
+
+    def read(
+        self, seed: int, start: int, stop: int, *, arrays: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Encoded rows of the recorded positions [start, stop), by array name.
+
+        Args:
+            seed: a recorded seed.
+            start: first position.
+            stop: one after the last; at most the number of samples.
+            arrays: which; all by default.
+
+        Raises:
+            RowsNotBuiltError: a position is beyond the epoch, or in a shard without a commit.
+            CorruptError: stored bytes are not those committed.
+        """
+        if not 0 <= start < stop <= self.spec.dataset.num_samples:
+            raise RowsNotBuiltError(
+                f"positions [{start}, {stop}) of seed {seed} were asked for; "
+                f"{self.url} records positions [0, {self.spec.dataset.num_samples})."
+            )
+        names = self._names[:-1] if arrays is None else arrays
+        size = self.spec.layout.shard_rows
+        pieces = []
+        for shard in range(start // size, (stop - 1) // size + 1):
+            first = shard * size
+            low, high = max(start - first, 0), min(stop - first, size)
+            pieces.append(self._shard(seed, shard).slice(names, low, high))
+        if len(pieces) == 1:
+            return pieces[0]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+
+    def gather(
+        self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
+        names = self._names[:-1] if arrays is None else arrays
+        inside = (positions >= 0) & (positions < self.spec.dataset.num_samples)
+        if not inside.all():
+            first = int(positions[~inside][0])
+            raise RowsNotBuiltError(
+                f"position {first} of seed {seed} was asked for; {self.url} records positions "
+                f"[0, {self.spec.dataset.num_samples})."
+            )
+        shards = positions // self.spec.layout.shard_rows
+        out: Arrays = {}
+        for shard in np.unique(shards):
+            where = np.flatnonzero(shards == shard)
+            local = positions[where] - int(shard) * self.spec.layout.shard_rows
+            rows = self._shard(seed, int(shard)).gather(names, local)
+            for name in names:
+                if name not in out:
+                    shape = (len(positions), *rows[name].shape[1:])
+                    out[name] = np.empty(shape, rows[name].dtype)
+                out[name][where] = rows[name]
+        return out
+
+    def lookup(
+        self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Encoded rows of the given samples under a seed, in request order.
+
+        Raises:
+            RowsNotBuiltError: a sample outside the dataset, or not recorded yet.
+            CorruptError: stored bytes are not those committed.
+        """
+        inside = (samples >= 0) & (samples < self.spec.dataset.num_samples)
+        if not inside.all():
+            raise RowsNotBuiltError(
+                f"sample {int(samples[~inside][0])} was asked for; {self.url} holds samples "
+                f"[0, {self.spec.dataset.num_samples})."
+            )
+        positions = self._positions_of(seed)[samples].astype(np.int64)
+        if (positions < 0).any():
+            missing = int(samples[positions < 0][0])
+            raise RowsNotBuiltError(
+                f"sample {missing} of seed {seed} is not recorded yet in {self.url}.",
+                hint="Run the same `kd-cache build` again to finish it.",
+            )
+        return self.gather(seed, positions, arrays=arrays)
+
+    def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
+        """The whole views kept of a shard, uint8 [W, H, W, 3]; see `layout.witness_positions`."""
+        return self._shard(seed, shard).witnesses()
+
+    def head(self) -> Head | None:
+        """The linear head of a `features` cache, else None."""
+        shapes = head_arrays(self.spec)
+        if not shapes:
+            return None
+        parts = {}
+        for name, shape in shapes.items():
+            key = head_key(name, shape)
+            content = self.storage.get(key)
+            wanted = self.group.head_crc32c[name]
+            if content is None or crc32c(content) != wanted:
+                raise CorruptError(f"{self.url}/{key} is missing or not what was written.")
+            parts[name] = np.frombuffer(content[:-4], "<f4").reshape(shape).astype(np.float32)
+        return Head(parts["head_weight"], parts["head_bias"])
+
+    def _shard(self, seed: int, shard: int) -> ShardRows:
+        rows = self._shards.get((seed, shard))
+        if rows is None:
+            rows = ShardRows(self.storage, self.spec, self.commit(seed, shard))
+            self._shards[seed, shard] = rows
+            while len(self._shards) > self._open_shards:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end((seed, shard))
+        return rows
+
+    def _positions_of(self, seed: int) -> NDArray[np.int32]:
+        """Position of every sample under a seed; -1 where its shard is not recorded yet."""
+        known = self._positions.get(seed)
+        if known is not None:
+            return known
+        shards = self.commits().get(seed, [])
+        if not shards:
+            raise self._unbuilt(seed, 0)
+        inverse = np.full(self.spec.dataset.num_samples, -1, np.int32)
+        for shard in shards:
+            start, stop = self.spec.shard_range(shard)
+            order = self.read(seed, start, stop, arrays=("sample",))["sample"]
+            inverse[order] = np.arange(start, stop, dtype=np.int32)
+        if len(shards) == self.spec.num_shards:  # a growing seed is looked up afresh each time
+            self._positions[seed] = inverse
+            while len(self._positions) > self._open_shards:
+                self._positions.popitem(last=False)
+        return inverse
+
+    def _unbuilt(self, seed: int, shard: int) -> RowsNotBuiltError:
+        start, stop = self.spec.shard_range(shard)
+        seeds = self.complete_seeds()
+        return RowsNotBuiltError(
+            f"positions [{start}, {stop}) of seed {seed} are not recorded in {self.url}; complete "
+            f"seeds there: {describe_seeds(seeds)}.",
+            hint=f"Record them with `kd-cache build FILE --seeds {seed}:{seed + 1}`.",
+        )
+
+
+def describe_seeds(seeds: list[int]) -> str:
+    """Ascending seeds in the notation of the command line: `0:8, 12:13`, or `none`."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and runs[-1][1] == seed:
+            runs[-1][1] = seed + 1
+        else:
+            runs.append([seed, seed + 1])
+    return ", ".join(f"{first}:{last}" for first, last in runs) or "none"
+
+
+def open_cache(
+    url: str, *, fingerprint: str | None = None, open_shards: int = DEFAULT_OPEN_SHARDS
+) -> Cache:
+    """Open the cache at a path or URL, its metadata checked document by document.
+
+    Args:
+        url: a path, `s3://bucket/prefix`, ...
+        fingerprint: refuse any other cache.
+        open_shards: how many shards may be mapped at a time.
+
+    Raises:
+        NotACacheError: there is none, or one of a newer format.
+        CorruptError: a metadata document is not what was written.
+        SpecMismatchError: it has another fingerprint.
+    """
+    storage = open_storage(url)
+    content = storage.get(ROOT_KEY)
+    if content is None:
+        raise NotACacheError(
+            f"no cache at {url}: it has no {ROOT_KEY}.",
+            hint="Record one with `kd-cache build FILE`.",
+        )
+    group = decode_group(content, url)
+    if fingerprint is not None and group.fingerprint != fingerprint:
+        raise SpecMismatchError(
+            f"{url} has fingerprint {group.fingerprint}, but {fingerprint} was asked for: it was "
+            "recorded from another teacher, recipe, dataset or codec."
+        )
+    _check_array_documents(storage, group)
+    return Cache(storage, group, open_shards=open_shards)
+
+
+def _check_array_documents(storage: Storage, group: Group) -> None:
+    for name in array_documents(group.spec, 1):
+        key = f"{name}/zarr.json"
+        content = storage.get(key) or b"{}"
+        try:
+            num_seeds = int(json.loads(content)["shape"][0])
+            wanted = canonical_json(array_documents(group.spec, num_seeds)[name])
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            wanted = b""
+        if content != wanted:
+            raise CorruptError(
+                f"{storage.url}/{key} is missing or does not describe this cache.",
+                hint="Run the same `kd-cache build` again: it writes the metadata anew.",
+            )
