@@ -20,6 +20,7 @@ from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, decode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
 from cache_service.format.layout import array_documents, head_arrays, head_key, row_arrays
+from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.reader_shard import ShardRows
 from cache_service.storage import Storage, open_storage
@@ -223,17 +224,6 @@ class Cache:
             f"seeds there: {describe_seeds(seeds)}.",
             hint=f"Record them with `kd-cache build FILE --seeds {seed}:{seed + 1}`.",
         )
-
-
-def describe_seeds(seeds: list[int]) -> str:
-    """Ascending seeds in the notation of the command line: `0:8, 12:13`, or `none`."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and runs[-1][1] == seed:
-            runs[-1][1] = seed + 1
-        else:
-            runs.append([seed, seed + 1])
-    return ", ".join(f"{first}:{last}" for first, last in runs) or "none"
 
 
 def open_cache(

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from cache_service.format.frozen import Frozen
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Aspect = Annotated[float, Field(ge=0.01, le=100, description="Width / height.")]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -33,7 +34,7 @@ class RandomResizedCrop(Frozen):
         0.08,
         1.0,
     )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    ratio: tuple[Aspect, Aspect] = (0.75, 4 / 3)
     interpolation: Interpolation = "bilinear"
 
     @model_validator(mode="after")
@@ -49,7 +50,7 @@ class CenterCrop(Frozen):
     """Resize the shorter side to size / crop_pct, then crop the middle. Draws nothing."""
 
     op: Literal["center_crop"] = "center_crop"
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] = 1.0
     interpolation: Interpolation = "bilinear"
 
 
@@ -94,7 +95,7 @@ class RandomErasing(Frozen):
         0.02,
         1 / 3,
     )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.3, 10 / 3)
+    ratio: tuple[Aspect, Aspect] = (0.3, 10 / 3)
     fill: Literal["mean", "noise"] = "mean"
 
     @model_validator(mode="after")

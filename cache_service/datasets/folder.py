@@ -1,0 +1,138 @@
+"""`folder`: one subfolder a class, in the order of torchvision's ImageFolder. No torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from cache_service.datasets.config import DatasetConfig
+from cache_service.datasets.pixels import one_line, to_rgb
+from cache_service.errors import DatasetError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Files with another ending are not images. The same list as torchvision's ImageFolder."""
+
+SPLIT_SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("train", "training"),
+    ("val", "valid", "validation", "eval"),
+    ("test",),
+)
+"""Names that people give to one split's folder, as timm reads them."""
+
+
+class FolderSource:
+    """Image files under root/<class>/, by number.
+
+    Paths are one string of bytes with offsets, not a list: sent to a loader worker, 1.28 M of
+    them are 50 MB and one copy.
+    """
+
+    def __init__(self, root: Path, paths: list[str], labels: list[int], classes: list[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._root = root
+        self._ends = np.cumsum([len(path) + 1 for path in encoded], dtype=np.int64)
+        self.paths = b"\0".join(encoded)
+        self.labels: NDArray[np.int64] = np.array(labels, np.int64)
+        self.classes = tuple(classes)
+
+    def read(self, sample: int) -> PIL.Image.Image:
+        """Open, decode and close."""
+        with self._path(sample).open("rb") as file, PIL.Image.open(file) as image:
+            return to_rgb(image)
+
+    def describe(self, sample: int) -> str:
+        """The path of the file."""
+        return str(self._path(sample))
+
+    def _path(self, sample: int) -> Path:
+        start = int(self._ends[sample - 1]) if sample else 0
+        return self._root / os.fsdecode(self.paths[start : int(self._ends[sample]) - 1])
+
+
+def open_folder(config: DatasetConfig) -> FolderSource:
+    """Find the images of a split; nothing is decoded.
+
+    Order: classes by name, then folders and file names within a class, both by code point. Names
+    that start with a dot are skipped, because editors and file browsers leave them.
+
+    Raises:
+        DatasetError: no root, no class folder, or a class folder without an image.
+    """
+    if config.args:
+        raise DatasetError(f"dataset folder takes no args, got {sorted(config.args)}.")
+    if config.root is None:
+        raise DatasetError("dataset folder needs `root`: a folder with one subfolder a class.")
+    try:
+        root = _split_folder(Path(config.root).absolute(), config.split)
+        classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
+    except OSError as error:
+        _refuse(error)
+    if not classes:
+        raise DatasetError(
+            f"dataset folder found no class folders in {root}: looked for {root}/<class>/<image>."
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images_below(root / name)
+        if not found:
+            raise DatasetError(
+                f"dataset folder found no image in {root / name}: looked for "
+                f"{', '.join(EXTENSIONS)}.",
+                hint="Remove the folder if it is no class.",
+            )
+        paths += [f"{name}/{path}" for path in found]
+        labels += [label] * len(found)
+    return FolderSource(root, paths, labels, classes)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """root/<split> or a synonym of it where there is one, else the root itself."""
+    if not root.is_dir():
+        raise DatasetError(f"dataset folder found no folder at {root}.")
+    synonyms = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
+    for name in (split, *synonyms):
+        if _has_classes(root / name):
+            return root / name
+    others = [name for names in SPLIT_SYNONYMS for name in names if _has_classes(root / name)]
+    if others:  # taken for classes they would train, and mean nothing
+        raise DatasetError(
+            f"dataset folder found no split {split!r} in {root}, only {', '.join(others)}.",
+            hint=f"Set dataset.split to {others[0]}.",
+        )
+    return root
+
+
+def _images_below(folder: Path) -> list[str]:
+    """Paths of the images below a class folder, "/" between the parts."""
+    found: list[str] = []
+    walk = sorted(os.walk(folder, onerror=_refuse, followlinks=True))
+    for parent, _, names in walk:
+        below = Path(parent).relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        found += [
+            (below / name).as_posix()
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    return found
+
+
+def _has_classes(folder: Path) -> bool:
+    """Told from a class that happens to be named train, say, by the folders in it."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """os.walk leaves out what it cannot list; a dataset with a part left out is another one."""
+    raise DatasetError(f"dataset folder cannot list {error.filename}: {one_line(error)}.")

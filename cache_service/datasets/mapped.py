@@ -1,0 +1,192 @@
+"""Any map-style dataset of (image, label) as a source: torchvision's, timm's, your own. No torch.
+
+Labels come from the attributes that datasets keep them in. Each image that is read brings its label
+along, and one that differs is refused, so a wrong guess cannot pass.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from cache_service.datasets.pixels import to_rgb
+from cache_service.errors import DatasetError
+
+LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
+"""Where torchvision's datasets keep their labels."""
+
+
+class MapSource:
+    """A map-style dataset. With `reopen`, another process opens its own instead of getting a copy:
+    a CIFAR in memory is 150 MB, and classes of a file given by path cannot be pickled at all."""
+
+    def __init__(self, items: Any, *, reopen: Callable[[], Any] | None = None) -> None:
+        self._items: Any = _items_of(items)
+        self._reopen = reopen
+        self.labels = _find_labels(self._items)
+        self.classes = _find_classes(self._items)
+        self.paths = _find_paths(self._items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({"_items": None} if self._reopen is not None else {})
+
+    def read(self, sample: int) -> PIL.Image.Image:
+        """The image of `items[sample]`, once its label has been compared."""
+        image, label = _pair(self._open()[sample])
+        if label != self.labels[sample]:
+            raise DatasetError(
+                f"the dataset lists label {self.labels[sample]} for sample {sample}, but reading "
+                f"that sample gives label {label}."
+            )
+        return to_rgb(image)
+
+    def describe(self, sample: int) -> str:
+        """The path that the dataset lists for the sample."""
+        samples = _listed_samples(self._open())
+        return str(samples[sample][0]) if samples else ""
+
+    def _open(self) -> Any:
+        if self._items is None:
+            assert self._reopen is not None
+            items = _items_of(self._reopen())
+            if len(items) != len(self.labels):
+                raise DatasetError(
+                    f"the dataset had {len(self.labels)} samples when it was opened, and has "
+                    f"{len(items)} now."
+                )
+            self._items = items
+        return self._items
+
+
+class _TimmItems:
+    """A timm dataset without its retry: on a damaged file timm quietly gives the *next* sample."""
+
+    def __init__(self, dataset: Any) -> None:
+        if dataset.transform is not None or dataset.target_transform is not None:
+            raise DatasetError("open timm's dataset without transforms: they belong in `augment`.")
+        self._reader = dataset.reader
+        if hasattr(self._reader, "iter_targets"):
+            self.targets = list(self._reader.iter_targets())
+        else:
+            self.targets = [target for _, target in self._reader.samples]
+            self.samples = [
+                (name, target)
+                for name, target in zip(self._reader.filenames(), self.targets, strict=True)
+            ]
+        self.class_to_idx = getattr(self._reader, "class_to_idx", None)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, Any]:
+        file, target, *_ = self._reader[sample]
+        with file, PIL.Image.open(file) as image:
+            return to_rgb(image), target
+
+
+def _items_of(items: Any) -> Any:
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(items).__mro__}
+    if "timm.data.dataset.ImageDataset" in kinds:
+        return _TimmItems(items)
+    is_stream = any(kind.endswith(".IterableDataset") for kind in kinds)
+    if is_stream or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        raise DatasetError(
+            f"{type(items).__name__} cannot be read by sample number: wanted an object with "
+            "__len__ and __getitem__ that gives (image, label)."
+        )
+    return items
+
+
+def _pair(item: Any) -> tuple[Any, int]:
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise DatasetError(
+            f"the dataset gives items of type {type(item).__name__}: wanted (image, label)."
+        )
+    return item[0], _label(item[1])
+
+
+def _label(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise DatasetError(
+            f"the dataset gives {type(value).__name__} {str(value)[:40]!r} for a label: wanted "
+            "an integer."
+        ) from error
+
+
+def _find_labels(items: Any) -> NDArray[np.int64]:
+    """Labels [N] from what the dataset lists, else from reading every item once."""
+    listed = _listed_labels(items)
+    if listed is None:
+        return np.array([_pair(items[sample])[1] for sample in range(len(items))], np.int64)
+    transform = getattr(items, "target_transform", None)
+    if transform is not None:
+        return np.array([_label(transform(label)) for label in listed.tolist()], np.int64)
+    return listed
+
+
+def _listed_labels(items: Any) -> NDArray[np.int64] | None:
+    if _is_subset(items):
+        return _find_labels(items.dataset)[np.asarray(items.indices, np.int64)]
+    for name in LABEL_ATTRIBUTES:
+        labels = _as_labels(getattr(items, name, None), len(items))
+        if labels is not None:
+            return labels
+    return _as_labels([label for _, label in _listed_samples(items)], len(items))
+
+
+def _as_labels(values: Any, count: int) -> NDArray[np.int64] | None:
+    """Integers [count], or None for anything else (class names, several targets a sample)."""
+    if values is None or callable(values):
+        return None
+    try:
+        labels = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        return None
+    return labels.astype(np.int64)
+
+
+def _find_classes(items: Any) -> tuple[str, ...]:
+    """Class names by label, from `classes` or a one-to-one `class_to_idx`."""
+    if _is_subset(items):
+        return _find_classes(items.dataset)
+    names = getattr(items, "classes", None)
+    if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
+        return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+    numbers = getattr(items, "class_to_idx", None)
+    if isinstance(numbers, dict) and sorted(numbers.values()) == list(range(len(numbers))):
+        return tuple(str(name) for name, _ in sorted(numbers.items(), key=lambda item: item[1]))
+    return ()
+
+
+def _find_paths(items: Any) -> bytes:
+    """The paths that an image folder lists, taken from its root so that they name no place."""
+    samples = _listed_samples(items)
+    if not samples or not isinstance(samples[0][0], str | os.PathLike):
+        return b""
+    root = getattr(items, "root", None)
+    paths = [os.fspath(path) for path, _ in samples]
+    if root is not None:
+        paths = [os.path.relpath(path, root) for path in paths]
+    return b"\0".join(os.fsencode(path.replace(os.sep, "/")) for path in paths)
+
+
+def _is_subset(items: Any) -> bool:
+    return hasattr(items, "dataset") and hasattr(items, "indices")
+
+
+def _listed_samples(items: Any) -> list[tuple[Any, Any]]:
+    """`samples` of an image folder, pairs of path and label; [] where there is no such list."""
+    samples: Any = getattr(items, "samples", None)
+    if not isinstance(samples, list) or len(samples) != len(items) or not samples:
+        return []
+    return samples if isinstance(samples[0], tuple) and len(samples[0]) == 2 else []

@@ -1,0 +1,88 @@
+"""Work done ahead, in order, by worker processes or in line: one door to torch's DataLoader."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cache_service.errors import KdCacheError
+
+T = TypeVar("T")
+
+PREFETCH = 2
+"""Items ahead per worker: hides the jitter of decoding, and bounds memory."""
+
+STALLED_S = 600
+"""An item that takes so long means a dead or hung worker: an error, not an endless wait."""
+
+
+class _Calls(Dataset[Any], Generic[T]):
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, index: int) -> T | KdCacheError:
+        try:
+            return self._make(index)
+        except KdCacheError as refusal:
+            # Raised in a worker it would come back wrapped in a traceback; as a value it does not.
+            return refusal
+
+
+def load_ahead(
+    make: Callable[[int], T],
+    indices: Sequence[int],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    context: str = "forkserver",
+) -> Iterator[T]:
+    """`make(index)` for each index, in order.
+
+    Args:
+        make: picklable; returns tensors (which travel through shared memory) or small values.
+        indices: what to make.
+        workers: processes; 0 works in line.
+        pin_memory: hand tensors over in page-locked memory.
+        context: how processes start. `fork` would copy the threads of a network or a storage
+            client into them, where they hang.
+
+    Raises:
+        KdCacheError: as raised by `make`, in whichever process.
+    """
+    calls = _Calls(make)
+    items: Iterator[Any]
+    if workers == 0:
+        items = (calls[index] for index in indices)
+    else:
+        items = iter(
+            DataLoader(
+                calls,
+                batch_size=None,
+                sampler=indices,
+                num_workers=workers,
+                prefetch_factor=PREFETCH,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                multiprocessing_context=context,
+                worker_init_fn=_start_worker,
+                timeout=STALLED_S,
+            )
+        )
+    for item in items:
+        if isinstance(item, KdCacheError):
+            raise item
+        yield item
+
+
+def _as_it_is(item: T) -> T:
+    return item
+
+
+def _start_worker(_worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,79 @@
+"""VGG for CIFAR: batch-normed 3x3 convolutions, one linear layer behind a mean, 4 x 4 map.
+
+Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015; the small forms as the
+distillation papers use them. timm's `vgg13` is the ImageNet network, hence the prefix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from cache_service.models.cifar.base import CifarNet, cifar_cfgs, init_he, linear
+
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of the five blocks."""
+
+LARGE_INPUT = 64
+"""Input side in px at which a fourth max pooling keeps the map 4 x 4, as with 32 px."""
+
+default_cfgs = cifar_cfgs(
+    "cifar_vgg8", "cifar_vgg13", map_side=4, first_conv="block0.0", classifier="classifier"
+)
+
+
+class Vgg(CifarNet):
+    """Five blocks of `convs_per_block` convolutions, max pooling after each but the last ones."""
+
+    classifier_name = "classifier"
+
+    def __init__(self, *, convs_per_block: int, num_classes: int = 100, in_chans: int = 3) -> None:
+        super().__init__(num_features=WIDTHS[-1], num_classes=num_classes)
+        self.block0 = _block(in_chans, WIDTHS[0], convs_per_block)
+        self.block1 = _block(WIDTHS[0], WIDTHS[1], convs_per_block)
+        self.block2 = _block(WIDTHS[1], WIDTHS[2], convs_per_block)
+        self.block3 = _block(WIDTHS[2], WIDTHS[3], convs_per_block)
+        self.block4 = _block(WIDTHS[3], WIDTHS[4], convs_per_block)
+        self.classifier = linear(WIDTHS[-1], num_classes)
+        init_he(self, linear_std=0.01)
+
+    def forward_features(self, x_B3HW: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 512, H / 8, W / 8]; divided by 16 for 64 px input."""
+        large = x_B3HW.shape[2] == LARGE_INPUT
+        x = max_pool2d(relu(self.block0(x_B3HW), inplace=True), 2)
+        x = max_pool2d(relu(self.block1(x), inplace=True), 2)
+        x = max_pool2d(relu(self.block2(x), inplace=True), 2)
+        x = relu(self.block3(x), inplace=True)
+        x = max_pool2d(x, 2) if large else x
+        return relu(self.block4(x), inplace=True)
+
+
+def _block(in_width: int, width: int, num_convs: int) -> nn.Sequential:
+    """Convolution, norm, ReLU, ... without the last ReLU, which `forward_features` applies."""
+    layers: list[nn.Module] = []
+    for index in range(num_convs):
+        conv = nn.Conv2d(width if index else in_width, width, 3, padding=1)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _build(variant: str, pretrained: bool, convs_per_block: int, options: Any) -> Vgg:
+    net: Vgg = build_model_with_cfg(
+        Vgg, variant, pretrained, convs_per_block=convs_per_block, **options
+    )
+    return net
+
+
+@register_model
+def cifar_vgg8(pretrained: bool = False, **options: Any) -> Vgg:
+    """One convolution a block."""
+    return _build("cifar_vgg8", pretrained, 1, options)
+
+
+@register_model
+def cifar_vgg13(pretrained: bool = False, **options: Any) -> Vgg:
+    """Two convolutions a block."""
+    return _build("cifar_vgg13", pretrained, 2, options)

@@ -1,0 +1,65 @@
+"""`teacher:` of a build file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cache_service.format.frozen import Frozen
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TeacherConfig(Frozen):
+    """Which network answers, with which weights, and what it is fed."""
+
+    model: Annotated[
+        str, Field(min_length=1, description="timm's name, torchvision/NAME or module:factory.")
+    ]
+    checkpoint: Annotated[
+        str | None, Field(min_length=1, description=".safetensors, .pt or .pth of weights.")
+    ] = None
+    pretrained: Annotated[bool, Field(description="Fetch the published weights.")] = False
+    num_classes: Annotated[
+        int | None, Field(ge=2, description="Outputs, where they are not the dataset's classes.")
+    ] = None
+    input_size: Annotated[
+        int | None, Field(ge=8, le=4096, description="Side fed to the network, px.")
+    ] = None
+    mean: Annotated[
+        tuple[float, float, float] | None, Field(description="Per channel, 0 to 1 scale.")
+    ] = None
+    std: Annotated[
+        tuple[Positive, Positive, Positive] | None, Field(description="Per channel, 0 to 1 scale.")
+    ] = None
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic"] | None, Field(description="For views of another size.")
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], Field(description="Of the arithmetic.")
+    ] = "float32"
+    compile: Annotated[bool, Field(description="Run through torch.compile.")] = False
+    channels_last: Annotated[bool, Field(description="Memory format of the network.")] = True
+    allow_untrained: Annotated[
+        bool, Field(description="Record a teacher that knows nothing, for tests.")
+    ] = False
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**63, description="Of the random weights of such a teacher.")
+    ] = None
+    pooling: Annotated[
+        Literal["direct", "chained"],
+        Field(description="direct pools each scale from the map; chained as the SDD code."),
+    ] = "direct"
+    model_args: Annotated[
+        dict[str, Any],
+        Field(default_factory=dict, description="Further arguments of the model's constructor."),
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("teacher.mean and teacher.std go together: give both or neither")
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError("teacher.pretrained and teacher.checkpoint both name its weights")
+        return self

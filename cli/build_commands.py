@@ -1,0 +1,111 @@
+"""`plan` and `build`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import File, Json, Settings, emit, human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from cache_service.build.plan import Plan
+
+
+class Engine(StrEnum):
+    """Where builders run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(plan)
+    app.command()(build)
+
+
+def plan(file: File, settings: Settings = None, json: Json = False) -> None:
+    """Rows, bytes and teacher time of a build, and the teacher's score, before paying."""
+    from cache_service.build.config import BuildConfig
+    from cache_service.build.opened import open_build
+    from cache_service.build.plan import make_plan
+    from cache_service.configfile import load_yaml_config
+
+    config = load_yaml_config(BuildConfig, file, settings or [])
+    found = make_plan(open_build(config))
+    emit(found, as_json=json, text=_plan_text(found))
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [
+        f"cache        {plan.cache} (fingerprint {plan.fingerprint[:12]})",
+        f"seeds        {plan.seeds}",
+        f"rows         {plan.rows:,} views, {plan.rows_pending:,} not recorded yet",
+        f"shards       {plan.shards} of {plan.shard_rows:,} rows",
+        (
+            f"bytes        {human_bytes(plan.bytes_total)} ({plan.bytes_per_row:,} B a view, "
+            f"stored scales {list(plan.stored_scales)})"
+        ),
+        f"rendering    {plan.render_rows_per_s:,.0f} views/s in one process",
+        (
+            f"teacher      {plan.teacher_rows_per_s:,.0f} views/s, "
+            f"{human_seconds(plan.teacher_s)} for what is not recorded"
+        ),
+        (
+            f"score        {plan.accuracy:.1%} of {plan.scored_samples} samples right "
+            f"(chance {plan.chance:.1%})"
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def build(
+    file: File,
+    seeds: Annotated[
+        str | None, typer.Option(help="Record only these of the file's seeds, such as 0:8.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="Where builders run.")] = Engine.LOCAL,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Record every N-th shard, for N machines.")
+    ] = "0/1",
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Record the teacher. Always resumes: run the same command again after any stop."""
+    from cache_service.build.config import BuildConfig
+    from cache_service.build.engine import prepare, run_local
+    from cache_service.build.engine_ray import run_ray
+    from cache_service.build.jobs import Part
+    from cache_service.build.opened import open_build
+    from cache_service.configfile import load_yaml_config
+    from cli.build_seeds import chosen_seeds
+    from cli.progress import build_progress
+
+    config = load_yaml_config(BuildConfig, file, settings or [])
+    chosen, config = chosen_seeds(config, seeds)
+    part = Part.parse(shard)
+    opened = open_build(config)
+    with build_progress() as progress:
+        prepare(opened, say=progress.say)
+        run = run_local if engine is Engine.LOCAL else run_ray
+        committed = run(opened, seeds=chosen, part=part, on_progress=progress.update)
+    result = {
+        "cache": config.cache,
+        "fingerprint": opened.spec.fingerprint,
+        "seeds": list(chosen),
+        "shards_committed": committed,
+    }
+    emit(
+        result,
+        as_json=json,
+        text=f"{config.cache}: {committed} shards recorded, seeds {_runs(chosen)} "
+        f"{'done' if part.count == 1 else f'part {part.index}/{part.count} done'}",
+    )
+
+
+def _runs(seeds: tuple[int, ...]) -> str:
+    from cache_service.format.seeds import describe_seeds
+
+    return describe_seeds(seeds)

@@ -1,0 +1,105 @@
+"""`info` and `verify`: looking at a cache that is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import CacheUrl, Json, emit
+
+if TYPE_CHECKING:
+    from cache_service.reader import Cache
+
+CORRUPT, INCOMPLETE = 3, 4
+"""Exit codes of `verify`: see the table in the README."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(info)
+    app.command()(verify)
+
+
+def info(cache: CacheUrl, json: Json = False) -> None:
+    """What a cache holds: teacher, recipe, dataset, codec, seeds."""
+    from cache_service.reader import open_cache
+
+    facts = _facts(open_cache(cache))
+    emit(facts, as_json=json, text="\n".join(f"{k:<13}{_text(v)}" for k, v in facts.items()))
+
+
+def _facts(cache: Cache) -> dict[str, Any]:
+    from cache_service.format.layout import row_bytes
+    from cache_service.format.seeds import describe_seeds
+
+    spec, commits = cache.spec, cache.commits()
+    complete = [seed for seed, shards in commits.items() if len(shards) == spec.num_shards]
+    recorded = sum(
+        stop - start for shards in commits.values() for start, stop in map(spec.shard_range, shards)
+    )
+    return {
+        "cache": cache.url,
+        "fingerprint": cache.fingerprint,
+        "complete": describe_seeds(complete),
+        "seeds": {str(seed): f"{len(s)}/{spec.num_shards} shards" for seed, s in commits.items()},
+        "rows": recorded,
+        "bytes": recorded * row_bytes(spec),
+        "bytes_per_row": row_bytes(spec),
+        "dataset": spec.dataset.model_dump(mode="json"),
+        "teacher": spec.teacher.model_dump(mode="json"),
+        "recipe": spec.recipe.model_dump(mode="json"),
+        "scales": list(spec.scales),
+        "stored_scales": list(spec.stored_scales),
+        "codec": spec.codec.model_dump(mode="json"),
+        "layout": spec.layout.model_dump(mode="json"),
+        "versions": cache.versions,
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_text(part)}" for name, part in value.items())
+    return str(value)
+
+
+def verify(
+    cache: CacheUrl,
+    recompute: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Also ask the teacher again about N views.")
+    ] = 0,
+    repair: Annotated[
+        bool, typer.Option(help="Drop the commits of damaged shards; build records them anew.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Read every byte: exit 3 where one is not what was committed, 4 where shards are missing."""
+    from cache_service.audit import audit
+    from cache_service.audit import repair as drop
+    from cache_service.reader import open_cache
+
+    opened = open_cache(cache)
+    found = audit(opened)
+    dropped = drop(opened, found) if repair else 0
+    document: dict[str, Any] = {"cache": cache, "audit": found, "dropped": dropped}
+    lines = [f"{cache}: {found.rows_checked:,} rows in {found.shards_checked} shards are intact"]
+    lines += [f"damaged: seed {s} shard {n}: {why}" for s, n, why in found.damaged]
+    lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in found.incomplete.items()]
+    accepted = not found.damaged
+    if recompute and accepted:
+        from cache_service.build.recompute import recompute as ask
+
+        answer = ask(opened, recompute)
+        document["recompute"] = answer
+        accepted = answer.accepted
+        lines.append(
+            f"recomputed {answer.num_views} views: {answer.views_equal} replay exactly, largest "
+            f"difference {answer.max_abs_diff:.4f}, same class in {answer.top1_agreement:.2%} of "
+            "cells"
+        )
+    document["accepted"] = accepted
+    emit(document, as_json=json, text="\n".join(lines))
+    if not accepted:
+        raise typer.Exit(CORRUPT)
+    if found.incomplete or not found.complete:
+        raise typer.Exit(INCOMPLETE)

@@ -1,0 +1,62 @@
+"""`kd-cache`: arguments in, one library call, text out.
+
+Heavy imports stay inside the commands, so that `kd-cache --help` answers before torch would have
+finished loading. A refusal becomes one line and its own exit code, never a traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import version
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from cache_service.errors import KdCacheError
+from cli import build_commands, cache_commands, train_commands
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Record a teacher once per augmentation seed; train students from the recording.",
+)
+for module in (build_commands, cache_commands, train_commands):
+    module.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kd-cache {version('kd-cache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    """Record a teacher once per augmentation seed; train students from the recording."""
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run() -> None:
+    """Console entry point."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except KdCacheError as refusal:
+        typer.echo(f"error[{refusal.code}]: {refusal}", err=True)
+        sys.exit(refusal.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes", err=True)
+        sys.exit(INTERRUPTED)

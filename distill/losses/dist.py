@@ -1,0 +1,69 @@
+"""DIST: match the teacher's correlations between and within classes, not its exact values.
+
+Shape letters: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.losses.logspace import log_probabilities
+
+EPS = 1e-8
+"""Added to the product of two spreads, as published. Rows and columns whose spread is well under
+1e-4, such as classes that nobody expects in a batch, thus count as uncorrelated and pull little."""
+
+
+def pearson(a: Tensor, b: Tensor, *, dim: int, eps: float = EPS) -> Tensor:
+    """Return Pearson's correlation of `a` and `b` along `dim`, which is dropped."""
+    a = a - a.mean(dim=dim, keepdim=True)
+    b = b - b.mean(dim=dim, keepdim=True)
+    norm_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
+    norm_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
+    return (a * b).sum(dim=dim) / (norm_a * norm_b + eps)
+
+
+def inter_class_loss(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Return T**2 (1 - correlation over each sample's classes), batch mean; see `dist_loss`."""
+    student_BC = log_probabilities(student_logits_BC, temperature=temperature).exp()
+    teacher_BC = log_probabilities(teacher_logits_BC.detach(), temperature=temperature).exp()
+    return temperature**2 * (1.0 - pearson(student_BC, teacher_BC, dim=1)).mean()
+
+
+def intra_class_loss(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Return T**2 (1 - correlation over the batch of each class), class mean; see `dist_loss`."""
+    student_BC = log_probabilities(student_logits_BC, temperature=temperature).exp()
+    teacher_BC = log_probabilities(teacher_logits_BC.detach(), temperature=temperature).exp()
+    return temperature**2 * (1.0 - pearson(student_BC, teacher_BC, dim=0)).mean()
+
+
+def dist_loss(
+    student_logits_BC: Tensor,
+    teacher_logits_BC: Tensor,
+    *,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """Return beta * inter + gamma * intra; without a unit, 0 for equal logits.
+
+    Args:
+        student_logits_BC: raw logits.
+        teacher_logits_BC: raw logits of the same views; taken as constants.
+        temperature: T > 0 of both softmaxes; both terms carry T**2.
+        beta: weight of the correlations within each sample.
+        gamma: weight of the correlations within each class. It needs batches of several samples:
+            of a single one every column is constant, and the term stays at T**2.
+
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, with the
+    T**2, the eps and the default weights of its code, which the paper does not mention.
+    """
+    logits = (student_logits_BC, teacher_logits_BC)
+    return beta * inter_class_loss(*logits, temperature=temperature) + gamma * intra_class_loss(
+        *logits, temperature=temperature
+    )

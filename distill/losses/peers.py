@@ -1,0 +1,68 @@
+"""Deep mutual learning: students on one stream that match each other.
+
+Shape letters: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.losses.logspace import widen
+from distill.losses.soft_targets import kd_loss, label_loss
+
+
+def peer_match_loss(
+    logits_BC: Tensor, other_logits: Sequence[Tensor], *, temperature: float = 1.0
+) -> Tensor:
+    """Return the mean over the others of T**2 KL(other || this one), in nats; 0 with no others.
+
+    Its gradient is that of one teacher whose probabilities are the arithmetic mean of the
+    others'; the values differ by how much the others disagree.
+
+    Args:
+        logits_BC: raw logits of this student.
+        other_logits: raw logits [B, C] of each other student; taken as constants.
+        temperature: T > 0.
+    """
+    if not other_logits:
+        return widen(logits_BC).new_zeros(())
+    losses = [kd_loss(logits_BC, other_BC, temperature=temperature) for other_BC in other_logits]
+    return torch.stack(losses).mean()
+
+
+def peer_losses(
+    student_logits: Sequence[Tensor],
+    labels_B: Tensor,
+    partner_labels_B: Tensor | None = None,
+    weights_B: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    peer_weight: float = 1.0,
+    smoothing: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """Return label loss + peer_weight * match of each student, in their order, in nats.
+
+    Every loss moves its own student only, so the sum may be sent backward at once.
+
+    Args:
+        student_logits: raw logits [B, C] of each of k >= 1 students on the same views.
+        labels_B: with `partner_labels_B`, `weights_B` and `smoothing`, as in `label_loss`.
+        temperature: T > 0 of the match.
+        peer_weight: weight of the match.
+
+    Source: Zhang et al., "Deep Mutual Learning", CVPR 2018; T = 1, weight 1. Departure: they
+    update the students in turn, each seeing the others' fresh answers; here all move at once.
+    """
+    return tuple(
+        label_loss(own_BC, labels_B, partner_labels_B, weights_B, smoothing=smoothing)
+        + peer_weight
+        * peer_match_loss(
+            own_BC,
+            [*student_logits[:index], *student_logits[index + 1 :]],
+            temperature=temperature,
+        )
+        for index, own_BC in enumerate(student_logits)
+    )

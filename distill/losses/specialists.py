@@ -1,0 +1,179 @@
+"""A generalist and its specialists: training one, and combining all of them at use.
+
+Shape letters: B batch, C classes, M specialists, S outputs of one specialist: the classes of its
+subset in the subset's order, then one dustbin class that stands for all the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill.losses.logspace import scale_logits
+from distill.losses.soft_targets import kd_loss, label_loss
+
+
+def _is_member(subset: Tensor, num_classes: int) -> Tensor:
+    """Return whether each class is in the subset, bool [C]."""
+    classes_C = torch.arange(num_classes, device=subset.device)
+    return torch.isin(classes_C, subset)
+
+
+def dustbin_logits(logits_BC: Tensor, subset: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Fold all classes outside a subset into one, [B, S].
+
+    Softmax of the result at this same T has the members' probabilities unchanged and in the last
+    place the sum of all others'. -inf there if the subset leaves no class out.
+
+    Args:
+        logits_BC: raw logits over all classes.
+        subset: int64, distinct classes of the specialist.
+        temperature: T > 0 at which probabilities are added up.
+    """
+    scaled_BC = scale_logits(logits_BC, temperature=temperature)
+    outside_BC = scaled_BC.masked_fill(_is_member(subset, logits_BC.shape[-1]), -torch.inf)
+    dustbin_B1 = outside_BC.logsumexp(dim=-1, keepdim=True)
+    return temperature * torch.cat([scaled_BC[:, subset], dustbin_B1], dim=-1)
+
+
+def dustbin_labels(labels_B: Tensor, subset: Tensor) -> Tensor:
+    """Return each label's place among the specialist's outputs, int64 [B]; last = outside."""
+    hit_BS = labels_B.unsqueeze(-1) == subset
+    return torch.where(hit_BS.any(dim=-1), hit_BS.int().argmax(dim=-1), len(subset))
+
+
+def specialist_loss(
+    specialist_logits_BS: Tensor,
+    generalist_logits_BC: Tensor,
+    labels_B: Tensor,
+    subset: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    """Return `(1 - alpha) CE + alpha T**2 KL(generalist || specialist)`, in nats.
+
+    Both terms see the subset and the dustbin only. A specialist has few samples of its own; the
+    generalist's soft targets are what stops it from overfitting them.
+
+    Args:
+        specialist_logits_BS: raw logits of the specialist, dustbin last.
+        generalist_logits_BC: raw logits of the generalist over all classes; constants.
+        labels_B: int64 classes among all C.
+        subset: int64, distinct classes of the specialist.
+        temperature: T > 0.
+        alpha: share of the soft targets, 0..1.
+
+    Source: Hinton et al. 2015, sections 5.1 and 6.1. They leave T and alpha open.
+    """
+    folded_BS = dustbin_logits(generalist_logits_BC, subset, temperature=temperature)
+    soft = kd_loss(specialist_logits_BS, folded_BS, temperature=temperature)
+    hard = label_loss(specialist_logits_BS, dustbin_labels(labels_B, subset))
+    return (1.0 - alpha) * hard + alpha * soft
+
+
+def correct_dustbin(specialist_logits_BS: Tensor, *, oversampling: float) -> Tensor:
+    """Return the logits with log(oversampling) added to the dustbin's, [B, S].
+
+    Undoes training on a set where the subset's classes were `oversampling` times as frequent,
+    against all others, as they really are. Source: Hinton et al. 2015, section 5.1.
+    """
+    dustbin_B1 = specialist_logits_BS[:, -1:] + math.log(oversampling)
+    return torch.cat([specialist_logits_BS[:, :-1], dustbin_B1], dim=-1)
+
+
+def active_specialists(
+    generalist_p_BC: Tensor, subsets: Sequence[Tensor], *, top: int = 1
+) -> Tensor:
+    """Return who is asked about each sample, bool [B, M].
+
+    A specialist is active where its subset holds one of the generalist's `top` likeliest classes.
+    Source: Hinton et al. 2015, section 5.3, with top = 1.
+    """
+    likeliest = generalist_p_BC.topk(top, dim=-1).indices
+    return torch.stack([torch.isin(likeliest, subset).any(dim=-1) for subset in subsets], dim=-1)
+
+
+class Combination(NamedTuple):
+    """What `combine_specialists` found, and how far from the best it can be at most."""
+
+    q_BC: Tensor
+    """Class distribution of each sample, float64; rows sum to 1."""
+    gap_B: Tensor
+    """Proven bound, in nats, of how far the objective at q is above its minimum."""
+    num_steps: int
+    """Steps taken."""
+
+
+def _events(
+    generalist_p_BC: Tensor,
+    specialist_ps: Sequence[Tensor],
+    subsets: Sequence[Tensor],
+    active_BM: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mass given to single classes [B, C], to dustbins [B, M], and who is in each [M, C].
+
+    All in float64; specialists that are not active give nothing.
+    """
+    known_BC = generalist_p_BC.double()
+    dustbins, outsides = [], []
+    for m, (specialist_BS, subset) in enumerate(zip(specialist_ps, subsets, strict=True)):
+        given_BS = specialist_BS.double()
+        if active_BM is not None:
+            given_BS = given_BS * active_BM[:, m, None]
+        known_BC = known_BC.index_add(-1, subset, given_BS[:, :-1])
+        dustbins.append(given_BS[:, -1])
+        outsides.append((~_is_member(subset, known_BC.shape[-1])).double())
+    if not subsets:
+        return known_BC, known_BC[:, :0], known_BC[:0]
+    return known_BC, torch.stack(dustbins, dim=-1), torch.stack(outsides)
+
+
+@torch.no_grad()
+def combine_specialists(
+    generalist_p_BC: Tensor,
+    specialist_ps: Sequence[Tensor],
+    subsets: Sequence[Tensor],
+    *,
+    active_BM: Tensor | None = None,
+    tolerance: float = 1e-12,
+    max_steps: int = 10_000,
+) -> Combination:
+    """Find the q that minimizes KL(p_g || q) + sum over active m of KL(p_m || q folded for m).
+
+    Folded for m: q of the subset's classes, and the sum of q over all others as the dustbin.
+
+    The objective is convex in q. Each step is a mirror-descent step at the step size where it
+    becomes the EM update: a specialist's dustbin mass is handed to the classes outside its subset
+    in proportion to q, and all distributions are averaged. It needs no step size of ours, never
+    raises the objective and stays on the simplex. By Jensen's inequality the objective is at most
+    W log max_c(step_c / q_c) above its minimum, W the number of distributions; that is the gap.
+
+    Args:
+        generalist_p_BC: probabilities of the generalist.
+        specialist_ps: probabilities [B, S] of each of M >= 0 specialists, dustbin last.
+        subsets: int64 classes of each; at least one class must be outside.
+        active_BM: bool; None asks all of them about every sample.
+        tolerance: in nats; stop once no sample's gap is above it.
+        max_steps: stop anyway; `gap_B` then says how good the answer is.
+
+    Source: Hinton et al. 2015, section 5.3, equation 5. There q is a softmax of free logits under
+    gradient descent; the minimum is the same one.
+    """
+    known_BC, dustbin_BM, outside_MC = _events(generalist_p_BC, specialist_ps, subsets, active_BM)
+    total_B1 = known_BC.sum(-1, keepdim=True) + dustbin_BM.sum(-1, keepdim=True)
+
+    # A class at exactly 0 would stay there: start inside the simplex.
+    q_BC = 0.5 * generalist_p_BC.double() + 0.5 / generalist_p_BC.shape[-1]
+    gap_B, num_steps = torch.full_like(q_BC[:, 0], torch.inf), 0
+    while num_steps < max_steps and bool((gap_B > tolerance).any()):
+        share_BM = torch.where(dustbin_BM > 0, dustbin_BM / (q_BC @ outside_MC.T), 0.0)
+        slope_BC = torch.where(known_BC > 0, known_BC / q_BC, 0.0) + share_BM @ outside_MC
+        gap_B = total_B1[:, 0] * (slope_BC / total_B1).amax(dim=-1).log()
+        q_BC = q_BC * slope_BC / total_B1
+        num_steps += 1
+    return Combination(q_BC, gap_B, num_steps)

@@ -1,0 +1,49 @@
+"""Every method by name. A new one is one file beside these and one line in `_REGISTERED`."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from distill.methods import ce, kd, sd_kd
+from distill.methods.base import (
+    Method,
+    MethodSettings,
+    Plan,
+    Step,
+    TeacherFacts,
+)
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "MethodSettings",
+    "Plan",
+    "Step",
+    "TeacherFacts",
+    "method_of",
+]
+
+_REGISTERED: tuple[Method[Any], ...] = (
+    ce.METHOD,
+    kd.METHOD,
+    sd_kd.METHOD,
+)
+
+METHODS: dict[str, Method[Any]] = {method.name: method for method in _REGISTERED}
+
+if TYPE_CHECKING:
+    MethodConfig = MethodSettings
+else:
+    _choices: Any = reduce(or_, (method.settings for method in _REGISTERED))
+    MethodConfig = Annotated[_choices, Field(discriminator="name")]
+    """`method:` of a train file: the settings of the method that `name` says."""
+
+
+def method_of(settings: MethodSettings) -> Method[Any]:
+    """The method whose settings these are."""
+    return METHODS[settings.name]

@@ -1,0 +1,83 @@
+"""Cells of students and teachers, for the methods that compare them scale by scale.
+
+Shape letters: B batch, R cells, C classes, D channels, H W sides of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from cache_service.errors import ConfigError
+from cache_service.models.cells import cell_logits, check_cells, pool_cells
+from cache_service.models.heads import answer_cells
+from distill.methods.base import MethodSettings, Plan, Step, needs_one_teacher
+
+
+class CellSettings(MethodSettings):
+    """Settings shared by the methods on cells."""
+
+    scales: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=64)], ...] | None,
+        Field(min_length=1, description="Grids to use, of those recorded; all by default."),
+    ] = None
+
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, scales: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if scales and (scales[0] != 1 or list(scales) != sorted(set(scales))):
+            raise ValueError(f"scales must start at 1 and strictly increase, got {list(scales)}")
+        return scales
+
+
+class StudentAnswer(NamedTuple):
+    """The student's ordinary logits, for the label loss, and those of its cells."""
+
+    logits_BC: Tensor
+    cells_BRC: Tensor
+
+
+def answer_student(step: Step, scales: Sequence[int]) -> StudentAnswer:
+    """Both answers from one run of the backbone, pooled as the teacher's were."""
+    pooling = step.teachers[0].pooling
+    if pooling == "direct" or tuple(scales) == (1,):
+        cells_BRC = cell_logits(step.student, step.images_B3HW, scales)
+        return StudentAnswer(cells_BRC[:, 0], cells_BRC)
+
+    def pool(map_BDHW: Tensor) -> Tensor:
+        # A chained whole image is not the plain mean where the finest grid does not divide the
+        # map, and labels are for the plain one.
+        cells = (pool_cells(map_BDHW, (1,)), pool_cells(map_BDHW, scales, pooling=pooling))
+        return torch.cat(cells, dim=1)
+
+    both_NC = answer_cells(step.student, step.images_B3HW, pool)
+    both_BRC = both_NC.unflatten(0, (len(step.images_B3HW), -1))
+    return StudentAnswer(both_BRC[:, 0], both_BRC[:, 1:])
+
+
+def select_cells(cells_BRC: Tensor, recorded: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """The cells of the wanted scales, of those of all recorded ones, [B, R, C]."""
+    if tuple(wanted) == tuple(recorded):
+        return cells_BRC
+    by_scale = cells_BRC.split([side * side for side in recorded], dim=1)
+    return torch.cat([by_scale[recorded.index(side)] for side in wanted], dim=1)
+
+
+def needs_cells(settings: CellSettings, plan: Plan) -> None:
+    """A check: one teacher, the scales recorded, and a student that has cells."""
+    needs_one_teacher(settings, plan)
+    teacher = plan.teachers[0]
+    missing = [side for side in settings.scales or () if side not in teacher.scales]
+    if missing:
+        raise ConfigError(
+            f"method.scales asks for {list(settings.scales or ())}, but {teacher.origin} has "
+            f"scales {list(teacher.scales)}.",
+            hint=f"Ask for some of these, or record a cache with `--set scales={missing}` added.",
+        )
+    if (settings.scales or teacher.scales) == (1,):
+        return
+    check_cells(plan.student, plan.input_size)

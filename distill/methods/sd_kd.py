@@ -1,0 +1,55 @@
+"""`sd-kd`: soft targets cell by cell, those that contradict the whole image counted more."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from distill.losses import majority_labels, sdd_kd_loss, sdd_weights
+from distill.methods.base import Method, Step, label_term
+from distill.methods.cells import CellSettings, answer_student, needs_cells, select_cells
+
+
+class SDKD(CellSettings):
+    """(1 - alpha) label loss + alpha mean over cells of w T**2 KL(teacher || student) at T."""
+
+    name: Literal["sd-kd"] = "sd-kd"
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1, description="Share of the teacher.")] = 0.9
+    complementary_weight: Annotated[
+        float, Field(ge=0, le=100, description="Of a cell that contradicts the whole image.")
+    ] = 2.0
+
+
+def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
+    """Cells against the teacher's; the label loss takes the ordinary logits.
+
+    Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
+    the cell and on the whole image, names the label.
+
+    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code.
+    """
+    recorded = step.teachers[0].scales
+    scales = settings.scales or recorded
+    answer = answer_student(step, scales)
+    teacher_BRC = select_cells(step.teacher(temperature=settings.temperature), recorded, scales)
+    labels_B = majority_labels(*step.batch[1:4])
+    # Weights of 2 mark the complementary cells whatever weight they are given in the loss.
+    marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0)
+    step.metrics["complementary"] = (marks_BR > 1).float().mean()
+    soft = sdd_kd_loss(
+        answer.cells_BRC,
+        teacher_BRC,
+        labels_B,
+        temperature=settings.temperature,
+        complementary_weight=settings.complementary_weight,
+    )
+    return {
+        "label": (1 - settings.alpha) * label_term(step, answer.logits_BC),
+        "soft": settings.alpha * soft,
+    }
+
+
+METHOD = Method(SDKD, sd_kd, needs_cells)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cache_service.errors import UntrainedTeacherError
+from cache_service.teacher import Score, TeacherConfig, require_trained, score_teacher
+
+CONFIG = TeacherConfig(model="colors", checkpoint="colors.pt")
+NUM_CLASSES = 8
+
+
+@pytest.fixture
+def knowing(load, factories):
+    """A teacher that tells eight colors apart."""
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    return load(f"{factories}:colors", **plain, given={"num_classes": NUM_CLASSES})
+
+
+@pytest.fixture
+def labeled():
+    """Batches of 20 views of the wheel's colors, and the label of each view."""
+    labels = np.random.default_rng(0).integers(0, NUM_CLASSES, 60)
+    angles = labels * 2 * np.pi / NUM_CLASSES
+    colors = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1) * 100 + 127
+    pixels = np.broadcast_to(colors[:, None, None], (60, 32, 32, 3)).astype(np.uint8)
+    return torch.from_numpy(pixels.copy()).split(20), labels
+
+
+def test_a_teacher_that_knows_the_dataset_passes(knowing, labeled):
+    score = score_teacher(knowing, *labeled)
+    assert score == Score(accuracy=1.0, num_samples=60, chance=1 / 8)
+    require_trained(score, CONFIG)
+
+
+def test_another_class_order_is_refused_with_its_likely_causes(knowing, labeled):
+    batches, labels = labeled
+    score = score_teacher(knowing, batches, (labels + 1) % NUM_CLASSES)
+    with pytest.raises(UntrainedTeacherError) as refusal:
+        require_trained(score, CONFIG)
+    text = str(refusal.value)
+    for part in ("0.0% of 60", "12.5%", "normalization", "class order", "checkpoint: colors.pt"):
+        assert part in text
+    assert refusal.value.exit_code == 3
+    require_trained(score, CONFIG.model_copy(update={"allow_untrained": True}))
+
+
+def test_the_finest_cells_alone_are_enough_to_score(load, views):
+    finest = load(given={"scales": (1, 2, 4)})
+    whole = load()
+    labels = whole.answer(views)[:, 0].argmax(axis=-1)
+    assert score_teacher(finest, [views[:4], views[4:]], labels).accuracy == 1.0
+
+
+def test_chance_is_one_in_the_datasets_classes(knowing, labeled):
+    assert score_teacher(knowing, *labeled, num_classes=4).chance == 0.25
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "needed"), [(2, 0.75), (3, 2 / 3), (10, 0.2), (1000, 0.002)]
+)
+def test_twice_chance_is_needed_or_halfway_to_perfect_for_two_classes(num_classes, needed):
+    score = Score(accuracy=needed, num_samples=9, chance=1 / num_classes)
+    assert score.needed == pytest.approx(needed)
+    require_trained(Score(needed + 1e-9, 9, 1 / num_classes), CONFIG)
+    with pytest.raises(UntrainedTeacherError):
+        require_trained(Score(needed - 1e-3, 9, 1 / num_classes), CONFIG)
+
+
+def test_views_and_labels_must_be_as_many(knowing, labeled):
+    batches, labels = labeled
+    for some in (batches[:2], []):
+        with pytest.raises(ValueError, match="views and 60 labels"):
+            score_teacher(knowing, some, labels)

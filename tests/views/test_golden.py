@@ -1,0 +1,97 @@
+"""Pinned draws and pixels: what must not change without a new recipe version.
+
+Draws, and the views of presets that only copy pixels, hold on every machine and for every library
+version. The other presets pass through Pillow's resampling and color, so their digests hold for
+the Pillow they were recorded with: when they fail alone, Pillow changed pixels, and caches of these
+presets that were published before will be refused under it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cache_service.format import recipe
+from cache_service.format.recipe import PRESETS
+from cache_service.views.digest import digest64
+from cache_service.views.mix import Mixer
+from cache_service.views.ops.auto import RandAugment, TrivialAugment
+from cache_service.views.ops.color import ColorJitter
+from cache_service.views.ops.erasing import RandomErasing
+from cache_service.views.ops.flip import HorizontalFlip
+from cache_service.views.ops.framing import CenterCrop, PadCrop, RandomResizedCrop
+from cache_service.views.replay import Views
+from cache_service.views.versions import library_versions
+
+RECORDED_WITH = "pillow 13.0.0, torchvision 0.29.1"
+
+JITTER = recipe.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, prob=0.8)
+
+OPS = {
+    "pad_crop": PadCrop(recipe.PadCrop(), 32),
+    "random_resized_crop": RandomResizedCrop(recipe.RandomResizedCrop(), 224),
+    "center_crop": CenterCrop(recipe.CenterCrop(), 224),
+    "horizontal_flip": HorizontalFlip(recipe.HorizontalFlip(), 32),
+    "color_jitter": ColorJitter(JITTER, 32),
+    "rand_augment": RandAugment(recipe.RandAugment(), 224),
+    "trivial_augment": TrivialAugment(recipe.TrivialAugment(), 32),
+    "random_erasing": RandomErasing(recipe.RandomErasing(), 224),
+}
+
+# By op: the first columns of samples 0 to 2, then the digest over 1000 samples and all columns.
+FIRST_DRAWS = {}
+
+FIRST_PAIRS = []
+
+# Over 40 views of seed 0 at 32 px.
+EXACT_ANYWHERE = {
+    "cifar": (PRESETS["cifar"], 0),
+    "none": (PRESETS["none"], 0),
+    "reflect_mixed": (
+        (recipe.PadCrop(mode="reflect"), recipe.HorizontalFlip(), recipe.Mixup(), recipe.Cutmix()),
+        0,
+    ),
+    "noise": ((recipe.PadCrop(), recipe.RandomErasing(prob=1, fill="noise")), 0),
+}
+EXACT_UNDER_ONE_PILLOW = {
+    "cifar": (PRESETS["cifar"], 0),
+    "imagenet": (PRESETS["imagenet"], 0),
+    "deit": (PRESETS["deit"], 0),
+    "none": (PRESETS["none"], 0),
+    "trivial_augment": ((recipe.PadCrop(), recipe.TrivialAugment()), 0),
+    "color_jitter": ((recipe.PadCrop(), JITTER), 0),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_draws_of_each_op_are_pinned(draw, name):
+    first, digest = FIRST_DRAWS[name]
+    params = draw(OPS[name], 1000)
+    assert params[:3, :4].tolist() == first
+    assert digest64(params.astype("<i8").tobytes()) == digest
+
+
+def test_the_draws_of_pairs_are_pinned(make_recipe):
+    pairs = Mixer(make_recipe(preset="deit", size=224)).draw(1, np.arange(1000))
+    assert pairs[:4].tolist() == FIRST_PAIRS
+    assert digest64(pairs.astype("<i8").tobytes()) == PAIRS_DIGEST
+
+
+def digest_of(ops, dataset, make_recipe):
+    views = Views(make_recipe(*ops), dataset)
+    return digest64(views.render(0, range(40)).pixels_BHW3.tobytes())
+
+
+@pytest.mark.parametrize("name", EXACT_ANYWHERE)
+def test_views_that_only_copy_or_mix_pixels_are_the_same_anywhere(synthetic, make_recipe, name):
+    ops, digest = EXACT_ANYWHERE[name]
+    assert digest_of(ops, synthetic(sizes=((32, 32),)), make_recipe) == digest
+
+
+@pytest.mark.parametrize("name", EXACT_UNDER_ONE_PILLOW)
+def test_views_that_pillow_computes_are_the_recorded_ones(synthetic, make_recipe, name):
+    ops, digest = EXACT_UNDER_ONE_PILLOW[name]
+    assert digest_of(ops, synthetic(), make_recipe) == digest, (
+        f"recorded with {RECORDED_WITH}, rendered with {library_versions()}: if the tests above "
+        "pass, the library changed pixels, and caches recorded before will be refused with it"
+    )

@@ -1,0 +1,60 @@
+"""Our Philox is NumPy's Philox."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_service.views.draws import VIEW_KEY, draw_words
+from cache_service.views.ops.erasing import NOISE_KEY
+from cache_service.views.order import ORDER_KEY
+from cache_service.views.philox import philox_words
+
+word = st.one_of(
+    st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**64 - 2, 2**64 - 1])
+)
+
+
+@given(
+    key=st.tuples(word, word),
+    counters=st.lists(st.tuples(word, word, word, word), min_size=1, max_size=5),
+    num_words=st.integers(1, 23),
+)
+def test_words_are_bit_identical_to_numpy_for_any_key_and_counter(key, counters, num_words):
+    ours = philox_words(key, np.array(counters, dtype=np.uint64), num_words)
+    for row, counter in zip(ours, counters, strict=True):
+        stream = np.random.Philox(
+            key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)
+        )
+        np.testing.assert_array_equal(row, stream.random_raw(num_words))
+
+
+def test_the_first_words_are_pinned():
+    words = philox_words((VIEW_KEY, 7), np.array([[0, 3, 1, 0]], dtype=np.uint64), 4)
+    assert words.tolist() == [PINNED]
+
+
+def test_a_sample_has_the_same_words_whatever_is_drawn_beside_it():
+    alone = draw_words(5, np.array([9]), [30, 1, 6])
+    among = draw_words(5, np.arange(20), [30, 1, 6, 33])
+    for one, many in zip(alone, among, strict=False):
+        np.testing.assert_array_equal(one[0], many[9])
+
+
+def test_an_op_that_takes_no_words_leaves_the_streams_of_the_others_where_they_are():
+    with_words = draw_words(5, np.arange(3), [8, 4])
+    without = draw_words(5, np.arange(3), [0, 4])
+    assert without[0].shape == (3, 0)
+    np.testing.assert_array_equal(with_words[1], without[1])
+
+
+def test_seeds_samples_and_streams_all_give_other_words():
+    words = np.concatenate(
+        [w.ravel() for seed in range(3) for w in draw_words(seed, np.arange(50), [5, 9])]
+    )
+    assert len(np.unique(words)) == len(words)
+
+
+def test_no_two_uses_share_a_key():
+    assert len({VIEW_KEY, ORDER_KEY, NOISE_KEY}) == 3
