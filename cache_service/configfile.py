@@ -86,8 +86,10 @@ def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:
         return f"{key}: unknown key, {_suggest(close, known)}"
     if kind == "missing":
         return f"{key}: missing"
+    if kind == "union_tag_not_found":
+        return f"{key}.{error['ctx']['discriminator'].strip(chr(39))}: missing"
     message = str(error["msg"]).removeprefix("Value error, ").replace("\n", " ").rstrip(".")
-    if kind in {"value_error", "union_tag_not_found"}:  # these say what they found themselves
+    if kind == "value_error":  # a validator of ours, which says what it found
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {_shown(error['input'])}"
 

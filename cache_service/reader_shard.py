@@ -144,7 +144,7 @@ class _MappedArray:
         self._checked = np.zeros(len(stored.table.sizes), np.bool_)
         array = stored.array
         dtype = np.dtype(array.dtype).newbyteorder("<")
-        inner = np.empty((0, *array.row_shape), dtype).strides
+        inner = np.empty((2, *array.row_shape), dtype).strides
         self._view: NDArray[np.generic] = np.ndarray(
             shape=(len(stored.table.sizes), stored.chunk_rows, *array.row_shape),
             dtype=dtype,

@@ -57,6 +57,7 @@ def run() -> None:
     except KdCacheError as refusal:
         typer.echo(f"error[{refusal.code}]: {refusal}", err=True)
         sys.exit(refusal.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:  # typer turns Ctrl-C into this exit status, and says nothing
+        if end.code == INTERRUPTED:
+            typer.echo("interrupted; the same command resumes", err=True)
+        raise

@@ -17,7 +17,7 @@ from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import Recipe
 from cache_service.loading import load_ahead
 from cache_service.reader import Cache
-from cache_service.views import ViewBatch, Views
+from cache_service.views.replay import ViewBatch, Views
 from distill.batches import Batch, BatchPlan
 from distill.replay import ReplayGuard
 from distill.targets import TargetDecoder

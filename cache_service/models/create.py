@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cache_service.errors import ConfigError
 from cache_service.models.cifar import CIFAR_NAMES
 from cache_service.models.weights import load_checkpoint, one_line, weights_sha256
 
-__all__ = ["CIFAR_NAMES", "create_model", "load_checkpoint", "weights_sha256"]
+__all__ = ["CIFAR_NAMES", "TIMM_SOURCES", "create_model", "load_checkpoint", "weights_sha256"]
 
 TORCHVISION = "torchvision/"
 
@@ -140,9 +141,10 @@ def _from_factory(name: str, pretrained: bool, options: dict[str, Any]) -> objec
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
-    """Refuse a name, with those that contain it first and those spelled like it next."""
+    """Refuse a name; suggest those that contain it, ours first, then those spelled like it."""
     asked = name.partition(".")[0].lower()
-    inside = sorted((each for each in known if asked in each), key=len)
+    inside = [each for each in known if asked and asked in each]
+    inside.sort(key=lambda each: (each not in CIFAR_NAMES, len(each)))
     spelled = difflib.get_close_matches(asked, known, n=NUM_SUGGESTIONS)
     nearest = list(dict.fromkeys([*inside[:NUM_SUGGESTIONS], *spelled]))[:NUM_SUGGESTIONS]
     hint = f"Close to it: {', '.join(nearest)}. " if nearest else ""
@@ -154,9 +156,14 @@ def _unknown(name: str, known: Sequence[str]) -> ConfigError:
 
 @contextmanager
 def _in_one_line(name: str, pretrained: bool) -> Iterator[None]:
-    """Turn what a foreign constructor or download raises into one line."""
+    """Turn what a foreign constructor or download raises into one line.
+
+    What it prints (torch announces downloads, research code its settings) goes to stderr: stdout
+    belongs to the command's own report.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except OSError as error:
         what = "fetch the pretrained weights of" if pretrained else "create"
         raise ConfigError(

@@ -26,12 +26,16 @@ from cache_service.models.heads import (
     require_logits,
 )
 from cache_service.models.pooling import pool_cells
+from cache_service.models.weights import one_line
 
 Head = Callable[[Tensor], Tensor]
 """Pooled rows [N, D] -> what the head makes of them, [N, C]."""
 
 AFFINE_PROBES = (1.0, 1.0, 30.0, 30.0)
 """Sizes of the random features: a head that is curved may look straight near zero."""
+
+NUM_FEATURES = 8
+"""Random features by which a linear head is recognized."""
 
 DEVICE_TOLERANCE = 1e-2
 """Relative; GPUs round the factors of a convolution to 10 bits (TF32). A head that is not what it
@@ -60,19 +64,21 @@ def check_cells(model: nn.Module, input_size: int) -> CellSupport:
         UnsupportedError: names the network and why it has no cells.
     """
     with _probing(model):
-        images_B3HW = _random(model, 2, 3, input_size, input_size)
+        images_B3HW = _random(_anchor(model), 2, 3, input_size, input_size)
         answer_BC = _plain_answer(model, images_B3HW)
         map_BDHW = _feature_map(model, images_B3HW)
-        mean_BD = pool_cells(map_BDHW, (1,))[:, 0]
 
         def logits(rows_ND: Tensor) -> Tensor:
             return answer_cells(model, images_B3HW[:1], lambda _: rows_ND[None])
 
-        affine = _check_head(logits, map_BDHW, answer_BC)
+        found = [_measure(logits, map_BDHW, answer_BC)]
         if reads_pre_logits(model):
             # Where the classifier still is zero any head would pass: look in front of it as well.
             before, whole_BD = _head_before_classifier(model, images_B3HW)
-            affine = _check_head(before, map_BDHW, whole_BD) and affine
+            found.append(_measure(before, map_BDHW, whole_BD))
+    if not all(agrees for agrees, _ in found):
+        raise _not_pooled(model)
+    affine = all(affine for _, affine in found)
     return CellSupport(map_BDHW.shape[2], map_BDHW.shape[1], affine)
 
 
@@ -87,31 +93,33 @@ def linear_head(model: nn.Module, *, input_size: int = 96) -> tuple[Tensor, Tens
         input_size: px, for networks that must be run to reach their head (torchvision's).
     """
     layer = _last_linear(model)
-    if layer is None:
-        return None
+    if layer is None or not bool(layer.weight.any()):
+        return None  # zeros, a classifier before training, agree with whatever is in front of them
     weight_CD = layer.weight.detach().flatten(1)
     bias_C = weight_CD.new_zeros(len(weight_CD)) if layer.bias is None else layer.bias.detach()
     with _probing(model):
-        rows_ND = _random(model, 8, weight_CD.shape[1])
-        wanted_NC = rows_ND @ weight_CD.T + bias_C
-        for found_NC in _head_answers(model, rows_ND, input_size):
-            if _close(found_NC, wanted_NC, bias_C):
+        for rows_ND, found_NC in _head_answers(model, weight_CD, input_size):
+            if _close(found_NC, rows_ND @ weight_CD.T + bias_C, bias_C):
                 return weight_CD, bias_C
     return None
 
 
-def _check_head(model: nn.Module, head: Head, mean_BD: Tensor, wanted_BC: Tensor) -> bool:
-    """Refuse a head that answers otherwise on the map's mean; return whether it is affine."""
-    a_ND, b_ND = _random(model, 2, len(AFFINE_PROBES), mean_BD.shape[1])
-    sizes_N1 = a_ND.new_tensor(AFFINE_PROBES)[:, None]
-    a_ND, b_ND = a_ND * sizes_N1, b_ND * sizes_N1
-    rows_ND = torch.cat([mean_BD, torch.zeros_like(mean_BD[:1]), a_ND, b_ND, (a_ND + b_ND) / 2])
+def _measure(head: Head, map_BDHW: Tensor, wanted_BC: Tensor) -> tuple[bool, bool]:
+    """Whether the head answers the map's mean as wanted, and whether it is affine."""
+    mean_BD = pool_cells(map_BDHW, (1,))[:, 0]
     count = len(AFFINE_PROBES)
-    sizes = [len(mean_BD), 1, count, count, count]
-    found, zero, at_a, at_b, between = torch.split(head(rows_ND), sizes)
-    if not _close(found, wanted_BC, zero):
-        raise _not_pooled(model)
-    return _close(between, (at_a + at_b) / 2, zero)
+    sizes_N1 = mean_BD.new_tensor(AFFINE_PROBES)[:, None]
+    a_ND, b_ND = (_features_like(map_BDHW, 2 * count) * sizes_N1.repeat(2, 1)).chunk(2)
+    rows_ND = torch.cat([mean_BD, torch.zeros_like(mean_BD[:1]), a_ND, b_ND, (a_ND + b_ND) / 2])
+    parts = [len(mean_BD), 1, count, count, count]
+    found, zero, at_a, at_b, between = torch.split(head(rows_ND), parts)
+    return _close(found, wanted_BC, zero), _close(between, (at_a + at_b) / 2, zero)
+
+
+def _features_like(map_BDHW: Tensor, count: int) -> Tensor:
+    """Random features [N, D] of the map's sign: a head may rectify what is never negative."""
+    features_ND = _random(map_BDHW, count, map_BDHW.shape[1])
+    return features_ND.abs() if bool((map_BDHW >= 0).all()) else features_ND
 
 
 def _close(found_NC: Tensor, wanted_NC: Tensor, origin_C: Tensor) -> bool:
@@ -140,22 +148,28 @@ def _head_before_classifier(model: nn.Module, images_B3HW: Tensor) -> tuple[Head
     return before, whole.flatten(1)
 
 
-def _head_answers(model: nn.Module, rows_ND: Tensor, input_size: int) -> Iterator[Tensor]:
-    """The head's answers to pooled rows, in each layout that it may read."""
-    if not is_cell_net(model):
-        image = _random(model, 1, 3, input_size, input_size)
-        try:
-            yield answer_cells(model, image, lambda _: rows_ND[None])
-        except (UnsupportedError, RuntimeError):
-            return
+def _head_answers(
+    model: nn.Module, weight_CD: Tensor, input_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random features and the head's answers to them, in each layout that it may read."""
+    if is_cell_net(model):
+        rows_ND = _random(weight_CD, NUM_FEATURES, weight_CD.shape[1])
+        layouts: tuple[Layout, ...] = ("NCHW", "NLC")
+        for layout in ("NHWC",) if getattr(model, "output_fmt", "") == "NHWC" else layouts:
+            try:
+                answer: Tensor = model.forward_head(as_pixels(model, rows_ND, layout))
+            except (RuntimeError, IndexError):
+                continue  # the head reads another layout
+            yield rows_ND, answer
         return
-    layouts: tuple[Layout, ...] = ("NCHW", "NLC")
-    for layout in ("NHWC",) if getattr(model, "output_fmt", "") == "NHWC" else layouts:
-        try:
-            answer: Tensor = model.forward_head(as_pixels(model, rows_ND, layout))
-        except (RuntimeError, IndexError):
-            continue  # the head reads another layout
-        yield answer
+    image_13HW = _random(weight_CD, 1, 3, input_size, input_size)
+    try:
+        map_BDHW = _feature_map(model, image_13HW)
+    except (UnsupportedError, RuntimeError):
+        return
+    if map_BDHW.shape[1] == weight_CD.shape[1]:
+        rows_ND = _features_like(map_BDHW, NUM_FEATURES)
+        yield rows_ND, answer_cells(model, image_13HW, lambda _: rows_ND[None])
 
 
 def _last_linear(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
@@ -186,9 +200,8 @@ def _plain_answer(model: nn.Module, images_B3HW: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise UnsupportedError(
-            f"{describe(model)} cannot be fed {size} x {size} px images: {reason}",
+            f"{describe(model)} cannot be fed {size} x {size} px images: {one_line(error)}",
             hint="Feed it the size that it was made for.",
         ) from error
     if not bool(answer_BC.isfinite().all()):
@@ -211,9 +224,13 @@ def _not_pooled(model: nn.Module) -> UnsupportedError:
     return UnsupportedError(f"{describe(model)} has no cells: {reason}.", hint=SCALE_ONE_HINT)
 
 
-def _random(model: nn.Module, *shape: int) -> Tensor:
-    """Normal numbers, the same in every run, where the network's weights are."""
-    anchor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+def _anchor(model: nn.Module) -> Tensor:
+    """A tensor of the network's device and dtype."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+
+def _random(anchor: Tensor, *shape: int) -> Tensor:
+    """Normal numbers, the same in every run, of the anchor's device and dtype."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(anchor.device, anchor.dtype)
 
@@ -222,10 +239,9 @@ def _random(model: nn.Module, *shape: int) -> Tensor:
 def _probing(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, full precision, no gradients; every module's mode is put back after."""
     modes = [(module, module.training) for module in model.modules()]
-    device = next((p.device.type for p in model.parameters()), "cpu")
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(_anchor(model).device.type, enabled=False):
             yield
     finally:
         for module, mode in modes:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +22,21 @@ from cache_service.errors import ConfigError
 
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts put the weights, beside their optimizer and epoch."""
+
+BROKEN = (
+    SafetensorError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
+"""What readers of damaged files have been seen to raise, and their kin."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of every key."""
@@ -66,22 +83,26 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what another library says, or its class where it says nothing."""
+    """The first line of what another library says, as a sentence; its class if it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    first = lines[0].rstrip() if lines else type(error).__name__
+    return first if first.endswith((".", "!", "?")) else f"{first}."
 
 
 def _read(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Torch remarks on the pickle protocol; whether the weights load is what counts.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"checkpoint {file} holds more than weights, and unpickling it could run code.",
+            f"checkpoint {file} is not plain weights, and unpickling anything else can run code.",
             hint="Save model.state_dict() alone, best with safetensors.torch.save_file.",
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except BROKEN as error:
         raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
 
 

@@ -27,7 +27,8 @@ class Storage(Protocol):
     def get_ranges(self, key: str, ranges: list[tuple[int, int]]) -> list[bytes] | None:
         """Bytes [start, stop) of one object for each range, or None where there is no object.
 
-        A range beyond the object's end comes back short: the caller checks lengths.
+        Ranges are not empty. One that runs over the object's end comes back short, so the caller
+        checks lengths; one that begins there comes back empty or is a StorageError.
         """
         ...
 

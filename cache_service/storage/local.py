@@ -7,23 +7,39 @@ writer fsyncs by itself, so a commit written through one could outlive the rows 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import socket
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.errors import ConfigError, OutOfSpaceError, StorageError
+from cache_service.errors import OutOfSpaceError, StorageError
+from cache_service.storage.keys import check_key, check_prefix
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 SCRATCH = ".scratch"
 """Folder of temporary files and reservations. Empty, and removed, when nobody writes."""
+
+_LOCKS: set[int] = set()
+"""Handles of this process's reservations. A lock lives as long as any copy of its handle, so a
+forked loader worker that outlives its builder would keep it: at birth it closes its copies."""
+
+
+def _forget_locks() -> None:
+    for handle in _LOCKS:
+        os.close(handle)
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 class LocalStorage:
@@ -37,141 +53,155 @@ class LocalStorage:
 
     def get(self, key: str) -> bytes | None:
         """The object, or None where there is none."""
-        try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as problem:
-            raise _refused(problem, "read", self._path(key)) from problem
+        path = self._path(key)
+        with _refusing("read", path), suppress(FileNotFoundError):
+            if path.is_file():
+                return path.read_bytes()
+        return None
 
     def get_ranges(self, key: str, ranges: list[tuple[int, int]]) -> list[bytes] | None:
         """Bytes [start, stop) for each range, or None where there is no object."""
-        try:
-            with self._path(key).open("rb") as file:
-                handle = file.fileno()
-                return [os.pread(handle, stop - start, start) for start, stop in ranges]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as problem:
-            raise _refused(problem, "read", self._path(key)) from problem
+        path = self._path(key)
+        with _refusing("read", path), suppress(FileNotFoundError):
+            if path.is_file():
+                with path.open("rb") as file:
+                    handle = file.fileno()
+                    return [os.pread(handle, stop - start, start) for start, stop in ranges]
+        return None
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None where there is none."""
-        try:
-            return self._path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        path = self._path(key)
+        with _refusing("look at", path), suppress(FileNotFoundError, NotADirectoryError):
+            found = path.stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return None
 
     def put(self, key: str, content: bytes) -> None:
         """Write the object, replacing one that is there."""
         target = self._path(key)
         temporary = self._write_temporary(content, target)
-        temporary.replace(target)
-        _fsync_folder(target.parent)
+        try:
+            with _refusing("write", target):
+                temporary.replace(target)
+                _fsync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write the object unless there is one."""
         target = self._path(key)
-        if target.exists():
-            return False
+        with _refusing("write", target):
+            if target.exists():
+                return False
         temporary = self._write_temporary(content, target)
         try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
+            with _refusing("write", target), suppress(FileExistsError):
+                os.link(temporary, target)
+                _fsync_folder(target.parent)
+                return True
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync_folder(target.parent)
-        return True
+        return False
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
         target = self._path(key)
-        target.unlink(missing_ok=True)
-        if target.parent.is_dir():
+        with _refusing("delete", target), suppress(FileNotFoundError, NotADirectoryError):
+            target.unlink()
             _fsync_folder(target.parent)
 
     def list(self, prefix: str) -> list[str]:
         """Keys below the prefix, sorted."""
-        folder = self._root / prefix
-        if not folder.is_dir():
-            return []
-        files = (path for path in folder.rglob("*") if path.is_file())
-        keys = (path.relative_to(self._root).as_posix() for path in files)
+        # os.walk, because it does not mind folders that others remove meanwhile.
+        walk = os.walk(self._root / check_prefix(prefix))
+        files = (Path(folder, name) for folder, _, names in walk for name in names)
+        keys = (path.relative_to(self._root).as_posix() for path in files if path.is_file())
         return sorted(key for key in keys if not key.startswith(f"{SCRATCH}/"))
 
     def map(self, key: str) -> NDArray[np.uint8] | None:
         """The object as a read-only memory map, or None where it is absent or empty."""
-        try:
-            return np.memmap(self._path(key), np.uint8, mode="r")
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
+        path = self._path(key)
+        with suppress(OSError, ValueError):
+            if path.is_file():
+                return np.memmap(path, np.uint8, mode="r")
+        return None
 
     def begin(self, name: str) -> bool:
         """Reserve by a lock on a file: the kernel gives it back when the holder dies."""
-        path = self._scratch() / f"{name}.lock"
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        handle = self._open_lock(name)
+        path = self._root / SCRATCH / f"{name}.lock"
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
             return False
+        except OSError:
+            # A file system without locks: every builder may do the work. Wasted, never wrong.
+            pass
         # The last holder unlinks its file: a lock on an unlinked file would exclude nobody.
         if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
             os.close(handle)
             return False
         self._held[name] = handle
+        _LOCKS.add(handle)
         return True
 
     def end(self, name: str) -> None:
         """Give a reservation back."""
         handle = self._held.pop(name)
+        _LOCKS.discard(handle)
         (self._root / SCRATCH / f"{name}.lock").unlink(missing_ok=True)
         os.close(handle)
 
     def sweep(self) -> None:
         """Remove temporary files and locks of processes that are gone, and the empty folder."""
         folder = self._root / SCRATCH
-        if not folder.is_dir():
-            return
-        for path in folder.glob("*.tmp"):
-            host, _, rest = path.name.partition("~")
-            # Another host's writer may be alive; its leftovers are for a sweep on that host.
-            if host == socket.gethostname() and not _alive(int(rest.partition("~")[0])):
-                path.unlink(missing_ok=True)
-        for path in folder.glob("*.lock"):
-            if self.begin(path.stem):
-                self.end(path.stem)
-        with contextlib.suppress(OSError):
+        with suppress(FileNotFoundError):  # another builder sweeps, too
+            for path in sorted(folder.iterdir()):
+                self._sweep_one(path)
+        with suppress(OSError):
             folder.rmdir()
 
+    def _sweep_one(self, path: Path) -> None:
+        if path.suffix == ".lock" and self.begin(path.stem):
+            self.end(path.stem)
+        host, _, rest = path.name.partition("~")
+        process = rest.partition("~")[0]
+        # Another host's writer may be alive; its leftovers are for a sweep on that host.
+        if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
+            path.unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
-            raise ConfigError(f"{key!r} is not a key.")
-        return self._root / key
+        return self._root / check_key(key)
 
     def _scratch(self) -> Path:
         folder = self._root / SCRATCH
-        try:
+        with _refusing("make", folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise _refused(problem, "make", folder) from problem
         return folder
+
+    def _open_lock(self, name: str) -> int:
+        path = self._scratch() / f"{name}.lock"
+        with _refusing("write", path):
+            while True:
+                try:
+                    return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+                except FileNotFoundError:  # another builder swept the empty folder away just now
+                    self._scratch()
 
     def _write_temporary(self, content: bytes, target: Path) -> Path:
         owner = f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
         temporary = self._scratch() / f"{owner}.tmp"
         try:
-            self._make_folder(target.parent)
-            try:
-                _write_durably(temporary, content)
-            except FileNotFoundError:  # another builder swept the empty folder away just now
-                self._scratch()
-                _write_durably(temporary, content)
-        except OSError as problem:
-            temporary.unlink(missing_ok=True)
-            raise _refused(problem, "write", target) from problem
+            with _refusing("write", target):
+                self._make_folder(target.parent)
+                while True:
+                    try:
+                        _write_durably(temporary, content)
+                        break
+                    except FileNotFoundError:  # another builder swept the empty folder away
+                        self._scratch()
         except BaseException:  # Ctrl-C must not leave the temporary file behind either
             temporary.unlink(missing_ok=True)
             raise
@@ -213,10 +243,15 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _refused(problem: OSError, verb: str, path: Path) -> OutOfSpaceError | StorageError:
-    if problem.errno in _FULL:
-        return OutOfSpaceError(
-            f"no space left to {verb} {path} ({problem.strerror}); what is committed stays good.",
-            hint="Free some space and run the same command again: it resumes.",
-        )
-    return StorageError(f"cannot {verb} {path}: {problem.strerror}.")
+@contextmanager
+def _refusing(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _FULL:
+            raise OutOfSpaceError(
+                f"no space left to {verb} {path} ({problem.strerror}); what is committed stays "
+                "good.",
+                hint="Free some space and run the same command again: it resumes.",
+            ) from problem
+        raise StorageError(f"cannot {verb} {path}: {problem.strerror}.") from problem

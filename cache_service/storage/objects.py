@@ -1,8 +1,9 @@
 """Objects of an S3-compatible bucket (also GCS and Azure), through obstore.
 
 Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...),
-never from a URL or a config file. The client is opened on first use and again in a new process:
-a Rust client that was used before a fork hangs in the child, and a pickled one holds the secret.
+never from a URL or a config file. The client is opened on first use, and never pickled: a pickled
+one holds the secret. A process that was forked after a first use is refused: obstore's threads do
+not survive the fork, so its requests would hang, and (measured) so would the parent's next one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
 from cache_service.errors import StorageError
+from cache_service.storage.keys import check_key, check_prefix
+
+_STARTED_IN: list[int] = []
+"""The process that started obstore's threads: empty before the first use of any client."""
 
 
 class ObjectStorage:
@@ -27,17 +32,16 @@ class ObjectStorage:
     def __init__(self, url: str) -> None:
         self.url = url
         self._store: Any = None
-        self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the client: it is opened again where it is needed."""
-        return {"url": self.url, "_store": None, "_process": 0}
+        return {"url": self.url, "_store": None}
 
     def get(self, key: str) -> bytes | None:
         """The object, or None where there is none."""
         with self._errors("read", key):
             try:
-                return bytes(obstore.get(self._client(), key).bytes())
+                return bytes(obstore.get(self._client(), check_key(key)).bytes())
             except (NotFoundError, FileNotFoundError):
                 return None
 
@@ -46,7 +50,7 @@ class ObjectStorage:
         starts, ends = [start for start, _ in ranges], [stop for _, stop in ranges]
         with self._errors("read", key):
             try:
-                found = obstore.get_ranges(self._client(), key, starts=starts, ends=ends)
+                found = obstore.get_ranges(self._client(), check_key(key), starts=starts, ends=ends)
             except (NotFoundError, FileNotFoundError):
                 return None
             return [bytes(piece) for piece in found]
@@ -55,20 +59,22 @@ class ObjectStorage:
         """Bytes of the object, or None where there is none."""
         with self._errors("look at", key):
             try:
-                return int(obstore.head(self._client(), key)["size"])
+                return int(obstore.head(self._client(), check_key(key))["size"])
             except (NotFoundError, FileNotFoundError):
                 return None
 
     def put(self, key: str, content: bytes) -> None:
         """Write the object, replacing one that is there. S3 shows it whole or not at all."""
         with self._errors("write", key):
-            obstore.put(self._client(), key, content)
+            obstore.put(self._client(), check_key(key), content)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write the object unless there is one (`If-None-Match: *`)."""
         with self._errors("write", key):
             try:
-                obstore.put(self._client(), key, content, mode="create", use_multipart=False)
+                obstore.put(
+                    self._client(), check_key(key), content, mode="create", use_multipart=False
+                )
             except (AlreadyExistsError, FileExistsError):
                 return False
             return True
@@ -77,14 +83,14 @@ class ObjectStorage:
         """Remove the object if it is there."""
         with self._errors("delete", key):
             try:
-                obstore.delete(self._client(), key)
+                obstore.delete(self._client(), check_key(key))
             except (NotFoundError, FileNotFoundError):
                 return
 
     def list(self, prefix: str) -> list[str]:
         """Keys below the prefix, sorted."""
         with self._errors("list", prefix):
-            pages = obstore.list(self._client(), prefix=prefix or None)
+            pages = obstore.list(self._client(), prefix=check_prefix(prefix) or None)
             return sorted(str(entry["path"]) for page in pages for entry in page)
 
     def map(self, key: str) -> NDArray[np.uint8] | None:  # noqa: ARG002  one signature for all
@@ -102,10 +108,18 @@ class ObjectStorage:
         """Nothing is left behind: an unfinished upload is not an object."""
 
     def _client(self) -> Any:
-        if self._store is None or self._process != os.getpid():
+        process = os.getpid()
+        if not _STARTED_IN:
+            _STARTED_IN.append(process)
+        if _STARTED_IN[0] != process:
+            raise StorageError(
+                f"{self.url} was asked for in a process forked after its parent had used S3: the "
+                "request would hang.",
+                hint='Start loader workers with multiprocessing_context="forkserver".',
+            )
+        if self._store is None:
             # The default of 10 retries waits 10.7 s for a server that is down; 3 wait under 1 s.
             self._store = from_url(self.url, retry_config={"max_retries": 3})
-            self._process = os.getpid()
         return self._store
 
     @contextmanager

@@ -73,6 +73,10 @@ def exact_kernels() -> Iterator[None]:
     by more than float16 storage does, and may pick kernels by what else the GPU is doing.
     """
     with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        enabled=True,
+        benchmark=False,
+        deterministic=True,
+        allow_tf32=False,
+        fp32_precision="ieee",
     ):
         yield

@@ -1,7 +1,8 @@
 """Replay of a user's own pipeline: the global generators are seeded per view, then put back.
 
 Such a pipeline draws from the libraries' own distributions, so it replays exactly under the same
-library versions only; across versions the digest decides, as for every view.
+library versions only; across versions the digest decides, as for every view. The generators belong
+to the whole process, so a process renders such views from one thread at a time.
 """
 
 from __future__ import annotations
@@ -45,13 +46,12 @@ class SeededPipeline:
         """The view, [H, W, 3]."""
         with _seeded(params[0] % 2**64):
             view = self._pipeline(image)
-        pixels = view.numpy() if isinstance(view, torch.Tensor) else np.asarray(view)
-        if pixels.shape == (3, self._size, self._size):
-            pixels = pixels.transpose(1, 2, 0)
+        made = view.numpy() if isinstance(view, torch.Tensor) else np.asarray(view)
+        pixels = made.transpose(1, 2, 0) if made.shape == (3, self._size, self._size) else made
         if pixels.shape != (self._size, self._size, 3) or pixels.dtype != np.uint8:
             raise ConfigError(
                 f"augment.callable {self._path!r} made {type(view).__name__} "
-                f"{pixels.dtype}{list(pixels.shape)}; a view is RGB uint8 of augment.size = "
+                f"{made.dtype}{list(made.shape)}; a view is RGB uint8 of augment.size = "
                 f"{self._size}.",
                 hint="End the pipeline before ToTensor, ToDtype and Normalize.",
             )

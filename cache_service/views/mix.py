@@ -45,8 +45,7 @@ class Mixer:
 
     def draw(self, seed: int, evens_B: NDArray[np.integer]) -> Ints:
         """Parameters of each pair, int64 [B, 6], from the samples at the pairs' even positions."""
-        # The choice has the stream after the recipe's ops to itself, one that no op is ever given:
-        # with a single mixing op nothing is read from it.
+        # The choice is read from the stream after the ops' own, so it moves no op's words.
         num_words = [0] * self._num_streams
         for stream, _ in self._ops:
             num_words[stream] = _WORDS_PER_OP

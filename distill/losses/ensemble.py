@@ -33,7 +33,7 @@ def ensemble_log_probabilities(
         temperature: T > 0. The arithmetic mean is taken at T, so it depends on T beyond scaling.
         mean: arithmetic keeps every member's opinion, geometric what all of them share.
 
-    Source: Hinton et al. 2015, section 2 and 3, which allows for both.
+    Source: Hinton et al. 2015, section 1, which allows for both.
     """
     log_p_NXC = torch.stack(
         [log_probabilities(logits_XC, temperature=temperature) for logits_XC in teacher_logits]

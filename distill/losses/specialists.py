@@ -68,7 +68,7 @@ def specialist_loss(
         temperature: T > 0.
         alpha: share of the soft targets, 0..1.
 
-    Source: Hinton et al. 2015, sections 5.1 and 6.1. They leave T and alpha open.
+    Source: Hinton et al. 2015, sections 5.2 and 6.1. They leave T and alpha open.
     """
     folded_BS = dustbin_logits(generalist_logits_BC, subset, temperature=temperature)
     soft = kd_loss(specialist_logits_BS, folded_BS, temperature=temperature)
@@ -80,7 +80,7 @@ def correct_dustbin(specialist_logits_BS: Tensor, *, oversampling: float) -> Ten
     """Return the logits with log(oversampling) added to the dustbin's, [B, S].
 
     Undoes training on a set where the subset's classes were `oversampling` times as frequent,
-    against all others, as they really are. Source: Hinton et al. 2015, section 5.1.
+    against all others, as they really are. Source: Hinton et al. 2015, section 5.2.
     """
     dustbin_B1 = specialist_logits_BS[:, -1:] + math.log(oversampling)
     return torch.cat([specialist_logits_BS[:, :-1], dustbin_B1], dim=-1)
@@ -92,7 +92,7 @@ def active_specialists(
     """Return who is asked about each sample, bool [B, M].
 
     A specialist is active where its subset holds one of the generalist's `top` likeliest classes.
-    Source: Hinton et al. 2015, section 5.3, with top = 1.
+    Source: Hinton et al. 2015, section 5.4, with top = 1.
     """
     likeliest = generalist_p_BC.topk(top, dim=-1).indices
     return torch.stack([torch.isin(likeliest, subset).any(dim=-1) for subset in subsets], dim=-1)
@@ -161,7 +161,7 @@ def combine_specialists(
         tolerance: in nats; stop once no sample's gap is above it.
         max_steps: stop anyway; `gap_B` then says how good the answer is.
 
-    Source: Hinton et al. 2015, section 5.3, equation 5. There q is a softmax of free logits under
+    Source: Hinton et al. 2015, section 5.4, equation 5. There q is a softmax of free logits under
     gradient descent; the minimum is the same one.
     """
     known_BC, dustbin_BM, outside_MC = _events(generalist_p_BC, specialist_ps, subsets, active_BM)

@@ -20,8 +20,8 @@ def standardize_logits(logits_XC: Tensor, *, eps: float = EPS) -> Tensor:
     offset and scale. Gradients flow through mean and deviation.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. The standard
-    deviation divides by C - 1, as in the published code; the paper divides by C. Published base
-    temperature 2 and soft weight 9 beside the settings of each method.
+    deviation divides by C - 1, as in its code, where a base temperature of 2 and a soft weight of
+    9 go with it.
     """
     shifted_XC = scale_logits(logits_XC, temperature=1.0)
     centered_XC = shifted_XC - shifted_XC.mean(dim=-1, keepdim=True)

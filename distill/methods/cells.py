@@ -6,6 +6,7 @@ Shape letters: B batch, R cells, C classes, D channels, H W sides of a feature m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def answer_student(step: Step, scales: Sequence[int]) -> StudentAnswer:
         return torch.cat(cells, dim=1)
 
     both_NC = answer_cells(step.student, step.images_B3HW, pool)
-    both_BRC = both_NC.unflatten(0, (len(step.images_B3HW), -1))
+    both_BRC = both_NC.reshape(len(step.images_B3HW), -1, both_NC.shape[-1])
     return StudentAnswer(both_BRC[:, 0], both_BRC[:, 1:])
 
 
@@ -63,8 +64,8 @@ def select_cells(cells_BRC: Tensor, recorded: Sequence[int], wanted: Sequence[in
     """The cells of the wanted scales, of those of all recorded ones, [B, R, C]."""
     if tuple(wanted) == tuple(recorded):
         return cells_BRC
-    by_scale = cells_BRC.split([side * side for side in recorded], dim=1)
-    return torch.cat([by_scale[recorded.index(side)] for side in wanted], dim=1)
+    starts = dict(zip(recorded, accumulate((s * s for s in recorded), initial=0), strict=False))
+    return torch.cat([cells_BRC.narrow(1, starts[side], side * side) for side in wanted], dim=1)
 
 
 def needs_cells(settings: CellSettings, plan: Plan) -> None:
@@ -73,10 +74,11 @@ def needs_cells(settings: CellSettings, plan: Plan) -> None:
     teacher = plan.teachers[0]
     missing = [side for side in settings.scales or () if side not in teacher.scales]
     if missing:
+        every = str(sorted({*teacher.scales, *missing})).replace(" ", "")
         raise ConfigError(
             f"method.scales asks for {list(settings.scales or ())}, but {teacher.origin} has "
             f"scales {list(teacher.scales)}.",
-            hint=f"Ask for some of these, or record a cache with `--set scales={missing}` added.",
+            hint=f"Record another cache with `kd-cache build FILE --set scales={every}`.",
         )
     if (settings.scales or teacher.scales) == (1,):
         return

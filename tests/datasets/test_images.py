@@ -112,6 +112,17 @@ def test_another_dataset_has_another_identity(change):
     assert wrap_dataset(change(items)).id.sha256 != wrap_dataset(items).id.sha256
 
 
+def test_class_names_are_part_of_the_identity():
+    class Named(list):
+        classes = ("ant", "bee", "cow")
+
+    class Renamed(list):
+        classes = ("ant", "bee", "dog")
+
+    kinds = (list, Named, Renamed)
+    assert len({wrap_dataset(kind(many(9))).id.sha256 for kind in kinds}) == 3
+
+
 def test_a_renamed_class_or_file_is_another_dataset(folder):
     before = opened(folder).id
     (folder / "ant" / "0.png").rename(folder / "ant" / "00.png")

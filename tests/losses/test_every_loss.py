@@ -10,9 +10,9 @@ import distill.losses as L
 SUBSET = [0, 2]
 
 
-def _ddgsd(s, t, y, temperature):
+def _ddgsd(s, _t, y, temperature):
     targets_BC = L.label_targets(y, num_classes=s.shape[-1], dtype=s.dtype)
-    views = L.SelfView(s[:, 0], t[:, 0], targets_BC), L.SelfView(s[:, 1], t[:, 1], targets_BC)
+    views = L.SelfView(s[:, 0], s[:, 2], targets_BC), L.SelfView(s[:, 1], s[:, 3], targets_BC)
     return L.ddgsd_loss(L.ddgsd_terms(*views, temperature=temperature))
 
 
@@ -38,7 +38,7 @@ LOSSES = {
     "logit_matching_loss": lambda s, t, y, T: L.logit_matching_loss(s, t),
     "label_loss": lambda s, t, y, T: L.label_loss(s[:, 0], y, smoothing=0.1),
     "label_loss mixed": lambda s, t, y, T: L.label_loss(
-        s[:, 0], y, y.flip(0), torch.full_like(s[:, 0, 0], 0.3)
+        s[:, 0], y, (y + 1) % 6, torch.full_like(s[:, 0, 0], 0.3)
     ),
     "soft_cross_entropy": lambda s, t, y, T: L.soft_cross_entropy(s, t.softmax(-1)),
     "dkd_loss": lambda s, t, y, T: L.dkd_loss(s[:, 0], t[:, 0], y, temperature=T),
@@ -144,8 +144,6 @@ def test_inputs_are_left_as_they_were(draw, loss):
 
 @every_loss
 def test_no_gradient_reaches_the_teacher(draw, loss):
-    if loss is _ddgsd:
-        pytest.skip("both views are the student's; t holds its features here")
     s, t, y = draw()
     (gradient,) = torch.autograd.grad(
         loss(s.requires_grad_(), t.requires_grad_(), y, 4.0), t, allow_unused=True
@@ -157,15 +155,11 @@ def test_no_gradient_reaches_the_teacher(draw, loss):
 def test_an_offset_of_all_logits_changes_nothing(draw, loss):
     s, t, y = draw()
     moved = loss(s + 50.0, t - 20.0, y, 4.0)
-    if loss is LOSSES["mmd_loss"]:
-        moved = loss(s + 50.0, t, y, 4.0)
     assert moved.item() == pytest.approx(loss(s, t, y, 4.0).item(), rel=1e-9, abs=1e-12)
 
 
 @every_loss
 def test_the_order_of_the_batch_does_not_matter(draw, loss):
-    if loss is LOSSES["label_loss mixed"]:
-        pytest.skip("partners are the batch in reverse here")
     s, t, y = draw()
     order = torch.tensor([2, 0, 3, 1])
     shuffled = loss(s[order], t[order], y[order], 4.0)

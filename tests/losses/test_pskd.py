@@ -39,6 +39,12 @@ def test_softened_mixed_labels_still_sum_to_one(draw_logits):
     assert torch.allclose(softened_BC.sum(-1), torch.ones(2, dtype=torch.float64))
 
 
+def test_the_softened_labels_are_constants(draw_logits):
+    previous_BC = draw_logits(3, 2, 3).requires_grad_()
+    targets_BC = label_targets(torch.tensor([0, 1]), num_classes=3)
+    assert not soften_targets(targets_BC, previous_BC, alpha=0.4).requires_grad
+
+
 @pytest.mark.parametrize(
     ("epoch", "alpha"),
     [(0.0, 0.08), (0.99, 0.08), (1.0, 0.16), (4.5, 0.4), (9.999, 0.8), (10.0, 0.8), (12.0, 0.8)],

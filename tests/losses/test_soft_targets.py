@@ -14,7 +14,7 @@ def _gradient(loss, logits):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), temperature=st.floats(0.2, 50), scale=st.floats(0, 30))
+@given(seed=st.integers(0, 2**31), temperature=st.floats(0.5, 50), scale=st.floats(0, 20))
 def test_kd_loss_is_its_formula_in_both_directions(direct, draw_logits, seed, temperature, scale):
     student_BC, teacher_BC = draw_logits(seed, 2, 3, 5, scale=scale)
     for direction in ("forward", "reverse"):

@@ -35,8 +35,6 @@ def pair(num_classes):
     return Pair(num_classes)
 """
 
-PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-
 
 @pytest.fixture(scope="session")
 def factories(tmp_path_factory):

@@ -58,6 +58,14 @@ def test_chained_pooling_stores_the_finest_grid_whatever_the_map(load, views):
     )
 
 
+def test_chained_cells_are_the_means_of_the_finest_ones(load, views):
+    given = {"scales": SCALES, "store_all": True}
+    cells = load(pooling="chained", input_size=28, given=given).answer(views)
+    np.testing.assert_allclose(
+        cells, expand_cells(cells[:, 5:], SCALES, (4,)), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_a_network_without_a_map_answers_for_the_whole_image_only(load, views, factories):
     teacher = load(f"{factories}:colors")
     assert teacher.answer(views).shape == (6, 1, 10)
@@ -90,6 +98,24 @@ def test_bfloat16_rounds_the_answers_and_is_part_of_the_identity(load, views):
     assert exact.id != rounded.id
 
 
+def test_the_compiled_path_gives_the_same_answers(load, views):
+    teacher = load(compile=True, given={"scales": SCALES, "want_features": True})
+    plain = load(given={"scales": SCALES, "want_features": True})
+    with torch.compiler.set_stance("force_eager"):  # generating the code takes half a minute
+        assert np.array_equal(teacher.answer(views), plain.answer(views))
+        assert np.array_equal(teacher.features(views), plain.features(views))
+    assert teacher.id == plain.id
+
+
+@pytest.mark.faults
+def test_compiled_code_gives_the_same_answers(load, views):
+    # Half a minute of code generation on two cores.
+    teacher, plain = (load(compile=on, given={"scales": SCALES}) for on in (True, False))
+    for count in (6, 2):
+        answers = teacher.answer(views[:count]), plain.answer(views[:count])
+        np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+
+
 def test_features_and_head_give_the_logits(load, views):
     for scales in ((1,), SCALES):
         teacher = load(given={"scales": scales, "want_features": True})
@@ -118,5 +144,6 @@ def test_exact_kernels_put_the_settings_back():
     before = torch.backends.cudnn.allow_tf32
     with exact_kernels():
         assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.allow_tf32 == before

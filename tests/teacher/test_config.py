@@ -60,8 +60,6 @@ def test_a_network_without_metadata_is_fed_by_the_statistics_of_imagenet(load, f
     assert (fed.mean, fed.size, fed.interpolation) == ((0.485, 0.456, 0.406), 32, "bilinear")
 
 
-def test_metadata_of_a_size_that_is_not_square_asks_for_one(load):
-    odd = {"pretrained_cfg_overlay": {"fixed_input_size": True, "input_size": (3, 32, 64)}}
+def test_a_network_of_a_size_that_is_not_square_is_refused(load):
     with pytest.raises(ConfigError, match=r"32x64 px; views are square.*teacher\.input_size"):
-        load("test_resnet", model_args=odd)
-    assert load("test_resnet", model_args=odd, input_size=64).id.preprocess.size == 64
+        load("test_vit", model_args={"img_size": [32, 64]})

@@ -98,6 +98,7 @@ class _Touch:
         return (pathlib.Path.touch, (self.path,))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's remark, before it refuses
 @pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_checkpoint_is_refused_and_never_runs(load, tmp_path, protocol, zipped):
@@ -113,6 +114,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(load, tmp_path, protocol
     assert proof.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_bare_pickle_is_refused_and_never_runs(load, tmp_path):
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(_Touch(tmp_path / "ran")))
     with pytest.raises(ConfigError, match=r"bare\.pth"):

@@ -47,9 +47,10 @@ def test_another_class_order_is_refused_with_its_likely_causes(knowing, labeled)
 
 
 def test_the_finest_cells_alone_are_enough_to_score(load, views):
-    finest = load(given={"scales": (1, 2, 4)})
-    whole = load()
+    views[:, :16, :16] = torch.arange(0, 252, 42, dtype=torch.uint8).reshape(6, 1, 1, 1)
+    finest, whole = load(given={"scales": (1, 2, 4)}), load()
     labels = whole.answer(views)[:, 0].argmax(axis=-1)
+    assert (finest.answer(views)[:, 0].argmax(axis=-1) != labels).any()  # a corner is not the whole
     assert score_teacher(finest, [views[:4], views[4:]], labels).accuracy == 1.0
 
 

@@ -34,6 +34,15 @@ def arrays():
         return pixels
     return pipeline
 
+def only_python():
+    return lambda image: np.full((24, 24, 3), random.randrange(256), np.uint8)
+
+def only_numpy():
+    return lambda image: np.full((24, 24, 3), np.random.randint(256), np.uint8)
+
+def only_torch():
+    return lambda image: torch.randint(256, (), dtype=torch.uint8).expand(3, 24, 24)
+
 def floats():
     return v2.Compose([crops(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
 
@@ -75,6 +84,16 @@ def test_a_users_pipeline_replays_at_every_batch_size(make_views, name):
     assert (whole.partners_B == whole.samples_B).all()
 
 
+@pytest.mark.parametrize("name", ["only_python", "only_numpy", "only_torch"])
+def test_each_global_generator_is_seeded_by_seed_and_sample(make_views, name):
+    views = make_views(name)
+    levels = views.render(0, range(40)).pixels_BHW3[:, 0, 0, 0]
+    assert len(np.unique(levels)) > 20
+    assert (views.render(1, range(40)).pixels_BHW3[:, 0, 0, 0] != levels).mean() > 0.8
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)
+    np.testing.assert_array_equal(views.render(0, range(40)).pixels_BHW3[:, 0, 0, 0], levels)
+
+
 def test_a_users_pipeline_survives_pickling(make_views):
     views = make_views("crops")
     again = pickle.loads(pickle.dumps(views)).render(2, range(5))
@@ -104,7 +123,7 @@ def test_the_global_generators_are_given_back_even_after_a_failure(make_views):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("floats", r"Image float32\[3, 24, 24\].*size = 24.*before ToTensor"),
+        ("floats", r"Tensor float32\[3, 24, 24\].*size = 24.*before ToTensor"),
         ("small", r"uint8\[9, 9, 3\]"),
         ("grey", r"uint8\[24, 24\]"),
         ("nothing", r"made NoneType object\[\]"),

@@ -117,5 +117,15 @@ def test_powers_are_right(base, exponent):
 
 def test_exp_and_log_are_pinned_to_the_bit():
     x = np.array([-0.2876820724517809, 0.1, 1.0, 3.0])
-    assert [v.hex() for v in exact_exp(x).tolist()] == PINNED_EXP
-    assert [v.hex() for v in exact_log(np.array([0.75, 4 / 3, 0.1, 10.0])).tolist()] == PINNED_LOG
+    assert [v.hex() for v in exact_exp(x).tolist()] == [
+        "0x1.8000000000000p-1",
+        "0x1.1aec7b35a00d4p+0",
+        "0x1.5bf0a8b14576ap+1",
+        "0x1.415e5bf6fb106p+4",
+    ]
+    assert [v.hex() for v in exact_log(np.array([0.75, 4 / 3, 0.1, 10.0])).tolist()] == [
+        "-0x1.269621134db92p-2",
+        "0x1.269621134db92p-2",
+        "-0x1.26bb1bbb55515p+1",
+        "0x1.26bb1bbb55516p+1",
+    ]

@@ -124,6 +124,14 @@ def test_trivial_augment_draws_every_level(draw):
     assert shifts.max() == 32
 
 
+@pytest.mark.parametrize("make", [recipe.RandAugment, recipe.TrivialAugment])
+def test_exactly_the_ops_with_two_directions_are_signed(draw, make):
+    op = {"rand_augment": RandAugment, "trivial_augment": TrivialAugment}[make().op](make(), 224)
+    params = draw(op, 4000)[:, :2]
+    negative = {OP_NAMES[op] for op, magnitude in params.tolist() if magnitude < 0}
+    assert negative == set(OP_NAMES[1:10])
+
+
 def test_magnitudes_end_where_torchvision_says():
     narrow, wide = _narrow(331)[:, 30], _wide()[:, 30]
     row = {name: i for i, name in enumerate(OP_NAMES)}

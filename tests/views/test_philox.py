@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +33,21 @@ def test_words_are_bit_identical_to_numpy_for_any_key_and_counter(key, counters,
 
 def test_the_first_words_are_pinned():
     words = philox_words((VIEW_KEY, 7), np.array([[0, 3, 1, 0]], dtype=np.uint64), 4)
-    assert words.tolist() == [PINNED]
+    assert words[0].tolist() == [
+        7735007409437423625,
+        17656115490795619739,
+        8750292531828364799,
+        10955098737837901955,
+    ]
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_stream_is_numpys_with_the_sample_and_the_stream_in_its_counter(stream):
+    drawn = draw_words(2**63 + 5, np.array([11, 2**31 - 1]), [3, 0, 9][: stream + 1])
+    for row, sample in zip(drawn[stream], [11, 2**31 - 1], strict=True):
+        key, counter = np.array([[VIEW_KEY, 2**63 + 5, 0, 0], [0, sample, stream, 0]], np.uint64)
+        expected = np.random.Philox(key=key[:2], counter=counter).random_raw(len(row))
+        np.testing.assert_array_equal(row, expected)
 
 
 def test_a_sample_has_the_same_words_whatever_is_drawn_beside_it():

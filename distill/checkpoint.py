@@ -1,0 +1,142 @@
+"""`checkpoint.pt`: everything a run needs to go on as if it had never stopped.
+
+Written whole or not at all, fsynced, and read back with `weights_only=True`, so that opening
+somebody's checkpoint runs none of their code. Randomness is not in it: each step draws from a
+generator seeded by the run's seed and its own number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache_service.errors import ConfigError, CorruptError, SpecMismatchError
+from cache_service.storage.local import LocalStorage
+
+CHECKPOINT_NAME = "checkpoint.pt"
+
+FORMAT = 1
+"""Raised when an older version would misread a newer checkpoint."""
+
+FREE = {
+    "out",
+    "device",
+    "workers",
+    "evaluate",
+    "checkpoint_every",
+    "log_every",
+    "tensorboard",
+    "replay",
+    # Where rows and images lie may change; what they are is held by the identity.
+    "dataset",
+    "caches",
+    "augment",
+    "seeds",
+}
+"""Settings that a resumed run may change: they do not move the loss curve."""
+
+Payload = dict[str, Any]
+
+
+def save_checkpoint(out: str, payload: Payload) -> None:
+    """Replace the checkpoint in the folder `out`.
+
+    Raises:
+        OutOfSpaceError, StorageError: the old one is still there.
+    """
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **payload}, content)
+    storage = LocalStorage(out)
+    storage.put(CHECKPOINT_NAME, content.getvalue())
+    storage.sweep()
+
+
+def load_checkpoint(path: str | Path) -> Payload | None:
+    """The checkpoint at `path` (a file, or a run's folder), on the CPU; None where there is none.
+
+    Raises:
+        CorruptError: it is there and is not one.
+        ConfigError: it is of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= CHECKPOINT_NAME
+    content = LocalStorage(str(path.parent)).get(path.name)
+    if content is None:
+        return None
+    try:
+        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as problem:
+        raise CorruptError(
+            f"{path} is not a checkpoint of kd-cache, or is damaged.",
+            hint="Remove it to start over.",
+        ) from problem
+    if not isinstance(payload, dict) or "format" not in payload:
+        raise CorruptError(f"{path} is no checkpoint of kd-cache: it holds no run.")
+    if payload["format"] != FORMAT:
+        raise ConfigError(
+            f"{path} has format {payload['format']}; this version of kd-cache reads {FORMAT}."
+        )
+    return payload
+
+
+def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> None:
+    """Refuse to go on with a run under settings that would bend its curve.
+
+    Args:
+        path: of the checkpoint, for the message.
+        saved: the checkpoint.
+        wanted: the config of this run, as JSON.
+
+    Raises:
+        ConfigError: names each field that differs, with both values.
+    """
+    before, now = _leaves(saved["config"]), _leaves(wanted)
+    differing = [
+        f"{key}={_json(before.get(key))} there and {_json(now.get(key))} here"
+        for key in sorted(before.keys() | now.keys())
+        if key.partition(".")[0] not in FREE and before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{path} is of a run with other settings: {'; '.join(differing)}.",
+            hint="Choose another `out`, or remove the checkpoint to start over.",
+        )
+
+
+def refuse_other_rows(path: Path, saved: Payload, identity: dict[str, Any]) -> None:
+    """Refuse to go on with a run on other rows or views.
+
+    Raises:
+        SpecMismatchError: names what differs, with both values.
+    """
+    for key, before in saved["identity"].items():
+        now = identity.get(key)
+        if before != now:
+            raise SpecMismatchError(
+                f"{path} is of a run on {key} {_json(before)}, but this run has {_json(now)}.",
+                hint="Choose another `out`, or remove the checkpoint to start over.",
+            )
+
+
+def _leaves(document: Any, prefix: str = "") -> dict[str, Any]:
+    return dict(_walk(document, prefix))
+
+
+def _walk(document: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(document, dict):
+        yield prefix, document
+        return
+    for key, value in document.items():
+        yield from _walk(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "..."

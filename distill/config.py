@@ -1,0 +1,167 @@
+"""A train file: what to train, from what, how, and where to put it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from cache_service.configfile import load_yaml_config
+from cache_service.datasets import DatasetConfig
+from cache_service.format.frozen import Frozen
+from cache_service.format.recipe import AugmentConfig
+from cache_service.format.seeds import Seeds
+from cache_service.format.spec import Sha256
+from distill.methods import MethodConfig
+from distill.optim import OptimizerConfig
+from distill.schedule import Constant, ScheduleConfig
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
+
+
+class CacheConfig(Frozen):
+    """One cache to learn from."""
+
+    url: Annotated[str, Field(min_length=1, description="A path, s3://... or http(s)://...")]
+    fingerprint: Annotated[Sha256 | None, Field(description="Refuse any other cache.")] = None
+
+
+def _as_cache(written: Any) -> Any:
+    return {"url": written} if isinstance(written, str) else written
+
+
+def _as_list(written: Any) -> Any:
+    return [written] if isinstance(written, str | dict) else written
+
+
+class StudentConfig(Frozen):
+    """The network to train, and what happens to a view before it sees it."""
+
+    model: Annotated[
+        str, Field(min_length=1, description="A timm name, torchvision/NAME or module:factory.")
+    ]
+    num_classes: Annotated[
+        int | None, Field(ge=2, description="Checked against the dataset's where given.")
+    ] = None
+    pretrained: bool = False
+    checkpoint: Annotated[str | None, Field(min_length=1)] = None
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="Of the initial weights; the run's if null.")
+    ] = None
+    model_args: Annotated[dict[str, Any], Field(default_factory=dict)]
+    input_size: Annotated[
+        int | None, Field(ge=8, le=4096, description="px; the view's size if null.")
+    ] = None
+    mean: tuple[Unit, Unit, Unit] | None = None
+    std: tuple[Spread, Spread, Spread] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together or not at all")
+        taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
+        if taken:
+            raise ValueError(
+                f"model_args cannot hold {taken[0]}: that is said by student's own keys"
+            )
+        return self
+
+
+class EvaluateConfig(Frozen):
+    """What to score the student on while it trains."""
+
+    dataset: DatasetConfig
+    every: Annotated[int, Field(ge=1, description="Epochs; the last one is always scored.")] = 1
+    augment: Annotated[
+        AugmentConfig | None, Field(description="Null: resize and crop the middle, nothing drawn.")
+    ] = None
+    batch_size: Annotated[int | None, Field(ge=1, description="The run's if null.")] = None
+
+
+class CheckpointEvery(Frozen):
+    """How often to write `checkpoint.pt`. It is also written at the end and on Ctrl-C."""
+
+    epochs: Annotated[int | None, Field(ge=1)] = None
+    steps: Annotated[int | None, Field(ge=1, description="Batches.")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> CheckpointEvery:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give epochs or steps, one of them")
+        return self
+
+
+class ReplayConfig(Frozen):
+    """How exactly replayed views must be those that the teacher saw."""
+
+    max_drift: Annotated[
+        int, Field(ge=0, le=255, description="Levels by which another library may round.")
+    ] = 0
+
+
+class TrainConfig(Frozen):
+    """A train file."""
+
+    dataset: DatasetConfig
+    caches: Annotated[
+        tuple[Annotated[CacheConfig, BeforeValidator(_as_cache)], ...], BeforeValidator(_as_list)
+    ] = ()
+    augment: Annotated[
+        AugmentConfig | None, Field(description="Without caches only: what makes the views.")
+    ] = None
+    seeds: Annotated[
+        Seeds | None,
+        Field(description="Null: all recorded ones; without caches a new one each epoch."),
+    ] = None
+    student: StudentConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = Constant()
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=1, le=2**20, description="Views per forward pass.")]
+    accumulate: Annotated[int, Field(ge=1, le=2**16, description="Batches per update.")] = 1
+    clip_grad_norm: Annotated[float | None, Field(gt=0)] = None
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    channels_last: bool = False
+    ema: Annotated[float | None, Field(gt=0, lt=1, description="Decay per update.")] = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    workers: Annotated[int, Field(ge=0, le=256, description="Loader processes.")] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of weights and dropout.")] = 0
+    out: Annotated[str, Field(min_length=1, description="Folder of everything written.")]
+    evaluate: EvaluateConfig | None = None
+    checkpoint_every: CheckpointEvery = CheckpointEvery(epochs=1)
+    log_every: Annotated[int, Field(ge=1, description="Updates per line of metrics.")] = 50
+    replay: ReplayConfig = ReplayConfig()
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.caches and self.augment is not None:
+            raise ValueError("augment is the cache's own recipe: leave it out where caches are")
+        if not self.caches and self.augment is None:
+            raise ValueError("without caches, augment must say what the views are")
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} leaves nothing of "
+                f"epochs={self.epochs}"
+            )
+        min_lr = getattr(self.schedule, "min_lr", 0.0)
+        if min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr={min_lr:g} is above optimizer.lr={self.optimizer.lr:g}"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The train file at `path`, with `a.b=value` overrides applied.
+
+    Raises:
+        ConfigError: one line that names the file and each bad key.
+    """
+    return load_yaml_config(TrainConfig, path, overrides)

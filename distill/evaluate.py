@@ -1,0 +1,181 @@
+"""How good a student is: right answers, calibration, agreement with its teacher.
+
+Shape letters: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cache_service.datasets import DatasetConfig, open_dataset
+from cache_service.errors import ConfigError
+from cache_service.format.recipe import AugmentConfig
+from cache_service.format.spec import Preprocess
+from cache_service.models.preprocess import prepare_views
+from distill.batches import Batch, BatchPlan
+from distill.checkpoint import Payload, load_checkpoint
+from distill.config import CacheConfig, EvaluateConfig, TrainConfig
+from distill.data import Replay, train_loader
+from distill.losses import majority_labels
+from distill.scores import Evaluation, Tally
+from distill.stream import open_stream
+from distill.students import choose_device, restore_student
+
+__all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint"]
+
+MAX_KEPT_BYTES = 256 * 2**20
+"""Views of an evaluation set that are kept between epochs: CIFAR's 30 MB are, ImageNet's not."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    *,
+    device: torch.device | str = "cpu",
+    teach: Callable[[Batch], Tensor] | None = None,
+) -> Evaluation:
+    """Score a model. It is put into evaluation mode for this and then back.
+
+    Args:
+        model: on `device`; answers logits [B, C].
+        batches: views and labels, each view once.
+        preprocess: what the model wants done to a view.
+        device: where the model is.
+        teach: the teacher's logits [B, C] of a batch, to measure agreement.
+
+    Raises:
+        ConfigError: there are no views.
+    """
+    tally = Tally(torch.device(device))
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            on_device = batch.to(str(device))
+            images_B3HW = prepare_views(on_device.images_BHW3, preprocess, device=device)
+            logits_BC = model(images_B3HW).float()
+            tally.add(logits_BC, majority_labels(*on_device[1:4]))
+            if teach is not None:
+                tally.add_agreement(logits_BC, teach(on_device))
+    finally:
+        model.train(was_training)
+    return tally.evaluation()
+
+
+class HeldOut:
+    """The batches of an evaluation set, the same each time it is iterated over.
+
+    Raises:
+        ConfigError: its class count is not the student's.
+    """
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        *,
+        num_classes: int,
+        view_size: int,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        images = open_dataset(config.dataset)
+        if images.id.num_classes != num_classes:
+            raise ConfigError(
+                f"evaluation dataset {config.dataset.name} {config.dataset.split} has "
+                f"{images.id.num_classes} classes, but the student has {num_classes}."
+            )
+        augment = config.augment or AugmentConfig(preset="none", size=view_size)
+        self._replay = Replay(images, [], recipe=augment.recipe())
+        self._plan = BatchPlan(len(images), config.batch_size or batch_size, (0,), 1)
+        self._workers = workers
+        self._is_small = len(images) * augment.size**2 * 3 <= MAX_KEPT_BYTES
+        self._kept: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept:
+            yield from self._kept
+            return
+        seen = []
+        for batch in train_loader(self._replay, self._plan, workers=self._workers):
+            if self._is_small:
+                seen.append(batch)
+            yield batch
+        self._kept = seen
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    *,
+    dataset: DatasetConfig | None = None,
+    cache: str | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Evaluation:
+    """Score the student of a checkpoint: its weight average, where it has one.
+
+    Args:
+        path: `checkpoint.pt`, or the folder of the run.
+        dataset: what to score on; by default what the run itself was scored on.
+        cache: score on the views that this cache recorded instead, and measure agreement with its
+            teacher. `dataset` then says where its images lie, by default where the run found them.
+        seed: which recorded epoch of the cache; by default its first.
+        batch_size: by default the run's.
+        device: as in a train file.
+        workers: loader processes; by default the run's.
+
+    Raises:
+        ConfigError: no checkpoint there, or nothing to score on.
+        CorruptError: the file is no checkpoint.
+    """
+    payload = load_checkpoint(path)
+    if payload is None:
+        raise ConfigError(f"no checkpoint at {path}.", hint="Name the `out` of a training run.")
+    where = choose_device(device)
+    config = _train_config(payload, batch_size=batch_size, workers=workers)
+    student = restore_student(payload, config.student)
+    model = student.model.to(where)
+    if cache is not None:
+        recorded = config.model_copy(
+            update={
+                "dataset": dataset or config.dataset,
+                "caches": (CacheConfig(url=cache),),
+                "augment": None,
+                "seeds": None if seed is None else (seed,),
+                "epochs": 1,
+            }
+        )
+        stream = open_stream(recorded, device=where)
+        return evaluate(
+            model,
+            stream.batches(0),
+            student.preprocess,
+            device=where,
+            teach=lambda batch: stream.teach(batch, temperature=1.0, cache=0)[:, 0],
+        )
+    wanted = config.evaluate if dataset is None else EvaluateConfig(dataset=dataset)
+    if wanted is None:
+        raise ConfigError(
+            f"{path} does not say what to evaluate on: its train file has no `evaluate`.",
+            hint="Name a dataset or a cache.",
+        )
+    held_out = HeldOut(
+        wanted,
+        num_classes=payload["num_classes"],
+        view_size=payload["view_size"],
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    return evaluate(model, held_out, student.preprocess, device=where)
+
+
+def _train_config(payload: Payload, **changes: int | None) -> TrainConfig:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return TrainConfig.model_validate(payload["config"] | given)

@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM: finish the step, keep it, then stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn the first signal into a request; a second one acts as it did before.
+
+    Handlers belong to the main thread. In any other one nothing is installed, and nothing is ever
+    requested.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            # None stands for a handler that was not installed from Python; it cannot be put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        request.requested = True
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,103 @@
+"""A student and everything that changes as it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache_service.errors import ConfigError
+from cache_service.format.spec import Preprocess
+from distill.config import TrainConfig
+from distill.ema import WeightAverage
+from distill.methods import MethodSettings, Plan, method_of
+from distill.optim import make_optimizer
+from distill.stream import Stream
+from distill.students import make_student
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One student.
+
+    Attributes:
+        model: the network, on its device.
+        preprocess: what it wants done to a view.
+        settings: of the method it learns by.
+        optimizer: of its parameters.
+        scaler: of float16 gradients; does nothing for other types.
+        average: of its weights, where the run keeps one.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    settings: MethodSettings
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """What is evaluated and kept: the average, or the model where there is none."""
+        return self.model if self.average is None else self.average.model
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint must hold of it."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.average is None else self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state.
+
+        Raises:
+            ConfigError: it is of another network, though the settings are the same.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as problem:
+            raise ConfigError(
+                "the checkpoint does not fit the student: the model's code has changed since.",
+                hint="Choose another `out`, or remove the checkpoint to start over.",
+            ) from problem
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def make_learner(config: TrainConfig, stream: Stream, device: torch.device) -> Learner:
+    """The student of a train file, checked against what it is to learn from. Reads no row.
+
+    Raises:
+        ConfigError: the model, the method or their settings do not suit each other.
+        UnsupportedError: the model cannot do what the method asks of it.
+    """
+    facts = stream.facts
+    student = make_student(
+        config.student,
+        num_classes=facts.num_classes,
+        view_size=facts.view_size,
+        teacher=facts.preprocess,
+        seed=config.seed,
+    )
+    model = student.model.to(device).train()
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    method_of(config.method).check(
+        config.method,
+        Plan(facts.teachers, model, facts.num_classes, student.preprocess.size),
+    )
+    return Learner(
+        model=model,
+        preprocess=student.preprocess,
+        settings=config.method,
+        optimizer=make_optimizer(config.optimizer, model),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "float16"),
+        average=None if config.ema is None else WeightAverage(model, config.ema),
+    )

@@ -1,0 +1,80 @@
+"""Optimizers by name, and which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from cache_service.errors import ConfigError
+from cache_service.format.frozen import Frozen
+
+Decay = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=100, description="Learning rate at its peak.")]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _OptimizerBase(Frozen):
+    lr: Rate
+    no_decay_bias: Annotated[
+        bool, Field(description="Spare biases and the scales of norms from weight decay.")
+    ] = False
+
+
+class SGD(_OptimizerBase):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: Decay = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov looks ahead along the momentum, which is 0")
+        return self
+
+
+class AdamW(_OptimizerBase):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Decay = 0.05
+
+
+OptimizerConfig = Annotated[SGD | AdamW, Field(discriminator="name")]
+
+
+def make_optimizer(config: SGD | AdamW, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all parameters that take gradients.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError("the student has no parameters that can be trained.")
+    groups = [{"params": trained, "weight_decay": config.weight_decay}]
+    if config.no_decay_bias:
+        # One-dimensional parameters are biases and the scales and shifts of norms.
+        wide = [parameter for parameter in trained if parameter.ndim > 1]
+        thin = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups[0]["params"] = wide
+        groups.append({"params": thin, "weight_decay": 0.0})
+        groups = [group for group in groups if group["params"]]
+    if isinstance(config, SGD):
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
+        )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` for every parameter from the next update on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,84 @@
+"""Scores of a classifier as running sums: nothing waits for the device until the end.
+
+Shape letters: B batch, C classes, N bins.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, nll_loss
+
+from cache_service.errors import ConfigError
+
+NUM_BINS = 15
+"""Confidence bins of the calibration error, as in Guo et al. 2017."""
+
+
+class Evaluation(NamedTuple):
+    """Scores over a set of views.
+
+    Attributes:
+        num_samples: views scored.
+        top1: share classified right; of mixed views, as their larger part.
+        top5: share with the label among the five likeliest classes (of all, where there are fewer).
+        nll: mean negative log-likelihood of the label, nats.
+        ece: expected calibration error: mean gap of confidence and share right, over 15 bins.
+        agreement: share classified as the cached teacher does; None without one.
+    """
+
+    num_samples: int
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    agreement: float | None
+
+
+class Tally:
+    """Running sums on the device; nothing waits for it until the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._num_samples = 0
+        self._asked_teacher = False
+        zeros = torch.zeros(4, dtype=torch.float64, device=device)
+        self._top1, self._top5, self._nll, self._agreed = zeros.unbind()
+        self._bins_3N = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
+
+    def add(self, logits_BC: Tensor, labels_B: Tensor) -> None:
+        """Take in a batch of float32 logits."""
+        logp_BC = log_softmax(logits_BC, dim=-1)
+        confidence_B, guess_B = logp_BC.exp().max(dim=-1)
+        right_B = (guess_B == labels_B).double()
+        likeliest_BK = logits_BC.topk(min(5, logits_BC.shape[-1]), dim=-1).indices
+        self._num_samples += len(labels_B)
+        self._top1 += right_B.sum()
+        self._top5 += (likeliest_BK == labels_B[:, None]).any(dim=-1).sum()
+        self._nll += nll_loss(logp_BC, labels_B, reduction="sum")
+        # Bins are open below and closed above: a confidence of exactly 1 is in the last one.
+        bin_B = (confidence_B * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+        facts_3B = torch.stack([torch.ones_like(right_B), right_B, confidence_B.double()])
+        self._bins_3N.index_add_(1, bin_B, facts_3B)
+
+    def add_agreement(self, logits_BC: Tensor, teacher_BC: Tensor) -> None:
+        """Take in what a teacher says about the same batch."""
+        self._asked_teacher = True
+        self._agreed += (logits_BC.argmax(dim=-1) == teacher_BC.argmax(dim=-1)).sum()
+
+    def evaluation(self) -> Evaluation:
+        """The scores over everything taken in.
+
+        Raises:
+            ConfigError: that was nothing.
+        """
+        if not self._num_samples:
+            raise ConfigError("there is nothing to evaluate on: the dataset gave no views.")
+        _, right_N, confidence_N = self._bins_3N
+        ece = (right_N - confidence_N).abs().sum()
+        sums = torch.stack([self._top1, self._top5, self._nll, ece, self._agreed])
+        top1, top5, nll, ece_mean, agreed = (sums / self._num_samples).tolist()
+        return Evaluation(
+            self._num_samples, top1, top5, nll, ece_mean, agreed if self._asked_teacher else None
+        )

@@ -1,0 +1,169 @@
+"""What a run reads: batches of views, and what teachers say about them.
+
+Shape letters: B batch, R cells, C classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cache_service.datasets import open_dataset
+from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.format.spec import Preprocess
+from cache_service.reader import Cache
+from distill.batches import Batch, BatchPlan
+from distill.config import TrainConfig
+from distill.data import Replay, train_loader
+from distill.methods import TeacherFacts
+from distill.sources import load_cache, recorded_seeds
+from distill.targets import TargetDecoder
+
+
+class StreamFacts(NamedTuple):
+    """What is known of a stream before anything is read from it.
+
+    Attributes:
+        plan: which positions make which batch.
+        teachers: in the order of `caches`.
+        num_classes: of the dataset.
+        view_size: side of the views, px.
+        preprocess: of the first teacher; what a student sees unless told otherwise.
+        identity: what fixes the stream, as JSON; a run is only ever resumed on the same one.
+    """
+
+    plan: BatchPlan
+    teachers: tuple[TeacherFacts, ...]
+    num_classes: int
+    view_size: int
+    preprocess: Preprocess | None
+    identity: dict[str, Any]
+
+
+class Stream(Protocol):
+    """The batches of a run, in their one order."""
+
+    @property
+    def facts(self) -> StreamFacts:
+        """What is known of it."""
+        ...
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches from a step on, on the CPU."""
+        ...
+
+    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+        """A teacher's logits of a batch on the device, float32 [B, R, C]."""
+        ...
+
+
+class LiveTeacher(NamedTuple):
+    """A teacher that runs beside the student: for comparisons, and where nothing is recorded.
+
+    Attributes:
+        facts: what is known of it.
+        answer: uint8 views [B, H, W, 3] on the student's device -> float32 logits [B, R, C].
+    """
+
+    facts: TeacherFacts
+    answer: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ReplayedStream:
+    """Views replayed from a recipe, with the rows of the caches that recorded it."""
+
+    facts: StreamFacts
+    replay: Replay
+    decoders: tuple[TargetDecoder, ...]
+    workers: int
+    pin_memory: bool
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches from a step on; refused where a view is not what the teacher saw."""
+        return train_loader(
+            self.replay,
+            self.facts.plan,
+            first_step=first_step,
+            workers=self.workers,
+            pin_memory=self.pin_memory,
+        )
+
+    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+        """Recorded logits, decoded on the device."""
+        return self.decoders[cache].logits(batch.rows[cache], temperature=temperature)
+
+
+class LiveStream:
+    """The views of another stream, under teachers that run now; recorded ones are not asked."""
+
+    def __init__(self, views: Stream, live: Sequence[LiveTeacher]) -> None:
+        teachers = tuple(teacher.facts for teacher in live)
+        told = {"live_teachers": [list(facts.scales) for facts in teachers]}
+        self.facts = views.facts._replace(teachers=teachers, identity=views.facts.identity | told)
+        self._views = views
+        self._live = tuple(live)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Of the views."""
+        return self._views.batches(first_step)
+
+    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:  # noqa: ARG002 - Stream's signature
+        """Ask the teacher now."""
+        return self._live[cache].answer(batch.images_BHW3)
+
+
+def open_stream(
+    config: TrainConfig, *, device: torch.device, seeds: Sequence[int] | None = None
+) -> ReplayedStream:
+    """Open dataset and caches of a train file and check that they belong together.
+
+    Args:
+        config: the train file.
+        device: where rows are decoded.
+        seeds: of a run that resumes; where the file names none, the caches may hold more by now.
+
+    Raises:
+        DatasetError, NotACacheError, RowsNotBuiltError, SpecMismatchError: see the message.
+    """
+    images = open_dataset(config.dataset)
+    caches = [load_cache(cache.url, fingerprint=cache.fingerprint) for cache in config.caches]
+    recipe = config.augment.recipe() if config.augment is not None else None
+    replay = Replay(images, caches, recipe=recipe, max_drift=config.replay.max_drift)
+    wanted = config.seeds or (tuple(seeds) if seeds is not None else None)
+    chosen = recorded_seeds(caches, wanted) if caches else wanted or tuple(range(config.epochs))
+    return ReplayedStream(
+        facts=_facts(replay, BatchPlan(len(images), config.batch_size, chosen, config.epochs)),
+        replay=replay,
+        decoders=tuple(
+            TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches
+        ),
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
+    caches, recipe = replay.caches, replay.views.recipe
+    return StreamFacts(
+        plan=plan,
+        teachers=tuple(_teacher(cache) for cache in caches),
+        num_classes=replay.images.id.num_classes,
+        view_size=recipe.size,
+        preprocess=caches[0].spec.teacher.preprocess if caches else None,
+        identity={
+            "dataset": replay.images.id.sha256,
+            "recipe": sha256_hex(canonical_json(recipe.model_dump(mode="json"))),
+            "caches": [cache.fingerprint for cache in caches],
+            "seeds": list(plan.seeds),
+        },
+    )
+
+
+def _teacher(cache: Cache) -> TeacherFacts:
+    spec = cache.spec
+    return TeacherFacts(spec.scales, spec.teacher.num_classes, spec.teacher.pooling, cache.url)

@@ -1,0 +1,237 @@
+"""Methods: their registry, their loss terms, and what they refuse before a run."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+
+from cache_service.errors import ConfigError, UnsupportedError
+from cache_service.models.cells import cell_logits
+from cache_service.models.preprocess import prepare_views
+from distill.methods import METHODS, MethodConfig, Plan, Step, TeacherFacts, method_of
+from distill.methods.cells import select_cells
+from distill.methods.kd import KD
+from distill.methods.sd_kd import SDKD
+from support.streams import MemoryStream, normed_net, plain_net, train_config
+from support.toys import NUM_CLASSES
+
+
+def terms_of(settings, stream, model, *, smoothing=0.0):
+    """A method's terms and metrics on the first batch of a stream."""
+    batch = stream.batch(0)
+    step = Step(
+        student=model,
+        images_B3HW=prepare_views(batch.images_BHW3, stream.facts.preprocess, device="cpu"),
+        batch=batch,
+        teacher=lambda *, temperature=1.0, cache=0: stream.teach(
+            batch, temperature=temperature, cache=cache
+        ),
+        teachers=stream.facts.teachers,
+        epoch=0.0,
+        label_smoothing=smoothing,
+        metrics={},
+    )
+    return method_of(settings).terms(settings, step), step.metrics
+
+
+@pytest.fixture
+def stream():
+    return MemoryStream(train_config("unused", batch_size=8))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return plain_net()
+
+
+def images_of(stream):
+    return prepare_views(stream.batch(0).images_BHW3, stream.facts.preprocess, device="cpu")
+
+
+def test_every_method_is_found_by_the_name_it_carries():
+    assert list(METHODS) == ["ce", "kd", "sd-kd"]
+    for name, method in METHODS.items():
+        settings = TypeAdapter(MethodConfig).validate_python({"name": name})
+        assert isinstance(settings, method.settings)
+        assert method_of(settings) is method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_terms_are_float32_scalars_that_reach_the_student(name, stream, model):
+    terms, metrics = terms_of(METHODS[name].settings(), stream, model)
+    assert all(term.shape == () and term.dtype == torch.float32 for term in terms.values())
+    assert all(not value.requires_grad for value in metrics.values())
+    sum(terms.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_ce_is_cross_entropy(stream, model):
+    batch = stream.batch(0)
+    terms, metrics = terms_of(METHODS["ce"].settings(), stream, model)
+    logits_BC = model(images_of(stream))
+    torch.testing.assert_close(terms["label"], F.cross_entropy(logits_BC, batch.labels_B))
+    right = (logits_BC.argmax(1) == batch.labels_B).float().mean()
+    assert metrics["top1"] == right
+
+
+def test_mixed_labels_count_by_their_shares(model):
+    stream = MemoryStream(train_config("unused", batch_size=8), mixed=True)
+    batch = stream.batch(0)
+    terms, metrics = terms_of(METHODS["ce"].settings(), stream, model)
+    logits_BC = model(images_of(stream))
+    own = F.cross_entropy(logits_BC, batch.labels_B, reduction="none")
+    other = F.cross_entropy(logits_BC, batch.partner_labels_B, reduction="none")
+    wanted = (batch.weights_B * own + (1 - batch.weights_B) * other).mean()
+    torch.testing.assert_close(terms["label"], wanted)
+    larger = torch.where(batch.weights_B >= 0.5, batch.labels_B, batch.partner_labels_B)
+    assert metrics["top1"] == (logits_BC.argmax(1) == larger).float().mean()
+
+
+def test_label_smoothing_reaches_the_label_loss(stream, model):
+    terms, _ = terms_of(METHODS["ce"].settings(), stream, model, smoothing=0.2)
+    wanted = F.cross_entropy(
+        model(images_of(stream)), stream.batch(0).labels_B, label_smoothing=0.2
+    )
+    torch.testing.assert_close(terms["label"], wanted)
+
+
+def kl_rows(teacher, student, temperature):
+    p = F.softmax(teacher.double() / temperature, -1)
+    log_q = F.log_softmax(student.double() / temperature, -1)
+    return temperature**2 * (p * (p.log() - log_q)).sum(-1)
+
+
+def test_kd_is_its_formula(stream, model):
+    terms, _ = terms_of(KD(temperature=3, alpha=0.7), stream, model)
+    logits_BC, batch = model(images_of(stream)), stream.batch(0)
+    soft = kl_rows(batch.rows[0]["logits"][:, 0], logits_BC, 3).mean()
+    torch.testing.assert_close(terms["soft"].double(), 0.7 * soft, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms["label"], 0.3 * F.cross_entropy(logits_BC, batch.labels_B))
+
+
+def test_sd_kd_is_its_formula_and_reports_complementary_cells(stream, model):
+    settings = SDKD(temperature=2, alpha=0.6, complementary_weight=3)
+    terms, metrics = terms_of(settings, stream, model)
+    batch = stream.batch(0)
+    cells_BRC = cell_logits(model, images_of(stream), (1, 2))
+    teacher_BRC = batch.rows[0]["logits"]
+    right_BR = teacher_BRC.argmax(-1) == batch.labels_B[:, None]
+    complementary_BR = right_BR != right_BR[:, :1]
+    weights_BR = torch.where(complementary_BR, 3.0, 1.0)
+    soft = (weights_BR * kl_rows(teacher_BRC, cells_BRC, 2)).mean()
+    torch.testing.assert_close(terms["soft"].double(), 0.6 * soft, rtol=1e-5, atol=1e-6)
+    label = F.cross_entropy(model(images_of(stream)), batch.labels_B)
+    torch.testing.assert_close(terms["label"], 0.4 * label)
+    assert 0 < complementary_BR.float().mean() < 1
+    assert metrics["complementary"] == complementary_BR.float().mean()
+
+
+def test_the_share_of_complementary_cells_does_not_depend_on_their_weight(stream, model):
+    shares = {
+        terms_of(SDKD(complementary_weight=weight), stream, model)[1]["complementary"].item()
+        for weight in (0.0, 0.5, 1.0, 2.0)
+    }
+    assert len(shares) == 1
+
+
+def test_sd_kd_on_the_whole_image_alone_is_kd(stream, model):
+    sdd, _ = terms_of(SDKD(scales=(1,)), stream, model)
+    plain, _ = terms_of(KD(), stream, model)
+    torch.testing.assert_close(sdd, plain)
+
+
+@pytest.mark.parametrize("wanted", [(1,), (1, 2), (1, 4), (1, 2, 4)])
+def test_a_subset_of_scales_takes_exactly_their_cells(wanted):
+    recorded = (1, 2, 4)
+    names = [f"{side}:{cell}" for side in recorded for cell in range(side * side)]
+    cells_BRC = torch.arange(len(names)).reshape(1, -1, 1)
+    taken = [names[index] for index in select_cells(cells_BRC, recorded, wanted)[0, :, 0]]
+    assert taken == [f"{side}:{cell}" for side in wanted for cell in range(side * side)]
+    assert len(taken) == list(accumulate(side * side for side in wanted))[-1]
+
+
+def test_sd_kd_on_fewer_scales_equals_a_recording_of_fewer_scales(model):
+    wide = MemoryStream(train_config("unused", batch_size=8), scales=(1, 2, 4))
+    narrow = MemoryStream(train_config("unused", batch_size=8), scales=(1, 4))
+    keep = [0, *range(5, 21)]
+    narrow.teach = lambda batch, **_: wide.batch(0).rows[0]["logits"][:, keep]
+    found, _ = terms_of(SDKD(scales=(1, 4)), wide, model)
+    wanted, _ = terms_of(SDKD(), narrow, model)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_labels_are_for_the_ordinary_logits_where_pooling_is_chained(model):
+    # A 3 x 3 map under a 2 x 2 grid: the chained whole image counts the middle four times.
+    stream = MemoryStream(train_config("unused", batch_size=8), pooling="chained")
+    images = images_of(stream)[:, :, :6, :6]
+    stream.facts = stream.facts._replace(
+        preprocess=stream.facts.preprocess.model_copy(update={"size": 6})
+    )
+    batch = stream.batch(0)
+    stream.batch = lambda step: batch._replace(images_BHW3=batch.images_BHW3[:, :6, :6])
+    terms, _ = terms_of(SDKD(alpha=0.5), stream, model)
+    plain = F.cross_entropy(model(images), batch.labels_B)
+    torch.testing.assert_close(terms["label"], 0.5 * plain)
+    cells_BRC = cell_logits(model, images, (1, 2), pooling="chained")
+    assert not torch.allclose(cells_BRC[:, 0], model(images), atol=1e-4)
+    uniform, _ = terms_of(SDKD(alpha=0.5, complementary_weight=1), stream, model)
+    soft = kl_rows(batch.rows[0]["logits"], cells_BRC, 4).mean()
+    torch.testing.assert_close(uniform["soft"].double(), 0.5 * soft, rtol=1e-5, atol=1e-6)
+
+
+TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
+
+
+def check(settings, *, teachers=(TEACHER,), student=None):
+    plan = Plan(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
+    method_of(settings).check(settings, plan)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_accepts_one_teacher_of_the_same_classes(name):
+    check(METHODS[name].settings())
+
+
+def test_labels_alone_need_no_teacher():
+    check(METHODS["ce"].settings(), teachers=())
+
+
+@pytest.mark.parametrize("name", ["kd", "sd-kd"])
+@pytest.mark.parametrize(
+    ("teachers", "says"),
+    [
+        ((), "learns from a teacher, but `caches` is empty"),
+        ((TEACHER, TEACHER), "learns from one teacher, but `caches` names 2: caches/a, caches/a"),
+        ((TEACHER._replace(num_classes=9),), "caches/a answers for 9 classes.* student has 5"),
+    ],
+)
+def test_teachers_that_do_not_suit_are_refused(name, teachers, says):
+    with pytest.raises(ConfigError, match=says):
+        check(METHODS[name].settings(), teachers=teachers)
+
+
+def test_scales_that_are_not_recorded_are_refused():
+    says = r"asks for \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
+    with pytest.raises(ConfigError, match=says):
+        check(SDKD(scales=(1, 4)))
+
+
+class Flattened(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(3 * 16 * 16, NUM_CLASSES)
+
+    def forward(self, images_B3HW):
+        return self.head(images_B3HW.flatten(1))
+
+
+def test_a_student_without_cells_is_refused_for_cells_and_fine_without():
+    with pytest.raises(UnsupportedError, match="Flattened"):
+        check(SDKD(), student=Flattened())
+    check(SDKD(scales=(1,)), student=Flattened())
+    check(KD(), student=Flattened())

@@ -1,0 +1,152 @@
+"""Files and overrides to models; every mistake is one line that names its key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+from cache_service.configfile import load_yaml_config, validate_config
+from cache_service.errors import ConfigError
+from cache_service.format.frozen import Frozen
+
+
+class Slow(Frozen):
+    name: Literal["slow"] = "slow"
+    patience: Annotated[int, Field(ge=1)] = 3
+
+
+class Fast(Frozen):
+    name: Literal["fast"] = "fast"
+    speed: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Part(Frozen):
+    weight: float
+    label: str = "x"
+
+
+class Machine(Frozen):
+    title: str
+    engine: Annotated[Slow | Fast, Field(discriminator="name")]
+    parts: tuple[Part, ...] = ()
+    spare: Part | None = None
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> Machine:
+        if self.title == "bad":
+            raise ValueError("title is bad;\nchoose another")
+        return self
+
+
+GOOD = "title: m\nengine: {name: fast, speed: 1e1}\nparts: [{weight: 1}, {weight: 2}]\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "machine.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_good_file_is_the_model(file):
+    machine = load_yaml_config(Machine, file)
+    assert machine.engine == Fast(speed=10)
+    assert [part.weight for part in machine.parts] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "reads"),
+    [
+        ("title=other", lambda m: m.title == "other"),
+        ("engine.speed=2", lambda m: m.engine.speed == 2),
+        ("engine={name: slow}", lambda m: m.engine == Slow()),
+        ("parts.1.weight=9", lambda m: m.parts[1].weight == 9),
+        ("spare.weight=4", lambda m: m.spare == Part(weight=4)),
+        ("spare=null", lambda m: m.spare is None),
+        ("title=a=b", lambda m: m.title == "a=b"),
+        ("title='8:16'", lambda m: m.title == "8:16"),
+    ],
+)
+def test_an_override_sets_one_value(file, override, reads):
+    assert reads(load_yaml_config(Machine, file, [override]))
+
+
+def test_the_last_override_wins(file):
+    assert load_yaml_config(Machine, file, ["ratio=0", "ratio=1"]).ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("ratio", r"--set 'ratio' is not of the form a\.b=value"),
+        ("=3", "not of the form"),
+        ("engine..speed=3", "not of the form"),
+        ("parts.7.weight=1", "parts is a list of 2; '7' is no place in it"),
+        ("parts.first=1", "'first' is no place in it"),
+        ("title.x=1", "title is 'm', which has no keys; set title as a whole"),
+        ("title=[1", r"--set title line 1, column \d+: not YAML"),
+    ],
+)
+def test_an_override_that_has_no_place_is_refused(file, override, says):
+    with pytest.raises(ConfigError, match=says):
+        load_yaml_config(Machine, file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("titel=x", r"machine\.yaml: titel: unknown key, did you mean title\?"),
+        ("engine.sped=1", r"engine\.sped: unknown key, did you mean speed\?"),
+        ("engine.patience=1", r"engine\.patience: unknown key, known here: name, speed"),
+        ("parts.0.lable=x", r"parts\.0\.lable: unknown key, did you mean label\?"),
+        ("spare.wait=x", r"spare\.weight: missing; spare\.wait: unknown key"),
+        ("zzz=1", "zzz: unknown key, known here: engine, parts, ratio, spare, title"),
+        ("ratio=2", "ratio: Input should be less than or equal to 1, got 2"),
+        ("engine.speed=0", r"engine\.speed: Input should be greater than 0, got 0"),
+        ("engine.name=warp", r"engine: Input tag 'warp'.*'slow', 'fast'"),
+        ("engine={speed: 3}", r"engine\.name: missing"),
+        ("engine=fast", "engine: Input should be a valid dictionary.*got 'fast'"),
+        ("parts.0.weight=heavy", r"parts\.0\.weight: .*got 'heavy'"),
+        ("title=bad", "machine.yaml: title is bad; choose another"),
+        ("title=null", "title: Input should be a valid string, got None"),
+    ],
+)
+def test_every_bad_key_is_named_as_it_was_written(file, override, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        load_yaml_config(Machine, file, [override])
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_key_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match="here: title: missing; engine: missing"):
+        validate_config(Machine, {}, where="here")
+
+
+def test_many_bad_keys_are_counted_instead_of_listed():
+    document = {f"key{number}": 1 for number in range(20)}
+    with pytest.raises(ConfigError, match="; and 14 more"):
+        validate_config(Machine, document, where="here")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds nothing, not `key: value` lines"),
+        (b"[1, 2]", "holds a list"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"a: [", "machine.yaml line 1"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(file, content, says):
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        load_yaml_config(Machine, file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
+        load_yaml_config(Machine, tmp_path / "nope.yaml")
