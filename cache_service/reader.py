@@ -8,6 +8,7 @@ they are used. One instance is for one thread.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError, SpecMismatchError
-from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.canonical import canonical_json
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, decode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
 from cache_service.format.layout import array_documents, head_arrays, head_key, row_arrays
 from cache_service.format.seeds import describe_seeds
+from cache_service.format.shard import decode_chunk
 from cache_service.format.spec import CacheSpec
 from cache_service.reader_shard import ShardRows
 from cache_service.storage import Storage, open_storage
@@ -66,7 +68,10 @@ class Cache:
         found: dict[int, list[int]] = {}
         for key in self.storage.list("commits/"):
             seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
-            if seed.isdigit() and shard.isdigit():
+            # Nothing counts that `commit` would not find: 0/00.json, or a shard past the last.
+            if not (seed.isdecimal() and shard.isdecimal()):
+                continue
+            if commit_key(int(seed), int(shard)) == key and int(shard) < self.spec.num_shards:
                 found.setdefault(int(seed), []).append(int(shard))
         return {seed: sorted(found[seed]) for seed in sorted(found)}
 
@@ -132,15 +137,16 @@ class Cache:
                 f"[0, {self.spec.dataset.num_samples})."
             )
         shards = positions // self.spec.layout.shard_rows
-        out: Arrays = {}
+        out: Arrays = {
+            array.name: np.empty((len(positions), *array.row_shape), array.dtype)
+            for array in self._arrays
+            if array.name in names
+        }
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
             local = positions[where] - int(shard) * self.spec.layout.shard_rows
             rows = self._shard(seed, int(shard)).gather(names, local)
             for name in names:
-                if name not in out:
-                    shape = (len(positions), *rows[name].shape[1:])
-                    out[name] = np.empty(shape, rows[name].dtype)
                 out[name][where] = rows[name]
         return out
 
@@ -180,11 +186,14 @@ class Cache:
         parts = {}
         for name, shape in shapes.items():
             key = head_key(name, shape)
-            content = self.storage.get(key)
-            wanted = self.group.head_crc32c[name]
-            if content is None or crc32c(content) != wanted:
-                raise CorruptError(f"{self.url}/{key} is missing or not what was written.")
-            parts[name] = np.frombuffer(content[:-4], "<f4").reshape(shape).astype(np.float32)
+            payload = decode_chunk(
+                self.storage.get(key) or b"",
+                checksum=self.group.head_crc32c[name],
+                compression="none",
+                num_bytes=4 * math.prod(shape),
+                what=f"{self.url}/{key}",
+            )
+            parts[name] = np.frombuffer(payload, "<f4").reshape(shape).astype(np.float32)
         return Head(parts["head_weight"], parts["head_bias"])
 
     def _shard(self, seed: int, shard: int) -> ShardRows:
@@ -209,6 +218,11 @@ class Cache:
         for shard in shards:
             start, stop = self.spec.shard_range(shard)
             order = self.read(seed, start, stop, arrays=("sample",))["sample"]
+            if order.min() < 0 or order.max() >= len(inverse) or (inverse[order] >= 0).any():
+                raise CorruptError(
+                    f"shard {shard} of seed {seed} in {self.url} names samples that are not in "
+                    "the dataset, or twice."
+                )
             inverse[order] = np.arange(start, stop, dtype=np.int32)
         if len(shards) == self.spec.num_shards:  # a growing seed is looked up afresh each time
             self._positions[seed] = inverse
@@ -265,7 +279,7 @@ def _check_array_documents(storage: Storage, group: Group) -> None:
         try:
             num_seeds = int(json.loads(content)["shape"][0])
             wanted = canonical_json(array_documents(group.spec, num_seeds)[name])
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
             wanted = b""
         if content != wanted:
             raise CorruptError(

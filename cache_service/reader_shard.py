@@ -6,6 +6,7 @@ Everything else is read by whole chunks, several in one request, with the last f
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from cache_service.format.shard import (
     ChunkTable,
     check_chunk,
     check_index,
+    check_table,
     decode_chunk,
     index_size,
 )
@@ -60,15 +62,23 @@ class ShardRows:
         """The whole views kept of this shard, uint8 [W, H, W, 3]."""
         table = self._commit.objects["witness"]
         key = witness_key(self._commit.seed, self._commit.shard)
-        content = self._storage.get(key) or b""
         what = f"{self._storage.url}/{key}"
-        _check_size(len(content), table, what)
         shape = witness_shape(self._spec)
+        check_table(
+            table,
+            num_stored=1,
+            num_bytes=math.prod(shape),
+            index_bytes=0,
+            compression="zstd",
+            what=what,
+        )
+        content = self._storage.get(key) or b""
+        _check_size(len(content), table, what)
         payload = decode_chunk(
             content,
             checksum=int(table.checksums[0]),
             compression="zstd",
-            num_bytes=int(np.prod(shape)),
+            num_bytes=math.prod(shape),
             what=what,
         )
         return np.frombuffer(payload, np.uint8).reshape(shape)
@@ -76,11 +86,13 @@ class ShardRows:
     def _reader(self, name: str) -> _MappedArray | _FetchedArray:
         if name not in self._readers:
             array = self._specs[name]
+            start, stop = self._spec.shard_range(self._commit.shard)
             stored = _StoredArray(
                 storage=self._storage,
                 key=object_key(array, self._commit.seed, self._commit.shard),
                 array=array,
                 table=self._commit.objects[name],
+                num_rows=stop - start,
                 chunk_rows=self._spec.layout.chunk_rows,
                 num_chunks=self._spec.layout.shard_rows // self._spec.layout.chunk_rows,
                 compression=self._spec.codec.compression,
@@ -96,6 +108,7 @@ class _StoredArray(NamedTuple):
     key: str
     array: RowArray
     table: ChunkTable
+    num_rows: int
     chunk_rows: int
     num_chunks: int
     compression: str
@@ -111,6 +124,14 @@ class _StoredArray(NamedTuple):
 
 def _open(stored: _StoredArray) -> _MappedArray | _FetchedArray:
     tail = index_size(stored.num_chunks)
+    check_table(
+        stored.table,
+        num_stored=-(-stored.num_rows // stored.chunk_rows),
+        num_bytes=stored.chunk_bytes,
+        index_bytes=tail,
+        compression=stored.compression,
+        what=stored.what,
+    )
     mapped = stored.storage.map(stored.key)
     size = stored.storage.size(stored.key) if mapped is None else len(mapped)
     _check_size(size or 0, stored.table, stored.what)

@@ -30,6 +30,7 @@ from cache_service.format.layout import (
     head_arrays,
     head_key,
     object_key,
+    refuse_oversize,
     row_arrays,
     witness_key,
 )
@@ -73,6 +74,8 @@ class CacheWriter:
         Raises:
             OutOfSpaceError: nothing is committed, and what was committed before stays good.
         """
+        if self.is_committed(seed, shard):
+            return False  # its objects must stay the ones that the commit names
         start, stop = self.spec.shard_range(shard)
         layout, compression = self.spec.layout, self.spec.codec.compression
         objects = {}
@@ -123,10 +126,12 @@ def create_cache(
         SpecMismatchError: another cache is there. Names the first differing field, both values.
         NotACacheError, CorruptError: something else is there, or a damaged cache.
     """
+    refuse_oversize(spec)
+    heads = _head_objects(spec, head)
     content = storage.get(ROOT_KEY)
     if content is None:
-        heads = _head_objects(spec, head)
-        checksums = {name: crc32c(body) for name, (_, body) in heads.items()}
+        # Of the values, not of the stored chunk: a CRC over bytes and their own CRC is a constant.
+        checksums = {name: crc32c(body[:-CRC_BYTES]) for name, (_, body) in heads.items()}
         group = make_group(spec, versions=versions, provenance=provenance, head_crc32c=checksums)
         for key, body in heads.values():
             storage.put(key, body)
@@ -137,6 +142,10 @@ def create_cache(
         content = storage.get(ROOT_KEY) or b""
     group = decode_group(content, storage.url)
     refuse_other_spec(storage.url, wanted=spec, found=group.spec)
+    for name, (key, body) in heads.items():
+        sealed = crc32c(body[:-CRC_BYTES]) == group.head_crc32c[name]
+        if sealed and storage.get(key) != body:
+            storage.put(key, body)
     _grow_arrays(storage, spec, num_seeds)
     return CacheWriter(storage, group)
 
@@ -189,7 +198,7 @@ def _grow_arrays(storage: Storage, spec: CacheSpec, num_seeds: int) -> None:
         content = storage.get(key)
         try:
             present = int(json.loads(content or b"{}")["shape"][0])
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
             present = 0
         wanted = array_documents(spec, max(num_seeds, present))[name]
         if content != canonical_json(wanted):

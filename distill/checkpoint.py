@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ FREE = {
 }
 """Settings that a resumed run may change: they do not move the loss curve."""
 
+_UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, OSError, MemoryError)
+"""What zipfile and torch raise over bytes that somebody else wrote, or that were damaged."""
+
 Payload = dict[str, Any]
 
 
@@ -71,8 +76,8 @@ def load_checkpoint(path: str | Path) -> Payload | None:
     if content is None:
         return None
     try:
-        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as problem:
+        payload = _unpack(content)
+    except (*_UNREADABLE, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as problem:
         raise CorruptError(
             f"{path} is not a checkpoint of kd-cache, or is damaged.",
             hint="Remove it to start over.",
@@ -84,6 +89,16 @@ def load_checkpoint(path: str | Path) -> Payload | None:
             f"{path} has format {payload['format']}; this version of kd-cache reads {FORMAT}."
         )
     return payload
+
+
+def _unpack(content: bytes) -> Any:
+    # torch.load checks no checksum: a flipped bit would be a weight. The archive has one for each
+    # of its files.
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> None:

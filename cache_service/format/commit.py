@@ -8,6 +8,7 @@ was copied from elsewhere is refused.
 from __future__ import annotations
 
 import json
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,16 +87,23 @@ def decode_commit(
                 f"{field}={wanted!r} belongs: it was moved or copied here.",
                 hint=hint,
             )
-    if set(document["objects"]) != set(names):
+    try:
+        objects = {name: _table(entry) for name, entry in document["objects"].items()}
+        versions = {str(name): str(version) for name, version in document["versions"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+        raise CorruptError(f"{what} is not of the form of a commit.", hint=hint) from problem
+    if set(objects) != set(names):
         raise CorruptError(f"{what} names other arrays than the cache has.", hint=hint)
-    objects = {name: _table(entry) for name, entry in document["objects"].items()}
-    return Commit(fingerprint, seed, shard, objects, document["versions"])
+    return Commit(fingerprint, seed, shard, objects, versions)
 
 
 def _table(entry: dict[str, Any]) -> ChunkTable:
-    return ChunkTable(
-        size=entry["size"],
-        index_crc32c=entry["index_crc32c"],
-        sizes=np.array(entry["chunk_sizes"], np.int64),
-        checksums=np.array(entry["chunk_crc32c"], np.uint32),
+    table = ChunkTable(
+        size=operator.index(entry["size"]),
+        index_crc32c=operator.index(entry["index_crc32c"]),
+        sizes=np.array([operator.index(size) for size in entry["chunk_sizes"]], np.int64),
+        checksums=np.array([operator.index(crc) for crc in entry["chunk_crc32c"]], np.uint32),
     )
+    if table.sizes.shape != table.checksums.shape or not 0 <= table.index_crc32c < 2**32:
+        raise ValueError("table")
+    return table

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable, and closed: an unknown key is an error, because a typo must not pass."""
+    """Immutable, and closed: an unknown key is an error, because a typo must not pass.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Numbers are finite: JSON has no NaN, and a fingerprint over one would equal no other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

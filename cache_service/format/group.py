@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from cache_service.errors import CorruptError, NotACacheError
 from cache_service.format.canonical import canonical_json, crc32c
-from cache_service.format.layout import group_document
+from cache_service.format.layout import group_document, head_arrays, refuse_oversize
 from cache_service.format.spec import FORMAT_VERSION, CacheSpec
 
 ROOT_KEY = "zarr.json"
@@ -31,7 +29,7 @@ class Group(NamedTuple):
         versions: library name -> version that made the cache, for those that can move a pixel.
         provenance: the build file's own `dataset` and `teacher` sections, so that `verify
             --recompute` can open them again. Not identity.
-        head_crc32c: CRC-32C of each constant array's bytes; empty but for `features`.
+        head_crc32c: CRC-32C of each constant array's values; empty but for `features`.
     """
 
     spec: CacheSpec
@@ -72,6 +70,7 @@ def decode_group(content: bytes, url: str) -> Group:
     Raises:
         NotACacheError: it is not a cache, or one of a newer format.
         CorruptError: it was a cache's, but bytes of it changed.
+        ConfigError: reading it would take more memory than a cache may ask for.
     """
     facts = _facts(content, url)
     if facts.get("format") != FORMAT_VERSION:
@@ -86,14 +85,19 @@ def decode_group(content: bytes, url: str) -> Group:
         group = Group(
             spec, facts["fingerprint"], facts["versions"], facts["provenance"], facts["head_crc32c"]
         )
+        if set(group.head_crc32c) != set(head_arrays(spec)):
+            raise ValueError("head_crc32c")
+        if not isinstance(group.versions, dict) or not isinstance(group.provenance, dict):
+            raise TypeError("versions, provenance")
         intact = crc32c(canonical_json(sealed)) == facts["crc32c"]
         if not intact or group.fingerprint != spec.fingerprint or encode_group(group) != content:
             raise ValueError("seal")
-    except (ValidationError, ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CorruptError(
             f"{url}/{ROOT_KEY} is not what was written: its seal does not fit its content.",
             hint="Restore the file, or record the cache anew.",
         ) from problem
+    refuse_oversize(spec)
     return group
 
 

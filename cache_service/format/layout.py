@@ -7,10 +7,12 @@ bit in metadata is refused like one in data.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cache_service.errors import ConfigError
 from cache_service.format.codecs import class_dtype
 from cache_service.format.spec import (
     CacheSpec,
@@ -31,6 +33,10 @@ SHARD_BYTES = 64 << 20
 """64 MiB: what one kill can cost, and well under what object stores take in one request."""
 
 
+MAX_PIECE_BYTES = 256 << 20
+"""256 MiB: what a reader decodes at a time at most, whatever a cache says of itself."""
+
+
 class RowArray(NamedTuple):
     """One array with a row per (seed, position)."""
 
@@ -43,7 +49,7 @@ class RowArray(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of one row, uncompressed."""
-        return int(np.prod(self.row_shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
 def row_arrays(spec: CacheSpec) -> tuple[RowArray, ...]:
@@ -124,6 +130,19 @@ def witness_positions(spec: CacheSpec, shard: int) -> np.ndarray[tuple[int], np.
     start, stop = spec.shard_range(shard)
     count = num_witnesses(spec)
     return start + np.arange(count, dtype=np.int64) * (stop - start) // count
+
+
+def refuse_oversize(spec: CacheSpec) -> None:
+    """Raise ConfigError where a reader would have to decode more than MAX_PIECE_BYTES at once."""
+    pieces = {array.name: array.row_bytes * spec.layout.chunk_rows for array in row_arrays(spec)}
+    pieces |= {name: 4 * math.prod(shape) for name, shape in head_arrays(spec).items()}
+    pieces["witness"] = math.prod(witness_shape(spec))
+    name, size = max(pieces.items(), key=lambda piece: piece[1])
+    if size > MAX_PIECE_BYTES:
+        raise ConfigError(
+            f"one chunk of {name} would hold {size} bytes; the limit is {MAX_PIECE_BYTES}.",
+            hint="Set a smaller layout.chunk_rows, fewer scales, or codec topk.",
+        )
 
 
 def head_arrays(spec: CacheSpec) -> dict[str, tuple[int, ...]]:

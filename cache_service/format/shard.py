@@ -94,6 +94,42 @@ def _index_bytes(sizes: NDArray[np.int64], num_chunks: int) -> bytes:
     return pairs.tobytes()
 
 
+def check_table(
+    table: ChunkTable,
+    *,
+    num_stored: int,
+    num_bytes: int,
+    index_bytes: int,
+    compression: str,
+    what: str,
+) -> None:
+    """Hold a commit's table against the layout, before memory is taken by what it says.
+
+    Args:
+        table: from the commit.
+        num_stored: chunks that hold rows of this shard.
+        num_bytes: of one chunk, unpacked.
+        index_bytes: of the index, 0 where the object is one chunk.
+        compression: of the codec.
+        what: names the object in the message.
+
+    Raises:
+        CorruptError: no writer of this format makes such a table.
+    """
+    if compression == "zstd":
+        # zstd adds at most one byte in 256 to what it cannot pack, and a header.
+        low, high = 1, num_bytes + num_bytes // 128 + 1024
+    else:
+        low, high = num_bytes, num_bytes
+    fits = bool(np.all((table.sizes >= low) & (table.sizes <= high)))
+    if (
+        not fits
+        or len(table.sizes) != num_stored
+        or table.size != int(np.sum(table.sizes + CRC_BYTES)) + index_bytes
+    ):
+        raise CorruptError(f"the commit says of {what} what no shard can be.", hint=REPAIR)
+
+
 def check_chunk(stored: Buffer, *, checksum: int, what: str) -> None:
     """Hold one stored chunk, its trailing CRC included, against its commit.
 
@@ -136,14 +172,27 @@ def decode_chunk(
 
 
 def _unpack(packed: bytes, num_bytes: int, what: str) -> bytes:
-    out = bytearray(num_bytes)
     try:
+        # Decoding into a buffer leaves the rest of it as zeros where the frame holds less.
+        if _declared_size(packed) != num_bytes:
+            raise ValueError("size")
+        out = bytearray(num_bytes)
         _ZSTD.decode(packed, out)
-    except (RuntimeError, ValueError) as problem:
+    except (RuntimeError, ValueError, IndexError) as problem:
         raise CorruptError(
             f"{what} does not unpack to {num_bytes} bytes.", hint=REPAIR
         ) from problem
     return bytes(out)
+
+
+def _declared_size(frame: bytes) -> int:
+    """Bytes that a zstd frame says it holds, 0 where it does not say. Source: RFC 8878, 3.1.1.1."""
+    descriptor = frame[4]
+    flag, single_segment = descriptor >> 6, descriptor >> 5 & 1
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single_segment, 2, 4, 8)[flag]
+    value = int.from_bytes(frame[start : start + width], "little")
+    return value + 256 if flag == 1 else value
 
 
 def pack(payload: bytes) -> bytes:

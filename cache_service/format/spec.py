@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.format.cells import num_cells
+from cache_service.format.cells import choose_stored_scales, num_cells
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import Recipe
 
@@ -20,6 +20,7 @@ FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scales = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)]
+NumClasses = Annotated[int, Field(ge=2, le=2**24)]
 
 
 class Preprocess(Frozen):
@@ -44,7 +45,7 @@ class DatasetId(Frozen):
     name: str
     split: str
     num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: NumClasses
     sha256: Sha256
 
 
@@ -53,7 +54,7 @@ class TeacherId(Frozen):
 
     model: str
     weights_sha256: Sha256
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: NumClasses
     preprocess: Preprocess
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     map_side: Annotated[int, Field(ge=1)] | None = None
@@ -92,7 +93,8 @@ class FeaturesCodec(_CodecBase):
 
     kind: Literal["features"] = "features"
     num_channels: Annotated[
-        int | None, Field(ge=1, description="Width of the head's input; the build fills it in.")
+        int | None,
+        Field(ge=1, le=2**20, description="Width of the head's input; the build fills it in."),
     ] = None
 
 
@@ -139,10 +141,19 @@ class CacheSpec(Frozen):
                 f"scales must start at 1 and strictly increase, got {list(self.scales)}: cell 0 "
                 "is the whole image, and every SDD weight is decided against it"
             )
-        if self.stored_scales not in (self.scales, self.scales[-1:]):
+        finest = choose_stored_scales(
+            self.scales,
+            map_side=self.teacher.map_side,
+            affine_head=self.teacher.affine_head,
+            chained=self.teacher.pooling == "chained",
+        )
+        if self.stored_scales not in (self.scales, finest):
             raise ValueError(
-                f"stored_scales={list(self.stored_scales)} must be all scales or the finest one"
+                f"stored_scales={list(self.stored_scales)} must be all scales, or the finest one "
+                "where the others follow from it (an affine head, and sides that divide it)"
             )
+        if isinstance(self.codec, FeaturesCodec) and self.codec.num_channels is None:
+            raise ValueError("codec.num_channels is not known: the teacher's head decides it")
         if isinstance(self.codec, TopKCodec) and self.codec.k >= self.teacher.num_classes:
             raise ValueError(
                 f"codec.k={self.codec.k} is not below num_classes={self.teacher.num_classes}; "

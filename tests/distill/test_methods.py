@@ -54,7 +54,7 @@ def images_of(stream):
 
 
 def test_every_method_is_found_by_the_name_it_carries():
-    assert list(METHODS) == ["ce", "kd", "sd-kd"]
+    assert {"ce", "kd", "sd-kd"} <= METHODS.keys()
     for name, method in METHODS.items():
         settings = TypeAdapter(MethodConfig).validate_python({"name": name})
         assert isinstance(settings, method.settings)

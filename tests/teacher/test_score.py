@@ -46,12 +46,15 @@ def test_another_class_order_is_refused_with_its_likely_causes(knowing, labeled)
     require_trained(score, CONFIG.model_copy(update={"allow_untrained": True}))
 
 
-def test_the_finest_cells_alone_are_enough_to_score(load, views):
-    views[:, :16, :16] = torch.arange(0, 252, 42, dtype=torch.uint8).reshape(6, 1, 1, 1)
-    finest, whole = load(given={"scales": (1, 2, 4)}), load()
-    labels = whole.answer(views)[:, 0].argmax(axis=-1)
-    assert (finest.answer(views)[:, 0].argmax(axis=-1) != labels).any()  # a corner is not the whole
-    assert score_teacher(finest, [views[:4], views[4:]], labels).accuracy == 1.0
+def test_the_whole_image_is_scored_where_only_the_finest_cells_are_stored(load, factories, labeled):
+    batches, labels = labeled
+    for batch in batches:
+        batch[:, :8, :8] = 255 - batch[:, :8, :8]  # cell 0 of the finest grid, not of the image
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    asked = {"scales": (1, 2, 4), "num_classes": NUM_CLASSES}
+    teacher = load(f"{factories}:pixels", **plain, given=asked)
+    assert teacher.stored_scales == (4,)
+    assert score_teacher(teacher, batches, labels).accuracy == 1.0
 
 
 def test_chance_is_one_in_the_datasets_classes(knowing, labeled):

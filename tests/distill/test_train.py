@@ -1,0 +1,336 @@
+"""Whole runs: reported, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
+from cache_service.models.create import create_model
+from distill.checkpoint import load_checkpoint
+from distill.config import load_config
+from distill.methods import TeacherFacts
+from distill.metrics import read_metrics
+from distill.stream import LiveTeacher
+from distill.train import train
+from support.streams import MemoryStream, train_config
+from support.toys import NUM_CLASSES
+
+NUM_STEPS = 12  # 22 views in batches of 4, two epochs
+
+RICH = {
+    "student__model_args": {"dropout": 0.3},
+    "method": {"name": "sd-kd"},
+    "ema": 0.8,
+    "clip_grad_norm": 1.0,
+    "schedule": {"name": "cosine", "warmup_epochs": 0.5},
+    "label_smoothing": 0.1,
+}
+"""A run in which everything that has a state is on."""
+
+
+def curve(out):
+    """What a run reports, without its clocks and its restarts."""
+    lines = [line for line in read_metrics(str(out)) if line["kind"] != "start"]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
+
+
+def state_of(out):
+    saved = load_checkpoint(out)
+    return {key: saved[key] for key in ("model", "ema", "optimizer", "scaler", "history")}
+
+
+def run(config, *, stop_at=None, **arguments):
+    """Train; with `stop_at`, send SIGTERM to this process as soon as that step is reported."""
+
+    def stop(event):
+        if event.kind == "step" and event.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stream = arguments.pop("stream", None) or MemoryStream(config)
+    return train(config, stream=stream, on_event=stop, **arguments)
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_student_learns(tmp_path):
+    config = train_config(tmp_path, epochs=30, optimizer__lr=0.5)
+    result = run(config, stream=MemoryStream(config, seeds=(0,)))
+    losses = [line["loss"] for line in curve(tmp_path) if line["kind"] == "epoch"]
+    assert len(losses) == 30
+    assert losses[-1] < 0.9 * losses[0]
+    assert result.history.step == 30 * 6
+    assert not result.student.model.training
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 7, 11, 12])
+def test_a_stopped_run_goes_on_to_the_same_curve_bit_for_bit(tmp_path, stop_at):
+    run(train_config(tmp_path / "whole", **RICH))
+    with pytest.raises(KeyboardInterrupt):
+        run(train_config(tmp_path / "parts", **RICH), stop_at=stop_at)
+    assert load_checkpoint(tmp_path / "parts")["history"]["step"] == stop_at
+    run(train_config(tmp_path / "parts", **RICH))
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+
+
+def test_a_run_stopped_at_every_step_is_still_the_same_run(tmp_path):
+    run(train_config(tmp_path / "whole", **RICH))
+    config = train_config(tmp_path / "parts", **RICH)
+    for step in range(1, NUM_STEPS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run(config, stop_at=step)
+    run(config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_steps_since_and_reports_them_once(tmp_path):
+    run(train_config(tmp_path / "whole", **RICH))
+    config = train_config(tmp_path / "parts", checkpoint_every={"steps": 4}, **RICH)
+
+    def die(event):
+        if event.kind == "step" and event.step == 7:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(config, stream=MemoryStream(config), on_event=die)
+    assert load_checkpoint(tmp_path / "parts")["history"]["step"] == 4
+    run(config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_accumulated_batches_resume_on_a_group_border(tmp_path):
+    run(train_config(tmp_path / "whole", accumulate=4, **RICH))
+    config = train_config(tmp_path / "parts", accumulate=4, **RICH)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_at=4)
+    run(config)
+    steps = [line["step"] for line in curve(tmp_path / "parts") if line["kind"] == "step"]
+    assert steps == [4, 6, 10, 12]
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_float16_resumes_its_scale_too(tmp_path):
+    run(train_config(tmp_path / "whole", amp="float16", **RICH))
+    config = train_config(tmp_path / "parts", amp="float16", **RICH)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_at=5)
+    run(config)
+    assert load_checkpoint(tmp_path / "parts")["scaler"]["_growth_tracker"] == NUM_STEPS
+    same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    config = train_config(tmp_path)
+    first = run(config)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    again = run(config)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert again.history.step == NUM_STEPS
+    same(again.student.model.state_dict(), first.student.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [({"steps": 5}, [5, 10, 12]), ({"epochs": 1}, [6, 12]), ({"epochs": 2}, [12])],
+)
+def test_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path, every, steps):
+    seen = []
+    config = train_config(tmp_path, checkpoint_every=every)
+    train(
+        config,
+        stream=MemoryStream(config),
+        on_event=lambda event: seen.append(event.step) if event.kind == "checkpoint" else None,
+    )
+    assert seen == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer__lr": 0.2}, "optimizer.lr=0.1 there and 0.2 here"),
+        ({"method": {"name": "ce"}}, 'method.name="kd" there and "ce" here'),
+        ({"epochs": 3}, "epochs=2 there and 3 here"),
+        ({"ema": 0.9}, "ema=null there and 0.9 here"),
+    ],
+)
+def test_another_config_is_refused_with_both_values(tmp_path, changes, says):
+    run(train_config(tmp_path))
+    with pytest.raises(ConfigError, match=says) as refused:
+        run(train_config(tmp_path, **changes))
+    assert "Choose another `out`" in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_what_does_not_bend_the_curve_may_change(tmp_path):
+    run(train_config(tmp_path))
+    run(
+        train_config(
+            tmp_path,
+            workers=3,
+            log_every=9,
+            checkpoint_every={"steps": 2},
+            caches=["moved/elsewhere"],
+            replay={"max_drift": 4},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"caches": ["a" * 64]}, r'on caches \["ffff'),
+        ({"seeds": [4]}, r"on seeds \[0, 1\], but this run has \[4\]"),
+        ({"dataset": "other"}, 'on dataset "memory", but this run has "other"'),
+    ],
+)
+def test_other_rows_are_refused(tmp_path, change, says):
+    config = train_config(tmp_path)
+    run(config)
+    stream = MemoryStream(config)
+    stream.facts = stream.facts._replace(identity=stream.facts.identity | change)
+    with pytest.raises(SpecMismatchError, match=says) as refused:
+        run(config, stream=stream)
+    assert refused.value.exit_code == 3
+
+
+class Spoiling(MemoryStream):
+    """Teachers that answer NaN from one step on."""
+
+    spoiled_from = 7
+
+    def teach(self, batch, *, temperature, cache):
+        logits_BRC = super().teach(batch, temperature=temperature, cache=cache)
+        return logits_BRC * torch.nan if batch.cursor.step >= self.spoiled_from else logits_BRC
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(tmp_path):
+    config = train_config(tmp_path)
+    samples = MemoryStream(config).batch(7).samples_B.tolist()
+    with pytest.raises(NonFiniteError) as refused:
+        run(config, stream=Spoiling(config))
+    said = str(refused.value)
+    assert "the loss of step 7 is not finite" in said
+    assert "loss_soft=nan" in said
+    assert "epoch 1, seed 1, positions [4, 8)" in said
+    assert f"samples {', '.join(map(str, samples))}." in said
+
+
+def test_a_loss_that_is_no_number_leaves_checkpoint_and_weights_alone(tmp_path):
+    config = train_config(tmp_path)
+    with pytest.raises(NonFiniteError):
+        run(config, stream=Spoiling(config))
+    saved = load_checkpoint(tmp_path)
+    assert saved["history"]["step"] == 6
+    run(config)  # the rows are good again
+    run(train_config(tmp_path / "whole"))
+    same(state_of(tmp_path), state_of(tmp_path / "whole"))
+
+
+class RootNet(nn.Module):
+    """The gradient of the root at 0 is infinite: NaN weights under finite losses."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images_B3HW):
+        return self.head(images_B3HW.mean(dim=(2, 3))) + (0 * self.offset).abs().sqrt()
+
+
+def root_net(num_classes=NUM_CLASSES):
+    return RootNet(num_classes)
+
+
+def test_spoiled_weights_are_never_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("support.streams.root_net", root_net, raising=False)
+    config = train_config(
+        tmp_path, student__model="support.streams:root_net", checkpoint_every={"steps": 1}
+    )
+    with pytest.raises(NonFiniteError, match=r"weights are not finite after step 1 .*in offset"):
+        run(config)
+    assert load_checkpoint(tmp_path) is None
+
+
+def test_the_callers_generator_is_left_as_it_was(tmp_path):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    run(train_config(tmp_path, **RICH))
+    same(torch.rand(3), wanted)
+
+
+def test_the_callers_signal_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = train_config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_at=2)
+    run(config)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_run_in_another_thread_trains_too(tmp_path):
+    thread = threading.Thread(target=run, args=(train_config(tmp_path),))
+    thread.start()
+    thread.join()
+    assert load_checkpoint(tmp_path)["history"]["step"] == NUM_STEPS
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(train_config(tmp_path / name, seed=seed, **RICH))
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert curve(tmp_path / "a") != curve(tmp_path / "c")
+
+
+def test_a_live_teacher_that_says_what_is_recorded_gives_the_same_run(tmp_path):
+    config = train_config(tmp_path / "cached", method={"name": "sd-kd"})
+    stream = MemoryStream(config)
+    answers = {
+        batch.images_BHW3.numpy().tobytes(): batch.rows[0]["logits"] for batch in stream.batches(0)
+    }
+    teacher = LiveTeacher(
+        TeacherFacts((1, 2), NUM_CLASSES), lambda views: answers[views.numpy().tobytes()]
+    )
+    run(config)
+    live = train_config(tmp_path / "live", method={"name": "sd-kd"})
+    run(live, stream=MemoryStream(live, num_teachers=0), teachers=[teacher])
+    assert curve(tmp_path / "live") == curve(tmp_path / "cached")
+
+
+def test_a_method_that_does_not_suit_is_refused_before_anything_is_read(tmp_path):
+    config = train_config(tmp_path, method={"name": "sd-kd", "scales": [1, 4]})
+    stream = MemoryStream(config)
+    stream.batches = None  # would fail if it were called
+    with pytest.raises(ConfigError, match="asks for"):
+        train(config, stream=stream)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_folder_holds_the_config_in_full_and_the_student(tmp_path):
+    config = train_config(tmp_path, **RICH)
+    result = run(config)
+    assert load_config(tmp_path / "config.yaml") == config
+    same(dict(result.student.model.state_dict()), dict(state_of(tmp_path)["ema"]))
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    wanted = ["checkpoint.pt", "config.yaml", "metrics.csv", "metrics.jsonl", "student.safetensors"]
+    assert names == wanted
+
+
+def test_the_exported_student_is_the_one_that_was_trained(tmp_path):
+    result = run(train_config(tmp_path, channels_last=True))
+    model = create_model(
+        "support.streams:plain_net",
+        num_classes=NUM_CLASSES,
+        checkpoint=tmp_path / "student.safetensors",
+    )
+    same(dict(model.state_dict()), dict(result.student.model.state_dict()))
