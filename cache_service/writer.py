@@ -135,8 +135,7 @@ def create_cache(
         group = make_group(spec, versions=versions, provenance=provenance, head_crc32c=checksums)
         for key, body in heads.values():
             storage.put(key, body)
-        storage.put(COMMITS_KEY, COMMITS_DOCUMENT)
-        _grow_arrays(storage, spec, num_seeds)
+        _write_documents(storage, spec, num_seeds)
         # Last, because its presence says that everything beside it is there.
         storage.create(ROOT_KEY, encode_group(group))
         content = storage.get(ROOT_KEY) or b""
@@ -146,7 +145,7 @@ def create_cache(
         sealed = crc32c(body[:-CRC_BYTES]) == group.head_crc32c[name]
         if sealed and storage.get(key) != body:
             storage.put(key, body)
-    _grow_arrays(storage, spec, num_seeds)
+    _write_documents(storage, spec, num_seeds)
     return CacheWriter(storage, group)
 
 
@@ -191,8 +190,10 @@ def _head_objects(spec: CacheSpec, head: Head | None) -> dict[str, tuple[str, by
     }
 
 
-def _grow_arrays(storage: Storage, spec: CacheSpec, num_seeds: int) -> None:
-    """Write the arrays' documents where they are missing, damaged, or hold too few seeds."""
+def _write_documents(storage: Storage, spec: CacheSpec, num_seeds: int) -> None:
+    """Write the metadata below the root where it is missing, damaged, or holds too few seeds."""
+    if storage.get(COMMITS_KEY) != COMMITS_DOCUMENT:
+        storage.put(COMMITS_KEY, COMMITS_DOCUMENT)
     for name in array_documents(spec, num_seeds):
         key = f"{name}/zarr.json"
         content = storage.get(key)
