@@ -26,7 +26,7 @@ def info(cache: CacheUrl, json: Json = False) -> None:
     from cache_service.reader import open_cache
 
     facts = _facts(open_cache(cache))
-    emit(facts, as_json=json, text="\n".join(f"{k:<13}{_text(v)}" for k, v in facts.items()))
+    emit(facts, as_json=json, text="\n".join(f"{k:<15}{_text(v)}" for k, v in facts.items()))
 
 
 def _facts(cache: Cache) -> dict[str, Any]:

@@ -58,11 +58,9 @@ class _Bar:
         for name in SHOWN:
             value = event.values.get(name)
             if isinstance(value, int | float):
-                self._values[name] = f"{value:.4g}"
-        shown: dict[str, Any] = {
-            "epoch": event.epoch,
-            "values": "  ".join(f"{name} {text}" for name, text in self._values.items()),
-        }
+                self._values[name] = f"{name} {value:.4g}"
+        texts = [self._values[name] for name in SHOWN if name in self._values]
+        shown: dict[str, Any] = {"epoch": event.epoch, "values": "  ".join(texts)}
         if self._task is None:
             total = event.values.get("num_steps")
             self._task = self._progress.add_task(

@@ -54,7 +54,7 @@ class ReplayGuard:
             recorded = self._cache.commit(seed, shard).versions
             raise ViewDriftError(
                 f"the view of sample {int(batch.samples_B[first])} (seed {seed}, position "
-                f"{int(positions[first])}) is not what the teacher saw: "
+                f"{int(positions[first])}) is not what the teacher saw: {_cause(origins_equal)}; "
                 f"{explain_drift(recorded, library_versions(), diffs)}.",
                 hint=_advice(origins_equal),
             )
@@ -78,12 +78,15 @@ class ReplayGuard:
         return known
 
 
+def _cause(origins_equal: bool) -> str:
+    if origins_equal:
+        return "its image and its draws are the recorded ones, so only the rendering changed"
+    return "its image or its draws are other ones"
+
+
 def _advice(origins_equal: bool) -> str:
     if not origins_equal:
-        return (
-            "Its image or its draws are other ones: train on the dataset that was recorded, or "
-            "record this one."
-        )
+        return "Train on the dataset that was recorded, or record this one."
     return (
         "Install the recorded versions, record again, or let rounding through by decision with "
         "`replay: {max_drift: 4}`."

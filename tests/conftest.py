@@ -9,4 +9,5 @@ import os
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+_TESTS = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS.parent), str(_TESTS)])

@@ -54,7 +54,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutOfSpaceError, match="no space left to write .*checkpoint.pt"):
+    with pytest.raises(OutOfSpaceError, match="no space left to write"):
         save_checkpoint(str(tmp_path), PAYLOAD)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from support.streams import train_document
 
 from cache_service.configfile import validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig, load_config
 from distill.methods.sd_kd import SDKD
-from support.streams import train_document
 
 AUGMENT = {"preset": "cifar", "size": 32}
 

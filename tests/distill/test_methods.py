@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
+from support.streams import MemoryStream, normed_net, plain_net, train_config
+from support.toys import NUM_CLASSES
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.cells import cell_logits
@@ -16,8 +18,6 @@ from distill.methods import METHODS, MethodConfig, Plan, Step, TeacherFacts, met
 from distill.methods.cells import select_cells
 from distill.methods.kd import KD
 from distill.methods.sd_kd import SDKD
-from support.streams import MemoryStream, normed_net, plain_net, train_config
-from support.toys import NUM_CLASSES
 
 
 def terms_of(settings, stream, model, *, smoothing=0.0):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.streams import normed_net
 
 from cache_service.errors import ConfigError
 from distill.optim import SGD, AdamW, make_optimizer, set_learning_rate
-from support.streams import normed_net
 
 
 def decays(optimizer):

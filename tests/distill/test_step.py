@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.streams import MemoryStream, train_config
 
 from distill.finite import FiniteWatch
 from distill.learner import make_learner
 from distill.step import Run, train_step
 from distill.train import accumulation_groups
-from support.streams import MemoryStream, train_config
 
 CPU = torch.device("cpu")
 
@@ -115,9 +115,7 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
     assert learner.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
     layouts = []
     learner.model.register_forward_pre_hook(
-        lambda _, inputs: layouts.append(
-            inputs[0].is_contiguous(memory_format=torch.channels_last)
-        )
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
     means = train_step(run, learner, [run.stream.batch(0)]).floats()
     plain_run, plain = prepare()

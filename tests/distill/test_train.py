@@ -8,6 +8,8 @@ import threading
 
 import pytest
 import torch
+from support.streams import MemoryStream, train_config
+from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
@@ -18,8 +20,6 @@ from distill.methods import TeacherFacts
 from distill.metrics import read_metrics
 from distill.stream import LiveTeacher
 from distill.train import train
-from support.streams import MemoryStream, train_config
-from support.toys import NUM_CLASSES
 
 NUM_STEPS = 12  # 22 views in batches of 4, two epochs
 

@@ -162,9 +162,13 @@ def test_features_and_the_linear_head_give_the_logits(name, network, images):
     torch.testing.assert_close(features @ weight_CD.T + bias_C, cells, rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_the_pooled_map(network, images):
-    model = network("cifar_vgg8")
+@pytest.mark.parametrize("pooling", ["direct", "chained"])
+def test_the_map_is_pooled_as_asked(pooling, network, images):
+    model = network("resnet8x4")
     with torch.no_grad():
-        wanted = pool_cells(model.forward_features(images(32)), (1, 2), pooling="chained")
-        found = cell_features(model, images(32), (1, 2), pooling="chained")
-    torch.testing.assert_close(found, wanted)
+        map_BDHW = model.forward_features(images(28))  # side 7, which 2 does not divide
+        wanted = pool_cells(map_BDHW, (1, 2), pooling=pooling)
+        features = cell_features(model, images(28), (1, 2), pooling=pooling)
+        cells = cell_logits(model, images(28), (1, 2), pooling=pooling)
+    torch.testing.assert_close(features, wanted)
+    torch.testing.assert_close(cells, model.fc(wanted))

@@ -141,7 +141,7 @@ def test_vgg_keeps_its_map_at_64_px(network, images):
 
 
 def test_convolutions_start_from_hes_normal_distribution():
-    weight = create_model("resnet8x4", num_classes=10, seed=0).layer3[0].conv2.weight
+    weight = create_model("resnet8x4", num_classes=10, seed=0).layer3[0].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
 
 

@@ -1,0 +1,1 @@
+"""Plan, shards, engine: recording a teacher."""

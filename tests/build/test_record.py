@@ -1,0 +1,152 @@
+"""What a build writes, and that it writes the same whatever happens around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.builds import open_toy, record_toy, run_build, tree_bytes
+
+from cache_service.build.jobs import Part
+from cache_service.build.record import open_writer, record
+from cache_service.errors import (
+    NonFiniteError,
+    SpecMismatchError,
+    UntrainedTeacherError,
+)
+from cache_service.format.cells import expand_cells
+from cache_service.format.codecs import decode
+from cache_service.reader import open_cache
+
+CODECS = [
+    {"kind": "dense"},
+    {"kind": "int8", "compression": "zstd"},
+    {"kind": "topk", "k": 3},
+    {"kind": "features"},
+]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c["kind"])
+def test_recorded_rows_are_the_teachers_answers_to_the_recorded_views(tmp_path, codec):
+    build = open_toy(str(tmp_path / "c"), codec=codec)
+    cache = run_build(build)
+    for seed in build.config.seeds:
+        positions = np.arange(96)
+        views = build.views.render(seed, positions)
+        rows = cache.read(seed, 0, 96)
+        np.testing.assert_array_equal(rows["sample"], views.samples_B)
+        np.testing.assert_array_equal(rows["digest"], views.digests_B)
+        np.testing.assert_array_equal(rows["origin"], views.origins_B)
+        stored = decode(cache.spec, rows, head=cache.head())
+        live = build.teacher.answer(torch.from_numpy(views.pixels_BHW3))
+        if codec["kind"] == "topk":
+            kept = rows["classes"].astype(np.int64)
+            stored = np.take_along_axis(stored, kept, -1)
+            live = np.take_along_axis(live, kept, -1)
+        spread = float(live.max() - live.min())
+        tolerance = spread / 255 if codec["kind"] == "int8" else 2e-3 * spread
+        np.testing.assert_allclose(stored, live, atol=tolerance)
+
+
+def test_nested_scales_store_the_finest_grid_and_cell_zero_is_the_teachers_logit(tmp_path):
+    build = open_toy(str(tmp_path / "c"), scales=[1, 2, 4])
+    assert build.spec.stored_scales == (4,)
+    cache = run_build(build)
+    views = build.views.render(0, np.arange(32))
+    stored = decode(cache.spec, cache.read(0, 0, 32), head=None)
+    cells = expand_cells(stored, cache.spec.scales, cache.spec.stored_scales)
+    plain = open_toy(str(tmp_path / "d"), scales=[1])
+    whole = plain.teacher.answer(torch.from_numpy(views.pixels_BHW3))
+    np.testing.assert_allclose(cells[:, 0], whole[:, 0], atol=5e-3)
+
+
+def test_witnesses_are_whole_recorded_views(tmp_path):
+    from cache_service.format.layout import witness_positions
+
+    build = open_toy(str(tmp_path / "c"))
+    cache = run_build(build)
+    for shard in range(3):
+        views = build.views.render(1, witness_positions(cache.spec, shard))
+        np.testing.assert_array_equal(cache.witnesses(1, shard), views.pixels_BHW3)
+
+
+def test_parts_and_processes_and_seed_order_give_the_same_bytes(tmp_path):
+    record_toy(str(tmp_path / "whole"))
+    build = open_toy(str(tmp_path / "parts"))
+    for index in (2, 0, 1):
+        run_build(build, part=Part(index, 3))
+    seeds = open_toy(str(tmp_path / "seeds"))
+    run_build(seeds, seeds=(1,))
+    run_build(seeds, seeds=(0,))
+    whole = tree_bytes(tmp_path / "whole")
+    assert tree_bytes(tmp_path / "parts") == whole
+    assert tree_bytes(tmp_path / "seeds") == whole
+
+
+def test_a_finished_build_records_nothing_again(tmp_path):
+    build = open_toy(str(tmp_path / "c"))
+    run_build(build)
+    before = tree_bytes(tmp_path / "c")
+    assert record(build, open_writer(build), seeds=build.config.seeds) == 0
+    assert tree_bytes(tmp_path / "c") == before
+
+
+def test_adding_seeds_later_extends_the_cache_and_leaves_the_rest(tmp_path):
+    first = record_toy(str(tmp_path / "c"), seeds="0:1")
+    rows = first.read(0, 0, 96)
+    shard_files = {k: v for k, v in tree_bytes(tmp_path / "c").items() if "/c/0/" in k}
+    extended = record_toy(str(tmp_path / "c"), seeds="0:3")
+    assert extended.complete_seeds() == [0, 1, 2]
+    assert extended.fingerprint == first.fingerprint
+    for name, values in rows.items():
+        np.testing.assert_array_equal(extended.read(0, 0, 96)[name], values)
+    after = tree_bytes(tmp_path / "c")
+    assert {name: after[name] for name in shard_files} == shard_files
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"teacher__model_args": {"scale": 19.0}}, "teacher"),
+        ({"augment": {"preset": "none", "size": 16}}, "recipe.ops"),
+        ({"augment": {"preset": "cifar", "size": 20}}, "recipe.size"),
+        ({"dataset__args": {"num_samples": 96, "salt": 1}}, "dataset.sha256"),
+        ({"codec": {"kind": "int8"}}, "codec.kind"),
+        ({"scales": [1]}, "scales"),
+        ({"layout": {"shard_rows": 16, "chunk_rows": 8}}, "layout.shard_rows"),
+    ],
+)
+def test_a_changed_build_against_an_existing_cache_is_refused_by_field(tmp_path, change, field):
+    record_toy(str(tmp_path / "c"), seeds="0:1")
+    before = tree_bytes(tmp_path / "c")
+    with pytest.raises(SpecMismatchError, match=field) as refusal:
+        record_toy(str(tmp_path / "c"), seeds="0:1", **change)
+    assert "was recorded with" in str(refusal.value)
+    assert "but this build has" in str(refusal.value)
+    assert tree_bytes(tmp_path / "c") == before
+
+
+def test_an_untrained_teacher_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UntrainedTeacherError, match="where guessing gives"):
+        record_toy(str(tmp_path / "c"), teacher__allow_untrained=False)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_teacher_that_answers_nan_stops_the_build_and_names_samples(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"seed 0, positions \[0, 16\), samples \["):
+        record_toy(str(tmp_path / "c"), teacher__model_args={"scale": 1e7})
+    assert open_cache(str(tmp_path / "c")).commits() == {}
+
+
+def test_mixing_recipes_record_partners_and_survive_odd_batches(tmp_path):
+    augment = {"size": 16, "ops": [{"op": "pad_crop"}, {"op": "mixup"}, {"op": "cutmix"}]}
+    one = record_toy(str(tmp_path / "a"), augment=augment, seeds="0:1", batch_size=16)
+    other = record_toy(str(tmp_path / "b"), augment=augment, seeds="0:1", batch_size=7)
+    np.testing.assert_array_equal(one.read(0, 0, 96)["digest"], other.read(0, 0, 96)["digest"])
+
+
+def test_no_scratch_is_left_behind(tmp_path):
+    record_toy(str(tmp_path / "c"))
+    assert not [p for p in Path(tmp_path / "c").rglob("*") if "scratch" in p.name]
