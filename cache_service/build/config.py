@@ -24,7 +24,9 @@ class BuildConfig(Frozen):
     dataset: DatasetConfig
     augment: AugmentConfig
     teacher: TeacherConfig
-    scales: Scales = (1,)
+    scales: Annotated[
+        Scales, Field(description="Sides of the grids of cells; 1 is the whole image.")
+    ] = (1,)
     codec: Codec = DenseCodec()
     layout: Annotated[
         Layout | None, Field(description="Rows per shard and per chunk; worked out if absent.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cache_service.build.config import BuildConfig
+from cache_service.configfile import validate_config
 from cache_service.datasets import ImageDataset, open_dataset
 from cache_service.format.codecs import Head
 from cache_service.format.layout import default_layout, row_bytes
@@ -123,6 +124,7 @@ def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> Cache
         "codec": codec,
     }
     # The row's size follows from everything but the layout, so ask a spec with any layout.
-    draft = CacheSpec(**parts, layout=Layout(shard_rows=2, chunk_rows=2))
+    any_layout = Layout(shard_rows=2, chunk_rows=2)
+    draft = validate_config(CacheSpec, {**parts, "layout": any_layout}, where="this build")
     layout = config.layout or default_layout(row_bytes(draft), len(dataset))
-    return CacheSpec(**parts, layout=layout)
+    return draft.model_copy(update={"layout": layout})

@@ -60,6 +60,11 @@ class TeacherConfig(Frozen):
     def _check(self) -> TeacherConfig:
         if (self.mean is None) != (self.std is None):
             raise ValueError("teacher.mean and teacher.std go together: give both or neither")
+        taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
+        if taken:
+            raise ValueError(
+                f"model_args cannot hold {taken[0]}: that is said by teacher's own keys"
+            )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("teacher.pretrained and teacher.checkpoint both name its weights")
         return self

@@ -13,7 +13,7 @@ from cache_service.build.opened import OpenedBuild, open_build
 from cache_service.reader import Cache, open_cache
 
 
-def build_document(cache: str, **changes: Any) -> dict[str, Any]:
+def build_document(cache: str, /, **changes: Any) -> dict[str, Any]:
     """A build file of the toys: 96 samples, 3 shards a seed."""
     document: dict[str, Any] = {
         "cache": cache,
@@ -37,7 +37,7 @@ def build_document(cache: str, **changes: Any) -> dict[str, Any]:
     return document
 
 
-def open_toy(cache: str, **changes: Any) -> OpenedBuild:
+def open_toy(cache: str, /, **changes: Any) -> OpenedBuild:
     return open_build(BuildConfig.model_validate(build_document(cache, **changes)))
 
 
@@ -47,7 +47,7 @@ def run_build(build: OpenedBuild, **arguments: Any) -> Cache:
     return open_cache(build.config.cache)
 
 
-def record_toy(cache: str, **changes: Any) -> Cache:
+def record_toy(cache: str, /, **changes: Any) -> Cache:
     """Record the toys into `cache` and open the result."""
     return run_build(open_toy(cache, **changes))
 

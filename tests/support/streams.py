@@ -34,13 +34,13 @@ class MemoryStream:
         seeds: tuple[int, ...] = (0, 1),
     ) -> None:
         self.mixed = mixed
-        teacher = TeacherFacts(scales, NUM_CLASSES, pooling, "memory")
+        self.seen = Preprocess(size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+        teacher = TeacherFacts(scales, NUM_CLASSES, pooling, "memory", self.seen)
         self.facts = StreamFacts(
             plan=BatchPlan(num_samples, config.batch_size, seeds, config.epochs),
             teachers=(teacher,) * num_teachers,
             num_classes=NUM_CLASSES,
             view_size=SIDE,
-            preprocess=Preprocess(size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3),
             identity={"dataset": "memory", "caches": ["f" * 64], "seeds": list(seeds)},
         )
 

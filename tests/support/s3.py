@@ -1,0 +1,103 @@
+"""An S3 server on loopback: moto's, started once per test process, or one that you name.
+
+`KD_CACHE_S3_ENDPOINT` names a real server for the runs marked `faults`; its credentials are the
+usual AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import multiprocessing
+import os
+import socket
+import time
+import uuid
+
+import pytest
+
+BUCKET = "kd-cache-tests"
+SECRET = "canary-secret-3141"
+"""Credentials of the fake server, and what must never show up in a message or a pickle."""
+
+_START_S = 60.0
+"""moto imports for some 3 s on a free core."""
+
+
+def moto_environment() -> dict[str, str]:
+    """What a process needs in its environment to reach moto; skips where moto is not installed."""
+    for name in ("moto", "boto3", "obstore"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[test]'")
+    return _environment(_moto_endpoint(), "canary-key", SECRET)
+
+
+def real_environment() -> dict[str, str]:
+    """The same for the server named in KD_CACHE_S3_ENDPOINT; skips where none is named."""
+    endpoint = os.environ.get("KD_CACHE_S3_ENDPOINT")
+    if not endpoint:
+        pytest.skip("KD_CACHE_S3_ENDPOINT names no S3 server")
+    key, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    _make_bucket(endpoint, key, secret)
+    return _environment(endpoint, key, secret)
+
+
+def new_prefix() -> str:
+    """A URL that nobody has written below."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def _environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+@functools.cache
+def _moto_endpoint() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # A process of its own, so that no test ever forks its threads.
+    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port,), daemon=True)
+    server.start()
+    atexit.register(server.kill)
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and server.is_alive():
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    endpoint = f"http://127.0.0.1:{port}"
+    _make_bucket(endpoint, "canary-key", SECRET)
+    return endpoint
+
+
+def _serve(port: int) -> None:
+    import logging
+
+    from moto.server import main
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    main(["-H", "127.0.0.1", "-p", str(port)])
+
+
+@functools.cache
+def _make_bucket(endpoint: str, key: str, secret: str) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+    )
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    client.close()
