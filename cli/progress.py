@@ -49,11 +49,16 @@ def build_progress() -> Iterator[Listener]:
 
 
 class _JsonLines:
+    def __init__(self) -> None:
+        self._shards_done = 0
+
     def say(self, line: str) -> None:
         self._write({"event": "note", "text": line})
 
     def update(self, progress: BuildProgress) -> None:
-        self._write({"event": "shard", **asdict(progress), "eta_s": progress.eta_s})
+        if progress.shards_done != self._shards_done:
+            self._shards_done = progress.shards_done
+            self._write({"event": "shard", **asdict(progress), "eta_s": progress.eta_s})
 
     def _write(self, event: dict[str, object]) -> None:
         sys.stderr.write(json.dumps(event) + "\n")

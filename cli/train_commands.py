@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -71,7 +70,7 @@ def evaluate(
 
 
 def _scores(evaluation: Any) -> dict[str, Any]:
-    return asdict(evaluation) if is_dataclass(evaluation) else dict(evaluation._asdict())
+    return dict(evaluation._asdict())
 
 
 def _best(history: Any) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ each, and resuming is one integer, the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -49,19 +49,20 @@ class Batch(NamedTuple):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return Batch(
-            *(moved(tensor) for tensor in self[:5]),
-            rows=tuple({name: moved(row) for name, row in rows.items()} for rows in self.rows),
-            cursor=self.cursor,
-        )
+        return self._each(moved)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; DataLoader calls this where asked to pin."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            *(tensor.pin_memory() for tensor in self[:5]),
-            rows=tuple(
-                {name: row.pin_memory() for name, row in rows.items()} for rows in self.rows
-            ),
+            images_BHW3=change(self.images_BHW3),
+            labels_B=change(self.labels_B),
+            partner_labels_B=change(self.partner_labels_B),
+            weights_B=change(self.weights_B),
+            samples_B=change(self.samples_B),
+            rows=tuple({name: change(row) for name, row in rows.items()} for rows in self.rows),
             cursor=self.cursor,
         )
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from cache_service.interrupts import StopRequest, stop_on_signal
 from cache_service.storage.local import LocalStorage
 from distill.batches import Batch
 from distill.checkpoint import (
@@ -30,7 +31,6 @@ from distill.events import Event, EventKind, Listener, Value
 from distill.export import export_student
 from distill.finite import FiniteWatch, refuse_spoiled
 from distill.history import History
-from distill.interrupts import StopRequest, stop_on_signal
 from distill.learner import Learner, make_learner
 from distill.metrics import metrics_files
 from distill.optim import set_learning_rate
@@ -82,8 +82,7 @@ def train(
         stream = open_stream(config, device=device, seeds=seeds)
     if teachers:
         stream = LiveStream(stream, teachers)
-    if saved is not None:
-        refuse_other_rows(Path(config.out) / CHECKPOINT_NAME, saved, stream.facts.identity)
+    _refuse_other_stream(config, saved, stream)
     history = History()
     with private_random(device), stop_on_signal() as stop:
         learner = make_learner(config, stream, device)
@@ -91,16 +90,11 @@ def train(
             learner.restore(saved)
             history.restore(saved["history"], device)
         held_out = _open_held_out(config, stream)
+        run = Run(config, stream, device, FiniteWatch(device))
         _write_config(config)
         with metrics_files(config.out, step=history.step, tensorboard=config.tensorboard) as record:
-            trainer = _Trainer(
-                run=Run(config, stream, device, FiniteWatch(device)),
-                learner=learner,
-                history=history,
-                held_out=held_out,
-                listeners=(record,) if on_event is None else (record, on_event),
-            )
-            trainer.train_epochs(stop)
+            listeners = (record,) if on_event is None else (record, on_event)
+            _Trainer(run, learner, history, held_out, listeners).train_epochs(stop)
     student = Student(learner.kept_model.eval(), learner.preprocess)
     export_student(
         config.out, student, name=config.student.model, num_classes=stream.facts.num_classes
@@ -244,6 +238,11 @@ def _load_own_checkpoint(config: TrainConfig) -> Payload | None:
     if saved is not None:
         refuse_other_config(path, saved, config.model_dump(mode="json"))
     return saved
+
+
+def _refuse_other_stream(config: TrainConfig, saved: Payload | None, stream: Stream) -> None:
+    if saved is not None:
+        refuse_other_rows(Path(config.out) / CHECKPOINT_NAME, saved, stream.facts.identity)
 
 
 def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cache_service.build.config import BuildConfig
-from cache_service.build.jobs import Part
+from cache_service.build.jobs import WHOLE, Part
 from cache_service.build.opened import OpenedBuild, open_build, resolve_device
 from cache_service.build.progress import OnProgress
 from cache_service.build.record import open_writer, record
@@ -22,7 +22,7 @@ def run_ray(
     build: OpenedBuild,
     *,
     seeds: tuple[int, ...],
-    part: Part = Part(),  # noqa: B008  immutable
+    part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
 ) -> int:
     """Record a part as `config.processes` Ray tasks. Returns the shards committed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cache_service.errors import ConfigError
@@ -25,7 +26,8 @@ class Job(NamedTuple):
     stop: int
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """One of `count` builders that share a build; `index` counts modulo `count`."""
 
     index: int = 0
@@ -47,6 +49,10 @@ class Part(NamedTuple):
                 f"--shard {written!r}: there are {count} parts.", hint=f"Use 0/{count} and up."
             )
         return cls(index % count, count)
+
+
+WHOLE = Part()
+"""The part of a builder that works alone."""
 
 
 def all_shards(spec: CacheSpec, seeds: Sequence[int]) -> list[Shard]:

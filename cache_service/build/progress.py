@@ -13,7 +13,17 @@ from cache_service.format.spec import CacheSpec
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build is. Rows and shards count this run's part, rates this run's work."""
+    """How far a build is: told after every teacher batch and every committed shard.
+
+    Attributes:
+        seed, shard: of the latest commit.
+        rows_done: committed rows of this part, by this run and those before it.
+        rows_total: of this part.
+        shards_done, shards_total: likewise.
+        shards_committed: by this run.
+        bytes_written: by this run, uncompressed.
+        rows_per_s: answered by the teacher in this run.
+    """
 
     seed: int
     shard: int
@@ -21,6 +31,7 @@ class Progress:
     rows_total: int
     shards_done: int
     shards_total: int
+    shards_committed: int
     bytes_written: int
     rows_per_s: float
 
@@ -35,35 +46,52 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts what is committed and tells whoever listens."""
+    """Counts what is answered and committed, and tells whoever listens."""
 
-    def __init__(self, spec: CacheSpec, *, total: int, done: int, listener: OnProgress) -> None:
+    def __init__(
+        self, spec: CacheSpec, *, mine: list[Shard], todo: list[Shard], listener: OnProgress
+    ) -> None:
         self._spec = spec
         self._row_bytes = row_bytes(spec)
-        self._total = total
-        self._done = done
-        self._rows_here = 0
+        self._rows_total = sum(map(self._rows, mine))
+        self._rows_before = self._rows_total - sum(map(self._rows, todo))
+        self._shards_total = len(mine)
+        self._shards_before = len(mine) - len(todo)
+        self._rows_answered = 0
+        self._rows_committed = 0
+        self._latest = Shard(0, 0)
         self._listener = listener
         self._started = time.monotonic()
         self.committed_here = 0
 
+    def answered(self, rows: int) -> None:
+        """Count one teacher batch."""
+        self._rows_answered += rows
+        self._tell()
+
     def committed(self, key: Shard) -> None:
         """Count one shard."""
-        start, stop = self._spec.shard_range(key.shard)
+        self._latest = key
         self.committed_here += 1
-        self._rows_here += stop - start
+        self._rows_committed += self._rows(key)
+        self._tell()
+
+    def _rows(self, key: Shard) -> int:
+        start, stop = self._spec.shard_range(key.shard)
+        return stop - start
+
+    def _tell(self) -> None:
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        rows_per_shard = self._spec.dataset.num_samples / self._spec.num_shards
-        done = self._done + self.committed_here
         self._listener(
             Progress(
-                seed=key.seed,
-                shard=key.shard,
-                rows_done=round(done * rows_per_shard),
-                rows_total=round(self._total * rows_per_shard),
-                shards_done=done,
-                shards_total=self._total,
-                bytes_written=self._rows_here * self._row_bytes,
-                rows_per_s=self._rows_here / elapsed,
+                seed=self._latest.seed,
+                shard=self._latest.shard,
+                rows_done=self._rows_before + self._rows_committed,
+                rows_total=self._rows_total,
+                shards_done=self._shards_before + self.committed_here,
+                shards_total=self._shards_total,
+                shards_committed=self.committed_here,
+                bytes_written=self._rows_committed * self._row_bytes,
+                rows_per_s=self._rows_answered / elapsed,
             )
         )

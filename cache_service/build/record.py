@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.build.jobs import Job, Part, Shard, all_shards, my_shards, teacher_batches
+from cache_service.build.jobs import WHOLE, Job, Part, Shard, all_shards, my_shards, teacher_batches
 from cache_service.build.opened import OpenedBuild
 from cache_service.build.progress import Meter, OnProgress
 from cache_service.build.render import Rendered, rendered
@@ -25,6 +25,7 @@ from cache_service.errors import NonFiniteError
 from cache_service.format.codecs import Arrays, encode
 from cache_service.format.layout import witness_positions
 from cache_service.format.spec import CacheSpec
+from cache_service.interrupts import StopRequest, stop_on_signal
 from cache_service.storage import open_storage
 from cache_service.views.versions import library_versions
 from cache_service.writer import CacheWriter, create_cache
@@ -34,6 +35,13 @@ POLL_S = 0.5
 
 AUTO_WORKERS_FROM = 50_000
 """Views below which starting worker processes (4 s each) costs more than they save."""
+
+
+class _Watch(NamedTuple):
+    """Who is told, and who may ask to stop, between two teacher batches."""
+
+    meter: Meter
+    stop: StopRequest
 
 
 def open_writer(build: OpenedBuild) -> CacheWriter:
@@ -53,7 +61,7 @@ def record(
     writer: CacheWriter,
     *,
     seeds: tuple[int, ...],
-    part: Part = Part(),  # noqa: B008  immutable
+    part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
 ) -> int:
     """Record the shards of these seeds that are not recorded yet.
@@ -63,28 +71,32 @@ def record(
 
     Raises:
         OutOfSpaceError: the storage is full; what is committed stays good.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the shard being written is committed first.
         NonFiniteError: the teacher answered what the codec cannot hold; names the samples.
         UnreadableSampleError: a sample cannot be decoded; names it.
     """
     mine = my_shards(all_shards(build.spec, seeds), part)
     todo = [shard for shard in mine if not writer.is_committed(*shard)]
-    meter = Meter(build.spec, total=len(mine), done=len(mine) - len(todo), listener=on_progress)
+    meter = Meter(build.spec, mine=mine, todo=todo, listener=on_progress)
     writer.storage.sweep()
     try:
         while todo:
-            with closing(_recorded(build, writer, todo)) as recorded:
-                for shard in recorded:
-                    meter.committed(shard)
+            with stop_on_signal() as stop:
+                watch = _Watch(meter, stop)
+                with closing(_recorded(build, writer, todo, watch)) as made:
+                    for shard in made:
+                        meter.committed(shard)
             todo = [shard for shard in todo if not writer.is_committed(*shard)]
             if todo:  # another builder holds them: wait for it to commit, or to die
                 time.sleep(POLL_S)
+                meter.answered(0)  # a sign of life
     finally:
         writer.storage.sweep()
     return meter.committed_here
 
 
 def _recorded(
-    build: OpenedBuild, writer: CacheWriter, todo: list[Shard]
+    build: OpenedBuild, writer: CacheWriter, todo: list[Shard], watch: _Watch
 ) -> Generator[Shard]:
     """Yield each shard once it is committed; the next one is answered while it is written."""
     jobs = list(teacher_batches(build.spec, todo, build.config.batch_size))
@@ -95,7 +107,7 @@ def _recorded(
             if writer.is_committed(*key) or not writer.storage.begin(_name(key)):
                 continue  # another builder has it
             try:
-                encoded = list(_encoded(build, batches))
+                encoded = list(_encoded(build, batches, watch))
                 done = pending.result() if pending is not None else None
             except BaseException:
                 writer.storage.end(_name(key))
@@ -122,8 +134,11 @@ class _Batch(NamedTuple):
     witnesses: dict[int, NDArray[np.uint8]]
 
 
-def _encoded(build: OpenedBuild, batches: Iterator[Rendered]) -> Iterator[_Batch]:
+def _encoded(build: OpenedBuild, batches: Iterator[Rendered], watch: _Watch) -> Iterator[_Batch]:
     for batch in batches:
+        if watch.stop.requested:
+            # Raised here and not in the signal's handler, so that it cannot cut a clean-up short.
+            raise KeyboardInterrupt
         answer = build.answer(batch.pixels_BHW3)
         views, labels = batch.views, build.dataset.labels
         kept = np.stack([labels[views.samples_B], labels[views.partners_B]], axis=1)
@@ -144,6 +159,7 @@ def _encoded(build: OpenedBuild, batches: Iterator[Rendered]) -> Iterator[_Batch
         wanted = witness_positions(build.spec, batch.job.shard)
         here = wanted[(wanted >= batch.job.start) & (wanted < batch.job.stop)]
         pixels = batch.pixels_BHW3.numpy()
+        watch.meter.answered(len(pixels))
         yield _Batch(common | encoded, {int(p): pixels[p - batch.job.start].copy() for p in here})
 
 

@@ -61,7 +61,7 @@ def test_thirty_kills_lose_at_most_one_answered_shard_each_and_no_byte(tmp_path)
     record_toy(str(tmp_path / "whole"), **SIZES)
     cache, log = tmp_path / "killed", tmp_path / "log"
     rng, kills = random.Random(5), 0
-    # The server has imported torch but never run it, so its children start fast and without threads.
+    # The server has imported torch but never run it: its children start fast and threadless.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.builds"])
     while kills < 30:

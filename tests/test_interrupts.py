@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from distill.interrupts import stop_on_signal
+from cache_service.interrupts import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

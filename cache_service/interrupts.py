@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, keep it, then stop."""
+"""Ctrl-C and SIGTERM: finish what is under way, keep it, then stop."""
 
 from __future__ import annotations
 
