@@ -12,7 +12,7 @@ from support.command import kd_cache
 
 SIZES = {
     "dataset": {"name": "support.toys:patches", "args": {"num_samples": 640}},
-    "seeds": "0:40",
+    "seeds": "0:4",
 }
 
 
@@ -22,7 +22,7 @@ def small_disk(tmp_path):
         pytest.skip("mounting a small disk needs root")
     mount = tmp_path / "disk"
     mount.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    options = ["-t", "tmpfs", "-o", "size=600k", "tmpfs", str(mount)]
     if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount")
     yield mount

@@ -18,13 +18,21 @@ MIXED = {
     "size": 16,
     "ops": [{"op": "pad_crop"}, {"op": "horizontal_flip"}, {"op": "mixup"}, {"op": "cutmix"}],
 }
-TOYS = DatasetConfig(name="support.toys:patches", args={"num_samples": 96})
+NUM_SAMPLES = 504
+"""Two recorded epochs of them are 1,000 views."""
+
+TOYS = DatasetConfig(name="support.toys:patches", args={"num_samples": NUM_SAMPLES})
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     path = tmp_path_factory.mktemp("replay") / "c"
-    record_toy(str(path), augment=MIXED)
+    record_toy(
+        str(path),
+        augment=MIXED,
+        dataset=TOYS.model_dump(),
+        layout={"shard_rows": 128, "chunk_rows": 32},
+    )
     return str(path)
 
 
@@ -49,7 +57,7 @@ def _by_position(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
 def _all(replay, *, batch_size, world=1, **options):
     batches = []
     for rank in range(world):
-        plan = BatchPlan(96, batch_size, (0, 1), 2, rank, world)
+        plan = BatchPlan(NUM_SAMPLES, batch_size, (0, 1), 2, rank, world)
         batches += list(train_loader(replay, plan, **options))
     return _by_position(batches)
 
@@ -86,7 +94,7 @@ def test_workers_however_started_replay_the_same_bytes(replay, workers, context)
 
 
 def test_twenty_resumes_mid_epoch_continue_the_same_sequence(replay):
-    plan = BatchPlan(96, 10, (0, 1), 2)
+    plan = BatchPlan(NUM_SAMPLES, 53, (0, 1), 2)
     unbroken = list(train_loader(replay, plan))
     assert len(unbroken) == plan.num_steps == 20
     for first in range(20):
@@ -108,14 +116,14 @@ class _Touched(Patches):
     """The recorded dataset with one pixel changed in one sample that its identity does not read."""
 
     def __init__(self, sample: int) -> None:
-        super().__init__(num_samples=96)
+        super().__init__(num_samples=NUM_SAMPLES)
         self._images[sample, 8, 8, 0] ^= 64
 
 
 def _unread_sample() -> int:
     """A sample whose pixels are not part of the dataset's identity (64 evenly spaced are)."""
     wanted = open_dataset(TOYS).id.sha256
-    for sample in range(96):
+    for sample in range(NUM_SAMPLES):
         if wrap_dataset(_Touched(sample)).id.sha256 == wanted:
             return sample
     raise AssertionError("every sample is read")
@@ -126,27 +134,29 @@ def test_a_changed_pixel_of_the_source_is_refused_whatever_drift_is_let_through(
     touched = _Touched(_unread_sample())
     data = CachedDataset(load_cache(url), images=touched, seed=0, max_drift=max_drift)
     with pytest.raises(ViewDriftError, match="is not what the teacher saw") as refusal:
-        data.__getitems__(list(range(96)))
+        data.__getitems__(list(range(NUM_SAMPLES)))
     assert "no library that renders views changed" in str(refusal.value)
     assert "its image or its draws are other ones" in str(refusal.value)
 
 
 def test_another_dataset_is_refused_before_any_row_is_read(url):
     with pytest.raises(SpecMismatchError, match="images, labels, class order or paths differ"):
-        CachedDataset(load_cache(url), images=Patches(num_samples=95), seed=0)
+        CachedDataset(load_cache(url), images=Patches(num_samples=NUM_SAMPLES - 1), seed=0)
     with pytest.raises(SpecMismatchError, match="sha256"):
-        CachedDataset(load_cache(url), images=Patches(num_samples=96, salt=1), seed=0)
+        CachedDataset(load_cache(url), images=Patches(num_samples=NUM_SAMPLES, salt=1), seed=0)
 
 
 def test_a_seed_outside_the_recording_is_refused_at_once(url):
     with pytest.raises(RowsNotBuiltError, match=r"seeds there: 0:2.*--seeds 9:10"):
-        CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=9)
+        CachedDataset(load_cache(url), images=Patches(num_samples=NUM_SAMPLES), seed=9)
 
 
 def test_cached_dataset_gives_image_label_and_teacher_logits(tmp_path):
-    record_toy(str(tmp_path / "c"), scales=[1])
-    data = CachedDataset(load_cache(str(tmp_path / "c")), images=Patches(num_samples=96), seed=1)
-    assert len(data) == 96
+    record_toy(str(tmp_path / "c"), scales=[1], dataset=TOYS.model_dump())
+    data = CachedDataset(
+        load_cache(str(tmp_path / "c")), images=Patches(num_samples=NUM_SAMPLES), seed=1
+    )
+    assert len(data) == NUM_SAMPLES
     loader = torch.utils.data.DataLoader(data, batch_size=32)
     images, labels, logits = next(iter(loader))
     assert images.shape == (32, 3, 16, 16)
@@ -158,7 +168,7 @@ def test_cached_dataset_gives_image_label_and_teacher_logits(tmp_path):
 
 
 def test_a_mixing_recipe_gives_label_shares_that_sum_to_one(url):
-    data = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    data = CachedDataset(load_cache(url), images=Patches(num_samples=NUM_SAMPLES), seed=0)
     _, shares, logits = data[5]
     assert shares.shape == (5,)
     assert float(shares.sum()) == pytest.approx(1)
