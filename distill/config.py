@@ -46,18 +46,30 @@ class StudentConfig(Frozen):
     num_classes: Annotated[
         int | None, Field(ge=2, description="Checked against the dataset's where given.")
     ] = None
-    pretrained: bool = False
-    checkpoint: Annotated[str | None, Field(min_length=1)] = None
+    pretrained: Annotated[bool, Field(description="Start from the published weights.")] = False
+    checkpoint: Annotated[
+        str | None, Field(min_length=1, description="Start from these: .safetensors, .pt or .pth.")
+    ] = None
     seed: Annotated[
         int | None, Field(ge=0, lt=2**31, description="Of the initial weights; the run's if null.")
     ] = None
-    model_args: Annotated[dict[str, Any], Field(default_factory=dict)]
+    model_args: Annotated[
+        dict[str, Any],
+        Field(default_factory=dict, description="Further arguments of the model's constructor."),
+    ]
     input_size: Annotated[
         int | None, Field(ge=8, le=4096, description="px; the view's size if null.")
     ] = None
-    mean: tuple[Unit, Unit, Unit] | None = None
-    std: tuple[Spread, Spread, Spread] | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: Annotated[
+        tuple[Unit, Unit, Unit] | None,
+        Field(description="Per channel, 0 to 1 scale; by default the weights' or the teacher's."),
+    ] = None
+    std: Annotated[
+        tuple[Spread, Spread, Spread] | None, Field(description="As mean; given together.")
+    ] = None
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic"], Field(description="For views of another size.")
+    ] = "bilinear"
 
     @model_validator(mode="after")
     def _check(self) -> StudentConfig:
@@ -85,7 +97,7 @@ class EvaluateConfig(Frozen):
 class CheckpointEvery(Frozen):
     """How often to write `checkpoint.pt`. It is also written at the end and on Ctrl-C."""
 
-    epochs: Annotated[int | None, Field(ge=1)] = None
+    epochs: Annotated[int | None, Field(ge=1, description="Epochs.")] = None
     steps: Annotated[int | None, Field(ge=1, description="Batches.")] = None
 
     @model_validator(mode="after")
@@ -108,7 +120,9 @@ class TrainConfig(Frozen):
 
     dataset: DatasetConfig
     caches: Annotated[
-        tuple[Annotated[CacheConfig, BeforeValidator(_as_cache)], ...], BeforeValidator(_as_list)
+        tuple[Annotated[CacheConfig, BeforeValidator(_as_cache)], ...],
+        BeforeValidator(_as_list),
+        Field(description="Recorded teachers: paths, URLs or {url, fingerprint}; one or several."),
     ] = ()
     augment: Annotated[
         AugmentConfig | None, Field(description="Without caches only: what makes the views.")
@@ -121,15 +135,29 @@ class TrainConfig(Frozen):
     method: MethodConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Constant()
-    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    epochs: Annotated[
+        int, Field(ge=1, le=100_000, description="Passes; recorded seeds are used in turn.")
+    ]
     batch_size: Annotated[int, Field(ge=1, le=2**20, description="Views per forward pass.")]
     accumulate: Annotated[int, Field(ge=1, le=2**16, description="Batches per update.")] = 1
-    clip_grad_norm: Annotated[float | None, Field(gt=0)] = None
-    amp: Literal["none", "bfloat16", "float16"] = "none"
-    channels_last: bool = False
-    ema: Annotated[float | None, Field(gt=0, lt=1, description="Decay per update.")] = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    clip_grad_norm: Annotated[
+        float | None, Field(gt=0, description="Largest norm of all gradients together.")
+    ] = None
+    amp: Annotated[
+        Literal["none", "bfloat16", "float16"],
+        Field(description="Arithmetic of the student; losses are summed in float32."),
+    ] = "none"
+    channels_last: Annotated[bool, Field(description="Memory format of the student.")] = False
+    ema: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Keep a weight average with this decay per update."),
+    ] = None
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="Share of a label that is spread over all classes.")
+    ] = 0.0
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, ...")
+    ] = "auto"
     workers: Annotated[int, Field(ge=0, le=256, description="Loader processes.")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Of weights and dropout.")] = 0
     out: Annotated[str, Field(min_length=1, description="Folder of everything written.")]
@@ -137,7 +165,7 @@ class TrainConfig(Frozen):
     checkpoint_every: CheckpointEvery = CheckpointEvery(epochs=1)
     log_every: Annotated[int, Field(ge=1, description="Updates per line of metrics.")] = 50
     replay: ReplayConfig = ReplayConfig()
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, Field(description="Also write TensorBoard's files.")] = False
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

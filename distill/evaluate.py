@@ -23,7 +23,7 @@ from distill.data import Replay, train_loader
 from distill.losses import majority_labels
 from distill.scores import Evaluation, Tally
 from distill.stream import open_stream
-from distill.students import choose_device, restore_student
+from distill.students import Student, choose_device, restore_student
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint"]
 
@@ -141,25 +141,10 @@ def evaluate_checkpoint(
     where = choose_device(device)
     config = _train_config(payload, batch_size=batch_size, workers=workers)
     student = restore_student(payload, config.student)
-    model = student.model.to(where)
+    student.model.to(where)
     if cache is not None:
-        recorded = config.model_copy(
-            update={
-                "dataset": dataset or config.dataset,
-                "caches": (CacheConfig(url=cache),),
-                "augment": None,
-                "seeds": None if seed is None else (seed,),
-                "epochs": 1,
-            }
-        )
-        stream = open_stream(recorded, device=where)
-        return evaluate(
-            model,
-            stream.batches(0),
-            student.preprocess,
-            device=where,
-            teach=lambda batch: stream.teach(batch, temperature=1.0, cache=0)[:, 0],
-        )
+        recorded = _on_recorded_views(config, dataset=dataset, cache=cache, seed=seed)
+        return _score_beside_teacher(recorded, student, where)
     wanted = config.evaluate if dataset is None else EvaluateConfig(dataset=dataset)
     if wanted is None:
         raise ConfigError(
@@ -173,9 +158,37 @@ def evaluate_checkpoint(
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    return evaluate(model, held_out, student.preprocess, device=where)
+    return evaluate(student.model, held_out, student.preprocess, device=where)
+
+
+def _score_beside_teacher(
+    config: TrainConfig, student: Student, device: torch.device
+) -> Evaluation:
+    stream = open_stream(config, device=device)
+    return evaluate(
+        student.model,
+        stream.batches(0),
+        student.preprocess,
+        device=device,
+        teach=lambda batch: stream.teach(batch, temperature=1.0, cache=0)[:, 0],
+    )
 
 
 def _train_config(payload: Payload, **changes: int | None) -> TrainConfig:
     given = {name: value for name, value in changes.items() if value is not None}
     return TrainConfig.model_validate(payload["config"] | given)
+
+
+def _on_recorded_views(
+    config: TrainConfig, *, dataset: DatasetConfig | None, cache: str, seed: int | None
+) -> TrainConfig:
+    """The run's settings, over one recorded epoch of a cache."""
+    return config.model_copy(
+        update={
+            "dataset": dataset or config.dataset,
+            "caches": (CacheConfig(url=cache),),
+            "augment": None,
+            "seeds": None if seed is None else (seed,),
+            "epochs": 1,
+        }
+    )

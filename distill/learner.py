@@ -83,7 +83,7 @@ def make_learner(config: TrainConfig, stream: Stream, device: torch.device) -> L
         config.student,
         num_classes=facts.num_classes,
         view_size=facts.view_size,
-        teacher=facts.preprocess,
+        teacher=facts.teachers[0].preprocess if facts.teachers else None,
         seed=config.seed,
     )
     model = student.model.to(device).train()

@@ -11,9 +11,10 @@ from torch import nn
 from cache_service.errors import ConfigError
 from cache_service.format.frozen import Frozen
 
-Decay = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, le=1, description="Weight decay.")]
 Rate = Annotated[float, Field(gt=0, le=100, description="Learning rate at its peak.")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(description="Decay of both moments, per update.")]
 
 
 class _OptimizerBase(Frozen):
@@ -27,8 +28,8 @@ class SGD(_OptimizerBase):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: Beta = 0.9
-    nesterov: bool = False
+    momentum: Annotated[Beta, Field(description="Share of the last update that stays.")] = 0.9
+    nesterov: Annotated[bool, Field(description="Look ahead along the momentum.")] = False
     weight_decay: Decay = 0.0
 
     @model_validator(mode="after")
@@ -42,8 +43,10 @@ class AdamW(_OptimizerBase):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"] = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    betas: Betas = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1, description="Added to the root of the variance.")] = (
+        1e-8
+    )
     weight_decay: Decay = 0.05
 
 

@@ -26,7 +26,7 @@ class Cosine(_ScheduleBase):
     """Half a cosine from the optimizer's learning rate to `min_lr`, one value per update."""
 
     name: Literal["cosine"] = "cosine"
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: Annotated[float, Field(ge=0, description="Learning rate at the end.")] = 0.0
 
 
 class MultiStep(_ScheduleBase):
@@ -37,7 +37,7 @@ class MultiStep(_ScheduleBase):
         tuple[Annotated[int, Field(ge=1)], ...],
         Field(min_length=1, description="Epochs completed; 150 acts from the 151st epoch on."),
     ]
-    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    gamma: Annotated[float, Field(gt=0, lt=1, description="Factor at each milestone.")] = 0.1
 
     @field_validator("milestones")
     @classmethod

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.format.spec import Preprocess
 from cache_service.reader import Cache
 from distill.batches import Batch, BatchPlan
 from distill.config import TrainConfig
@@ -32,7 +31,6 @@ class StreamFacts(NamedTuple):
         teachers: in the order of `caches`.
         num_classes: of the dataset.
         view_size: side of the views, px.
-        preprocess: of the first teacher; what a student sees unless told otherwise.
         identity: what fixes the stream, as JSON; a run is only ever resumed on the same one.
     """
 
@@ -40,7 +38,6 @@ class StreamFacts(NamedTuple):
     teachers: tuple[TeacherFacts, ...]
     num_classes: int
     view_size: int
-    preprocess: Preprocess | None
     identity: dict[str, Any]
 
 
@@ -154,7 +151,6 @@ def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
         teachers=tuple(_teacher(cache) for cache in caches),
         num_classes=replay.images.id.num_classes,
         view_size=recipe.size,
-        preprocess=caches[0].spec.teacher.preprocess if caches else None,
         identity={
             "dataset": replay.images.id.sha256,
             "recipe": sha256_hex(canonical_json(recipe.model_dump(mode="json"))),
@@ -166,4 +162,11 @@ def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
 
 def _teacher(cache: Cache) -> TeacherFacts:
     spec = cache.spec
-    return TeacherFacts(spec.scales, spec.teacher.num_classes, spec.teacher.pooling, cache.url)
+    return TeacherFacts(
+        scales=spec.scales,
+        num_classes=spec.teacher.num_classes,
+        pooling=spec.teacher.pooling,
+        origin=cache.url,
+        preprocess=spec.teacher.preprocess,
+        codec=spec.codec.kind,
+    )

@@ -20,7 +20,7 @@ class DatasetConfig(Frozen):
         ),
     ]
     root: Annotated[str | None, Field(min_length=1, description="Folder or cache folder.")] = None
-    split: Annotated[str, Field(min_length=1)] = "train"
+    split: Annotated[str, Field(min_length=1, description="Which part of it.")] = "train"
     args: Annotated[
         dict[str, Any],
         Field(

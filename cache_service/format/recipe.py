@@ -13,9 +13,20 @@ from pydantic import Field, model_validator
 
 from cache_service.format.frozen import Frozen
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, description="Probability.")]
 Aspect = Annotated[float, Field(ge=0.01, le=100, description="Width / height.")]
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Annotated[
+    Literal["bilinear", "bicubic"], Field(description="Of the resize; both antialiased.")
+]
+Part = Annotated[float, Field(gt=0, le=1)]
+AreaRange = Annotated[
+    tuple[Part, Part], Field(description="Least and largest share of the image's area.")
+]
+AspectRange = Annotated[
+    tuple[Aspect, Aspect], Field(description="Least and largest width / height.")
+]
+Spread = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this to 1 + this.")]
+Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
 
 
 class PadCrop(Frozen):
@@ -23,18 +34,17 @@ class PadCrop(Frozen):
 
     op: Literal["pad_crop"] = "pad_crop"
     padding: Annotated[int, Field(ge=0, le=1024, description="px")] = 4
-    mode: Literal["constant", "reflect"] = "constant"
+    mode: Annotated[
+        Literal["constant", "reflect"], Field(description="Black, or the mirrored border.")
+    ] = "constant"
 
 
 class RandomResizedCrop(Frozen):
     """Crop a random area and aspect ratio, then resize it to the view's size."""
 
     op: Literal["random_resized_crop"] = "random_resized_crop"
-    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
-        0.08,
-        1.0,
-    )
-    ratio: tuple[Aspect, Aspect] = (0.75, 4 / 3)
+    area: AreaRange = (0.08, 1.0)
+    ratio: AspectRange = (0.75, 4 / 3)
     interpolation: Interpolation = "bilinear"
 
     @model_validator(mode="after")
@@ -50,7 +60,9 @@ class CenterCrop(Frozen):
     """Resize the shorter side to size / crop_pct, then crop the middle. Draws nothing."""
 
     op: Literal["center_crop"] = "center_crop"
-    crop_pct: Annotated[float, Field(ge=0.1, le=1)] = 1.0
+    crop_pct: Annotated[
+        float, Field(ge=0.1, le=1, description="The view's share of the resized shorter side.")
+    ] = 1.0
     interpolation: Interpolation = "bilinear"
 
 
@@ -65,10 +77,12 @@ class ColorJitter(Frozen):
     """Brightness, contrast, saturation and hue, in a random order, with probability `prob`."""
 
     op: Literal["color_jitter"] = "color_jitter"
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    brightness: Spread = 0.0
+    contrast: Spread = 0.0
+    saturation: Spread = 0.0
+    hue: Annotated[
+        float, Field(ge=0, le=0.5, description="Turns by at most this share of the color circle.")
+    ] = 0.0
     prob: Share = 1.0
 
 
@@ -76,8 +90,8 @@ class RandAugment(Frozen):
     """`num_ops` random ops of one magnitude (Cubuk et al., 2020)."""
 
     op: Literal["rand_augment"] = "rand_augment"
-    num_ops: Annotated[int, Field(ge=1, le=8)] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    num_ops: Annotated[int, Field(ge=1, le=8, description="Ops applied to a view.")] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30, description="Of 31 levels, 0 to 30.")] = 9
 
 
 class TrivialAugment(Frozen):
@@ -91,12 +105,11 @@ class RandomErasing(Frozen):
 
     op: Literal["random_erasing"] = "random_erasing"
     prob: Share = 0.25
-    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
-        0.02,
-        1 / 3,
-    )
-    ratio: tuple[Aspect, Aspect] = (0.3, 10 / 3)
-    fill: Literal["mean", "noise"] = "mean"
+    area: AreaRange = (0.02, 1 / 3)
+    ratio: AspectRange = (0.3, 10 / 3)
+    fill: Annotated[
+        Literal["mean", "noise"], Field(description="ImageNet's mean color, or uniform noise.")
+    ] = "mean"
 
     @model_validator(mode="after")
     def _check(self) -> RandomErasing:
@@ -111,7 +124,7 @@ class Mixup(Frozen):
     """Blend with the neighbor in the seed's order, share ~ Beta(alpha, alpha)."""
 
     op: Literal["mixup"] = "mixup"
-    alpha: Annotated[float, Field(gt=0, le=32)] = 0.8
+    alpha: Alpha = 0.8
     prob: Share = 1.0
 
 
@@ -119,7 +132,7 @@ class Cutmix(Frozen):
     """Paste a box of the neighbor in the seed's order, area share ~ Beta(alpha, alpha)."""
 
     op: Literal["cutmix"] = "cutmix"
-    alpha: Annotated[float, Field(gt=0, le=32)] = 1.0
+    alpha: Alpha = 1.0
     prob: Share = 1.0
 
 
@@ -197,9 +210,16 @@ class AugmentConfig(Frozen):
     """`augment:` of a build file: a preset, a list of ops, or a callable of the user's own."""
 
     size: Annotated[int, Field(ge=8, le=4096, description="Side of the square view, px.")]
-    preset: Literal["cifar", "imagenet", "deit", "none"] | None = None
-    ops: tuple[Op, ...] | None = None
-    callable: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")] | None = None
+    preset: Annotated[
+        Literal["cifar", "imagenet", "deit", "none"] | None, Field(description="A list of ops.")
+    ] = None
+    ops: Annotated[
+        tuple[Op, ...] | None, Field(description="In order; the first one makes the view's size.")
+    ] = None
+    callable: Annotated[
+        str | None,
+        Field(pattern=r"^[^:]+:[^:]+$", description="Your own pipeline, as module:factory."),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:

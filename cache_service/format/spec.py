@@ -104,8 +104,12 @@ Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(disc
 class Layout(Frozen):
     """How positions are grouped. A shard is written, committed and lost as one."""
 
-    shard_rows: Annotated[int, Field(ge=2, le=2**20)]
-    chunk_rows: Annotated[int, Field(ge=1, le=2**20)]
+    shard_rows: Annotated[
+        int, Field(ge=2, le=2**20, description="Views per unit of work and commit; even.")
+    ]
+    chunk_rows: Annotated[
+        int, Field(ge=1, le=2**20, description="Views per checksum; divides shard_rows.")
+    ]
 
     @model_validator(mode="after")
     def _check(self) -> Layout:

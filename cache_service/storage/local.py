@@ -140,12 +140,13 @@ class LocalStorage:
             # A file system without locks: every builder may do the work. Wasted, never wrong.
             pass
         # The last holder unlinks its file: a lock on an unlinked file would exclude nobody.
-        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-            os.close(handle)
-            return False
-        self._held[name] = handle
-        _LOCKS.add(handle)
-        return True
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                self._held[name] = handle
+                _LOCKS.add(handle)
+                return True
+        os.close(handle)
+        return False
 
     def end(self, name: str) -> None:
         """Give a reservation back."""
@@ -178,7 +179,9 @@ class LocalStorage:
     def _scratch(self) -> Path:
         folder = self._root / SCRATCH
         with _refusing("make", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder(self._root)
+            with suppress(FileExistsError):
+                folder.mkdir()
         return folder
 
     def _open_lock(self, name: str) -> int:
@@ -208,13 +211,16 @@ class LocalStorage:
         return temporary
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder durable: each new level is an entry in the level above, fsynced there."""
+        """Make a folder durable: each level is an entry in the level above, fsynced there.
+
+        Below the root also where it exists: whoever made it may have died before the fsync.
+        """
         if folder in self._durable_folders:
             return
-        missing = [level for level in (folder, *folder.parents) if not level.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for level in missing:
-            _fsync_folder(level.parent)
+        if self._root in folder.parents or not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _fsync_folder(folder.parent)
         self._durable_folders.add(folder)
 
 

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from distill.methods import ce, kd, sd_kd
+from distill.methods import (
+    ce,
+    dist,
+    dkd,
+    ensemble,
+    hard,
+    kd,
+    logits,
+    nkd,
+    sd_dkd,
+    sd_kd,
+    sd_nkd,
+    soft,
+    tf_kd,
+)
 from distill.methods.base import (
     Method,
     MethodSettings,
@@ -32,6 +46,16 @@ _REGISTERED: tuple[Method[Any], ...] = (
     ce.METHOD,
     kd.METHOD,
     sd_kd.METHOD,
+    dkd.METHOD,
+    sd_dkd.METHOD,
+    nkd.METHOD,
+    sd_nkd.METHOD,
+    logits.METHOD,
+    soft.METHOD,
+    hard.METHOD,
+    ensemble.METHOD,
+    dist.METHOD,
+    tf_kd.METHOD,
 )
 
 METHODS: dict[str, Method[Any]] = {method.name: method for method in _REGISTERED}

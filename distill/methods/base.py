@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
 from cache_service.format.frozen import Frozen
+from cache_service.format.spec import Preprocess
 from distill.batches import Batch
 from distill.losses import label_loss, majority_labels
 
@@ -35,12 +36,16 @@ class TeacherFacts(NamedTuple):
         num_classes: of its answers.
         pooling: how its cells were pooled; a student's are pooled alike.
         origin: where its answers come from, for messages: a cache's URL.
+        preprocess: what it does to a view; a student does the same unless told otherwise.
+        codec: kind of its cache's codec; None of a live teacher, which leaves nothing out.
     """
 
     scales: tuple[int, ...]
     num_classes: int
     pooling: Literal["direct", "chained"] = "direct"
     origin: str = "a live teacher"
+    preprocess: Preprocess | None = None
+    codec: Literal["dense", "int8", "topk", "features"] | None = None
 
 
 class Plan(NamedTuple):

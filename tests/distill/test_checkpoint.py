@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -117,6 +118,39 @@ def test_a_flipped_bit_in_the_weights_is_refused(tmp_path):
     save_checkpoint(str(tmp_path), PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged(path.read_bytes()))
+    with pytest.raises(CorruptError):
+        load_checkpoint(path)
+
+
+def test_no_flipped_bit_anywhere_changes_what_is_read(tmp_path):
+    save_checkpoint(str(tmp_path), PAYLOAD)
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 13):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = load_checkpoint(path)
+        except CorruptError:
+            refused += 1
+        else:  # in the padding between the archive's files
+            assert torch.equal(found["model"]["weight"], PAYLOAD["model"]["weight"])
+            assert (found["step"], found["note"], set(found)) == (3, None, {"format", *PAYLOAD})
+    assert refused > len(content) / 13 / 2
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    save_checkpoint(str(tmp_path), PAYLOAD)
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for file in stored.infolist():
+            packed.writestr(file.filename, stored.read(file))
     with pytest.raises(CorruptError):
         load_checkpoint(path)
 

@@ -73,6 +73,13 @@ def test_certain_right_wrong_and_undecided(margin, share_right, ece):
     assert tally(logits, labels).ece == pytest.approx(ece, abs=1e-6)
 
 
+def test_the_last_two_bins_do_not_make_up_for_each_other():
+    sure, surer = 0.92, 0.98  # in the 14th and the 15th bin
+    p = torch.tensor([[sure, 1 - sure], [surer, 1 - surer]])
+    found = tally(p.log(), torch.tensor([0, 1]))
+    assert found.ece == pytest.approx(((1 - sure) + surer) / 2, abs=1e-6)
+
+
 def test_fewer_than_five_classes_leave_nothing_outside_the_top_five():
     assert tally(torch.zeros(4, 3), torch.tensor([0, 1, 2, 2])).top5 == 1.0
 

@@ -25,7 +25,7 @@ def terms_of(settings, stream, model, *, smoothing=0.0):
     batch = stream.batch(0)
     step = Step(
         student=model,
-        images_B3HW=prepare_views(batch.images_BHW3, stream.facts.preprocess, device="cpu"),
+        images_B3HW=prepare_views(batch.images_BHW3, stream.seen, device="cpu"),
         batch=batch,
         teacher=lambda *, temperature=1.0, cache=0: stream.teach(
             batch, temperature=temperature, cache=cache
@@ -50,7 +50,7 @@ def model():
 
 
 def images_of(stream):
-    return prepare_views(stream.batch(0).images_BHW3, stream.facts.preprocess, device="cpu")
+    return prepare_views(stream.batch(0).images_BHW3, stream.seen, device="cpu")
 
 
 def test_every_method_is_found_by_the_name_it_carries():
@@ -131,6 +131,20 @@ def test_sd_kd_is_its_formula_and_reports_complementary_cells(stream, model):
     assert metrics["complementary"] == complementary_BR.float().mean()
 
 
+def test_a_mixed_view_is_judged_by_its_larger_part(model):
+    stream = MemoryStream(train_config("unused", batch_size=8), mixed=True)
+    _, metrics = terms_of(SDKD(), stream, model)
+    batch = stream.batch(0)
+    larger_B = torch.where(batch.weights_B >= 0.5, batch.labels_B, batch.partner_labels_B)
+
+    def share(labels_B):
+        right_BR = batch.rows[0]["logits"].argmax(-1) == labels_B[:, None]
+        return (right_BR != right_BR[:, :1]).float().mean()
+
+    assert share(larger_B) != share(batch.labels_B)
+    assert metrics["complementary"] == share(larger_B)
+
+
 def test_the_share_of_complementary_cells_does_not_depend_on_their_weight(stream, model):
     shares = {
         terms_of(SDKD(complementary_weight=weight), stream, model)[1]["complementary"].item()
@@ -169,9 +183,7 @@ def test_labels_are_for_the_ordinary_logits_where_pooling_is_chained(model):
     # A 3 x 3 map under a 2 x 2 grid: the chained whole image counts the middle four times.
     stream = MemoryStream(train_config("unused", batch_size=8), pooling="chained")
     images = images_of(stream)[:, :, :6, :6]
-    stream.facts = stream.facts._replace(
-        preprocess=stream.facts.preprocess.model_copy(update={"size": 6})
-    )
+    stream.seen = stream.seen.model_copy(update={"size": 6})
     batch = stream.batch(0)
     stream.batch = lambda step: batch._replace(images_BHW3=batch.images_BHW3[:, :6, :6])
     terms, _ = terms_of(SDKD(alpha=0.5), stream, model)

@@ -55,7 +55,8 @@ def live(build):
         stored_BSC = np.asarray(teacher.answer(views_BHW3), np.float32)
         return torch.from_numpy(expand_cells(stored_BSC, spec.scales, spec.stored_scales))
 
-    return LiveTeacher(TeacherFacts(spec.scales, NUM_CLASSES), answer)
+    facts = TeacherFacts(spec.scales, NUM_CLASSES, preprocess=teacher.id.preprocess)
+    return LiveTeacher(facts, answer)
 
 
 @pytest.mark.parametrize("method", ["kd", "sd-kd"])

@@ -65,8 +65,10 @@ def test_groups_never_reach_over_the_end_of_an_epoch():
     assert steps == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11]]
 
 
-def test_a_clipped_gradient_has_the_norm_asked_for():
-    run, learner = prepare(clip_grad_norm=1e-3, optimizer__momentum=0, optimizer__lr=1)
+@pytest.mark.parametrize("amp", ["none", "float16"])
+def test_a_clipped_gradient_has_the_norm_asked_for(amp):
+    # float16 gradients are scaled up by 65536; the bound is for the true ones.
+    run, learner = prepare(clip_grad_norm=1e-3, amp=amp, optimizer__momentum=0, optimizer__lr=1)
     before = weights(learner)
     train_step(run, learner, [run.stream.batch(0)])
     assert distance(before, weights(learner)) == pytest.approx(1e-3, rel=1e-3)

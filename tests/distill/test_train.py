@@ -16,7 +16,7 @@ from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
 from cache_service.models.create import create_model
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
-from distill.methods import TeacherFacts
+from distill.finite import FiniteWatch
 from distill.metrics import read_metrics
 from distill.stream import LiveTeacher
 from distill.train import train
@@ -118,6 +118,13 @@ def test_accumulated_batches_resume_on_a_group_border(tmp_path):
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
+def test_the_learning_rate_counts_updates_and_not_batches(tmp_path):
+    schedule = {"name": "multistep", "milestones": [1], "warmup_epochs": 0.5}
+    run(train_config(tmp_path, accumulate=2, schedule=schedule))
+    rates = [line["lr"] for line in curve(tmp_path) if line["kind"] == "step"]
+    assert rates == pytest.approx([0.1 * 2 / 3, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
 def test_float16_resumes_its_scale_too(tmp_path):
     run(train_config(tmp_path / "whole", amp="float16", **RICH))
     config = train_config(tmp_path / "parts", amp="float16", **RICH)
@@ -139,12 +146,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("every", "steps"),
-    [({"steps": 5}, [5, 10, 12]), ({"epochs": 1}, [6, 12]), ({"epochs": 2}, [12])],
+    ("every", "accumulate", "steps"),
+    [
+        ({"steps": 5}, 1, [5, 10, 12]),
+        ({"steps": 5}, 2, [6, 10, 12]),
+        ({"epochs": 1}, 1, [6, 12]),
+        ({"epochs": 2}, 1, [12]),
+    ],
 )
-def test_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path, every, steps):
+def test_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path, every, accumulate, steps):
     seen = []
-    config = train_config(tmp_path, checkpoint_every=every)
+    config = train_config(tmp_path, checkpoint_every=every, accumulate=accumulate)
     train(
         config,
         stream=MemoryStream(config),
@@ -235,6 +247,17 @@ def test_a_loss_that_is_no_number_leaves_checkpoint_and_weights_alone(tmp_path):
     same(state_of(tmp_path), state_of(tmp_path / "whole"))
 
 
+def test_where_looking_is_put_off_a_bad_loss_still_comes_before_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    waiting = FiniteWatch(torch.device("cuda"))  # looks only when it must, as on a GPU
+    monkeypatch.setattr("distill.train.FiniteWatch", lambda _device: waiting)
+    config = train_config(tmp_path, log_every=1000, checkpoint_every={"steps": 9})
+    with pytest.raises(NonFiniteError, match="the loss of step 7 is not finite"):
+        run(config, stream=Spoiling(config))
+    assert load_checkpoint(tmp_path) is None
+
+
 class RootNet(nn.Module):
     """The gradient of the root at 0 is infinite: NaN weights under finite losses."""
 
@@ -298,9 +321,7 @@ def test_a_live_teacher_that_says_what_is_recorded_gives_the_same_run(tmp_path):
     answers = {
         batch.images_BHW3.numpy().tobytes(): batch.rows[0]["logits"] for batch in stream.batches(0)
     }
-    teacher = LiveTeacher(
-        TeacherFacts((1, 2), NUM_CLASSES), lambda views: answers[views.numpy().tobytes()]
-    )
+    teacher = LiveTeacher(stream.facts.teachers[0], lambda views: answers[views.numpy().tobytes()])
     run(config)
     live = train_config(tmp_path / "live", method={"name": "sd-kd"})
     run(live, stream=MemoryStream(live, num_teachers=0), teachers=[teacher])

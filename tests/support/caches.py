@@ -12,7 +12,7 @@ from cache_service.format.codecs import Head, encode
 from cache_service.format.layout import row_arrays, witness_positions, witness_shape
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
-from cache_service.storage import open_storage
+from cache_service.storage import Storage, open_storage
 from cache_service.writer import CacheWriter, create_cache
 
 VERSIONS = {"pillow": "13.0.0", "torchvision": "0.29.1"}
@@ -96,9 +96,9 @@ def make_head(spec: CacheSpec) -> Head | None:
     return Head(weight, rng.normal(size=spec.teacher.num_classes).astype(np.float32))
 
 
-def open_writer(url: str, spec: CacheSpec, num_seeds: int = 1) -> CacheWriter:
+def open_writer(where: str | Storage, spec: CacheSpec, num_seeds: int = 1) -> CacheWriter:
     return create_cache(
-        open_storage(url),
+        open_storage(where) if isinstance(where, str) else where,
         spec,
         num_seeds=num_seeds,
         versions=VERSIONS,
@@ -107,18 +107,31 @@ def open_writer(url: str, spec: CacheSpec, num_seeds: int = 1) -> CacheWriter:
     )
 
 
-def write_shard(writer: CacheWriter, seed: int, shard: int) -> bool:
+def write_shard(
+    writer: CacheWriter,
+    seed: int,
+    shard: int,
+    *,
+    salt: int = 0,
+    rows: dict[str, NDArray[Any]] | None = None,
+) -> bool:
+    """Write one shard of known rows: those of seed `seed + salt`, worked out where not given."""
     start, stop = writer.spec.shard_range(shard)
-    rows = {name: values[start:stop] for name, values in make_rows(writer.spec, seed).items()}
-    assert set(rows) == {array.name for array in row_arrays(writer.spec)}
-    return writer.write_shard(seed, shard, rows, make_witnesses(writer.spec, seed, shard), VERSIONS)
+    every = make_rows(writer.spec, seed + salt) if rows is None else rows
+    assert set(every) == {array.name for array in row_arrays(writer.spec)}
+    part = {name: values[start:stop] for name, values in every.items()}
+    views = make_witnesses(writer.spec, seed + salt, shard)
+    return writer.write_shard(seed, shard, part, views, VERSIONS)
 
 
-def write_cache(url: str, spec: CacheSpec, seeds: range = range(1)) -> CacheWriter:
+def write_cache(
+    url: str, spec: CacheSpec, seeds: range = range(1), *, salt: int = 0
+) -> CacheWriter:
     """A cache of known rows, complete for the given seeds."""
     writer = open_writer(url, spec, seeds.stop)
     for seed in seeds:
+        rows = make_rows(spec, seed + salt)
         for shard in range(spec.num_shards):
-            write_shard(writer, seed, shard)
+            write_shard(writer, seed, shard, salt=salt, rows=rows)
     writer.storage.sweep()
     return writer

@@ -1,0 +1,64 @@
+"""Cells with the weight of each: what `sd-dkd` and `sd-nkd` have in common.
+
+Shape letters: B batch, R cells, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from distill.losses import majority_labels, sdd_weights
+from distill.methods.base import Step
+from distill.methods.cells import CellSettings, answer_student, select_cells
+from distill.methods.fields import ComplementaryWeight, Temperature, WarmupEpochs
+
+
+class DecoupledSettings(CellSettings):
+    """Settings shared by the decoupled methods on cells."""
+
+    temperature: Temperature = 4.0
+    complementary_weight: ComplementaryWeight = 2.0
+    warmup_epochs: WarmupEpochs = 20.0
+
+
+class DecoupledCells(NamedTuple):
+    """Both sides' cells, and how much each counts.
+
+    Attributes:
+        logits_BC: the student's ordinary logits, for the label loss.
+        student_BRC: logits of the student's cells.
+        teacher_BRC: logits of the teacher's.
+        labels_B1: target class, the same in every cell.
+        weights_BR: of each cell's loss; 1 or the complementary weight.
+    """
+
+    logits_BC: Tensor
+    student_BRC: Tensor
+    teacher_BRC: Tensor
+    labels_B1: Tensor
+    weights_BR: Tensor
+
+
+def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
+    """Answer with both sides' cells, and weigh them.
+
+    Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
+    the cell and on the whole image, names the label; the others are consistent.
+    """
+    recorded = step.teachers[0].scales
+    scales = settings.scales or recorded
+    answer = answer_student(step, scales)
+    teacher_BRC = select_cells(step.teacher(temperature=settings.temperature), recorded, scales)
+    labels_B = majority_labels(*step.batch[1:4])
+    # At a weight of 2 the weights count the complementary cells, whatever the loss gives them.
+    marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0) - 1.0
+    step.metrics["complementary"] = marks_BR.mean()
+    return DecoupledCells(
+        logits_BC=answer.logits_BC,
+        student_BRC=answer.cells_BRC,
+        teacher_BRC=teacher_BRC,
+        labels_B1=labels_B.unsqueeze(-1),
+        weights_BR=1.0 + (settings.complementary_weight - 1.0) * marks_BR,
+    )

@@ -1,0 +1,57 @@
+"""A bucket is a folder: the same keys, the same bytes, the same refusals, read by the same tools."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+from support import s3
+from support.builds import record_toy, tree_bytes
+from support.toys import Patches
+
+from cache_service.errors import CorruptError
+from cache_service.reader import open_cache
+from cache_service.storage import open_storage
+from distill import CachedDataset, load_cache
+
+
+@pytest.fixture
+def url(monkeypatch):
+    for name, value in s3.moto_environment().items():
+        monkeypatch.setenv(name, value)
+    return s3.new_prefix()
+
+
+def test_a_build_into_a_bucket_writes_what_a_build_into_a_folder_writes(tmp_path, url):
+    record_toy(str(tmp_path / "c"), seeds="0:1")
+    cache = record_toy(url, seeds="0:1")
+    storage = open_storage(url)
+    keys = storage.list("")
+    assert {key: storage.get(key) for key in keys} == tree_bytes(tmp_path / "c")
+    local = open_cache(str(tmp_path / "c"))
+    for name, values in local.read(0, 10, 80).items():
+        np.testing.assert_array_equal(cache.read(0, 10, 80)[name], values)
+
+
+def test_a_student_trains_from_a_bucket_and_damage_there_is_refused(url):
+    record_toy(url, seeds="0:1", scales=[1])
+    data = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    items = data.__getitems__(list(range(96)))
+    assert len(items) == 96
+    storage = open_storage(url)
+    key = "logits/c/0/1/0/0"
+    content = bytearray(storage.get(key))
+    content[50] ^= 4
+    storage.put(key, bytes(content))
+    fresh = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    with pytest.raises(CorruptError, match="logits/c/0/1"):
+        fresh.__getitems__(list(range(96)))
+
+
+def test_zarr_python_opens_the_bucket_over_obstore(url):
+    from obstore.store import from_url
+    from zarr.storage import ObjectStore
+
+    cache = record_toy(url, seeds="0:1")
+    group = zarr.open_group(ObjectStore(from_url(url), read_only=True), mode="r")
+    np.testing.assert_array_equal(group["logits"][0], cache.read(0, 0, 96)["logits"])

@@ -1,0 +1,189 @@
+"""Where one method becomes another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import formulas
+from support.steps import images_of, memory, settings_of, terms_of
+from support.streams import plain_net
+from torch import nn
+
+from cache_service.models.cells import cell_logits
+from distill.losses import sdd_dkd_loss, sdd_nkd_loss
+
+ALIKE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "mixed"])
+def stream(request):
+    return memory(mixed=request.param)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return plain_net()
+
+
+def equal_teachers(number, *, mixed=False):
+    stream = memory(mixed=mixed, num_teachers=number)
+    stream.teach = lambda batch, *, temperature, cache: batch.rows[0]["logits"]
+    return stream
+
+
+def slopes(terms, model):
+    return torch.autograd.grad(sum(terms.values()), list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("cells", "plain"), [("sd-kd", "kd"), ("sd-dkd", "dkd"), ("sd-nkd", "nkd")]
+)
+def test_on_the_whole_image_alone_a_cells_method_is_the_plain_one(stream, model, cells, plain):
+    same = {"classes": "all", "gamma": 3} if plain == "nkd" else {}
+    found, _ = terms_of(settings_of(cells, scales=[1], temperature=4, **same), stream, model)
+    wanted, _ = terms_of(settings_of(plain, temperature=4, **same), stream, model)
+    torch.testing.assert_close(found, wanted, **ALIKE)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("name", "loss", "options"),
+    [("sd-dkd", sdd_dkd_loss, {}), ("sd-nkd", sdd_nkd_loss, {"classes": "all"})],
+)
+def test_a_cells_method_is_the_loss_that_others_can_import(
+    stream, model, name, loss, options, weight
+):
+    settings = settings_of(name, complementary_weight=weight, warmup_epochs=0)
+    terms, metrics = terms_of(settings, stream, model)
+    batch = stream.batch(0)
+    wanted = loss(
+        cell_logits(model, images_of(stream), (1, 2)),
+        batch.rows[0]["logits"],
+        formulas.larger_part(batch),
+        complementary_weight=weight,
+        **options,
+    )
+    torch.testing.assert_close(terms["soft"], wanted, **ALIKE)
+    assert 0 < metrics["complementary"] < 1
+
+
+@pytest.mark.parametrize("name", ["soft", "hard", "ensemble"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_several_equal_teachers_are_one(model, name, mixed):
+    settings = settings_of(name)
+    several, _ = terms_of(settings, equal_teachers(3, mixed=mixed), model)
+    alone, _ = terms_of(settings, equal_teachers(1, mixed=mixed), model)
+    torch.testing.assert_close(several, alone, **ALIKE)
+
+
+@pytest.mark.parametrize("name", ["soft", "ensemble"])
+def test_one_teacher_is_kd(stream, model, name):
+    settings = {"temperature": 5, "alpha": 0.7}
+    found, _ = terms_of(settings_of(name, **settings), stream, model)
+    torch.testing.assert_close(
+        found, terms_of(settings_of("kd", **settings), stream, model)[0], **ALIKE
+    )
+
+
+def test_a_shared_head_is_pulled_to_the_arithmetic_mean(model):
+    stream = memory(num_teachers=3)
+    settings = {"temperature": 2, "alpha": 0.7}
+    soft, _ = terms_of(settings_of("soft", **settings), stream, model)
+    mean, _ = terms_of(settings_of("ensemble", **settings), stream, model)
+    torch.testing.assert_close(slopes(soft, model), slopes(mean, model), **ALIKE)
+    assert soft["soft"] > mean["soft"] + 0.1  # by how much the teachers disagree
+
+
+def test_at_high_temperature_kd_matches_logits(stream, model):
+    hot, _ = terms_of(settings_of("kd", temperature=1000), stream, model)
+    limit, _ = terms_of(settings_of("logits"), stream, model)
+    torch.testing.assert_close(hot, limit, rtol=5e-3, atol=1e-5)
+    found, wanted = (
+        torch.cat([slope.flatten() for slope in slopes(terms, model)]) for terms in (hot, limit)
+    )
+    assert (found - wanted).norm() < 5e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_a_standardized_student_is_free_in_scale_and_offset(stream, model, name):
+    class Stretched(nn.Module):
+        def forward(self, images_B3HW):
+            return 7 * model(images_B3HW) + 100
+
+    def soft(settings, student):
+        return terms_of(settings, stream, student)[0]["soft"]
+
+    free, bound = settings_of(name, standardize=True), settings_of(name)
+    torch.testing.assert_close(soft(free, Stretched()), soft(free, model), rtol=1e-3, atol=1e-5)
+    assert abs(soft(bound, Stretched()) - soft(bound, model)) > 0.01
+
+
+def test_dkd_of_weights_1_and_the_teachers_doubt_is_kd_of_a_single_view(model):
+    # KD = TCKD + (1 - p_target) NCKD; with one view the factor is one number.
+    stream = memory()
+    batch = stream.batch(0)
+    stream.batch = lambda step: type(batch)(
+        *(tensor[:1] for tensor in batch[:5]),
+        rows=({"logits": batch.rows[0]["logits"][:1]},),
+        cursor=batch.cursor,
+    )
+    one = stream.batch(0)
+    p_target = formulas.own(formulas.softmax(one.rows[0]["logits"][:, 0], 4), one.labels_B)
+    settings = settings_of("dkd", beta=1 - p_target.item(), warmup_epochs=0)
+    found = terms_of(settings, stream, model)[0]["soft"]
+    wanted = terms_of(settings_of("kd", alpha=1), stream, model)[0]["soft"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_nkd_of_all_classes_pulls_as_kd_does(stream, model):
+    def soft_slopes(settings):
+        terms, _ = terms_of(settings, stream, model)
+        return torch.autograd.grad(terms["soft"], list(model.parameters()))
+
+    def nkd(gamma):
+        return settings_of("nkd", temperature=4, gamma=gamma, classes="all", warmup_epochs=0)
+
+    with_soft, without = soft_slopes(nkd(8)), soft_slopes(nkd(0))
+    kd = soft_slopes(settings_of("kd", alpha=1))
+    for whole, target, wanted in zip(with_soft, without, kd, strict=True):
+        torch.testing.assert_close(whole - target, 8 * wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_tf_kd_of_a_copy_is_kd(stream, model):
+    found, _ = terms_of(settings_of("tf-kd", form="self"), stream, model)
+    wanted, _ = terms_of(settings_of("kd", temperature=6, alpha=0.905), stream, model)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_dist_is_blind_to_what_correlation_is_blind_to(model):
+    stream = memory()
+    batch = stream.batch(0)
+    logits_BC = model(images_of(stream)).detach()
+    stream.teach = lambda *_, **__: logits_BC.unsqueeze(1)
+    terms, _ = terms_of(settings_of("dist"), stream, model)
+    assert len(batch.labels_B) == 8
+    assert terms["inter"].abs() < 1e-4
+    assert terms["intra"].abs() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "sd-dkd", "sd-nkd"])
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "factor"),
+    [
+        (0.0, 20, 1 / 20),
+        (0.99, 20, 1 / 20),
+        (1.0, 20, 2 / 20),
+        (19.0, 20, 1.0),
+        (300.0, 20, 1.0),
+        (0.0, 1, 1.0),
+        (0.0, 0, 1.0),
+        (3.5, 0, 1.0),
+    ],
+)
+def test_the_teacher_comes_in_by_whole_epochs(model, name, epoch, epochs, factor):
+    stream = memory()
+    whole, _ = terms_of(settings_of(name, warmup_epochs=0), stream, model)
+    found, _ = terms_of(settings_of(name, warmup_epochs=epochs), stream, model, epoch=epoch)
+    torch.testing.assert_close(found["soft"], factor * whole["soft"])
+    torch.testing.assert_close(found["label"], whole["label"])

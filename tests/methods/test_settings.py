@@ -1,0 +1,301 @@
+"""Settings and checks: what is refused, in one line, before anything is read."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from support.steps import settings_of
+from support.streams import MemoryStream, normed_net, plain_net, train_config
+from support.toys import NUM_CLASSES
+from torch import nn
+
+from cache_service.errors import ConfigError, UnsupportedError
+from distill.methods import METHODS, MethodConfig, Plan, TeacherFacts, method_of
+from distill.methods.heads import HeadLogits
+from distill.methods.tf_kd import PUBLISHED
+from distill.train import train
+
+TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
+OTHER = TEACHER._replace(origin="caches/b")
+
+BAD = {
+    "temperature": [0, -1, 1001, float("nan"), float("inf"), "warm"],
+    "share": [-0.1, 1.1, float("nan")],
+    "weight": [-1, 1001, float("inf")],
+    "warmup_epochs": [-1, 100_001],
+    "complementary_weight": [-1, 101],
+    "scales": [[], [2], [2, 1], [1, 1], [0], [1, 65], [1, 2.5]],
+    "choice": ["some", None, 1],
+    "flag": ["perhaps", 2],
+    "correct": [0, 1, -0.5, float("nan")],
+}
+KINDS = {
+    "ce": {},
+    "kd": {"temperature": "temperature", "alpha": "share", "standardize": "flag"},
+    "sd-kd": {
+        "temperature": "temperature",
+        "alpha": "share",
+        "scales": "scales",
+        "complementary_weight": "complementary_weight",
+    },
+    "dkd": {
+        "temperature": "temperature",
+        "alpha": "weight",
+        "beta": "weight",
+        "warmup_epochs": "warmup_epochs",
+        "standardize": "flag",
+    },
+    "sd-dkd": {
+        "temperature": "temperature",
+        "alpha": "weight",
+        "beta": "weight",
+        "warmup_epochs": "warmup_epochs",
+        "scales": "scales",
+        "complementary_weight": "complementary_weight",
+    },
+    "nkd": {
+        "temperature": "temperature",
+        "gamma": "weight",
+        "classes": "choice",
+        "warmup_epochs": "warmup_epochs",
+    },
+    "sd-nkd": {
+        "temperature": "temperature",
+        "gamma": "weight",
+        "classes": "choice",
+        "warmup_epochs": "warmup_epochs",
+        "scales": "scales",
+        "complementary_weight": "complementary_weight",
+    },
+    "logits": {"alpha": "share"},
+    "soft": {
+        "temperature": "temperature",
+        "alpha": "share",
+        "direction": "choice",
+        "heads": "choice",
+    },
+    "hard": {"temperature": "temperature", "alpha": "share", "heads": "choice"},
+    "ensemble": {"temperature": "temperature", "alpha": "share", "mean": "choice"},
+    "dist": {"temperature": "temperature", "beta": "weight", "gamma": "weight"},
+    "tf-kd": {
+        "temperature": "temperature",
+        "alpha": "share",
+        "form": "choice",
+        "correct": "correct",
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_has_a_bound_that_is_tested(name):
+    assert METHODS[name].settings.model_fields.keys() - {"name"} == KINDS[name].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        (name, field, value)
+        for name, fields in KINDS.items()
+        for field, kind in fields.items()
+        for value in BAD[kind]
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(name, field, value):
+    with pytest.raises(ValidationError) as refusal:
+        TypeAdapter(MethodConfig).validate_python({"name": name, field: value})
+    places = {place for error in refusal.value.errors() for place in error["loc"]}
+    assert field in places
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_typing_error_is_refused(name):
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TypeAdapter(MethodConfig).validate_python({"name": name, "temprature": 4})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_survive_being_written_down(name):
+    settings = settings_of(name)
+    adapter = TypeAdapter(MethodConfig)
+    assert adapter.validate_python(settings.model_dump(mode="json")) == settings
+
+
+def test_published_defaults():
+    dkd, sd_dkd, nkd, sd_nkd = (settings_of(n) for n in ("dkd", "sd-dkd", "nkd", "sd-nkd"))
+    for decoupled in (dkd, sd_dkd):
+        assert (decoupled.temperature, decoupled.alpha, decoupled.beta) == (4, 1, 8)
+    assert (nkd.temperature, nkd.gamma, nkd.classes) == (1, 1.5, "others")
+    assert (sd_nkd.temperature, sd_nkd.gamma, sd_nkd.classes) == (4, 8, "all")
+    assert {each.warmup_epochs for each in (dkd, sd_dkd, nkd, sd_nkd)} == {20}
+    assert {each.complementary_weight for each in (sd_dkd, sd_nkd)} == {2}
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_tf_kd_is_as_published_for_the_form_that_is_written(form):
+    settings = settings_of("tf-kd", form=form)
+    assert {name: getattr(settings, name) for name in PUBLISHED[form]} == PUBLISHED[form]
+    assert settings_of("tf-kd", form=form, alpha=0.5).alpha == 0.5
+    again = TypeAdapter(MethodConfig).validate_python(settings.model_dump(mode="json"))
+    assert again == settings
+
+
+def test_only_a_virtual_teacher_has_a_chosen_probability():
+    with pytest.raises(ValidationError, match=r"correct=0.9 with form=self"):
+        settings_of("tf-kd", form="self", correct=0.9)
+    with pytest.raises(ValidationError, match=r"correct=None with form=virtual"):
+        settings_of("tf-kd", correct=None)
+
+
+def check(settings, *, teachers=(TEACHER,), student=None):
+    plan = Plan(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
+    method_of(settings).check(settings, plan)
+
+
+ONE = ["kd", "sd-kd", "dkd", "sd-dkd", "nkd", "sd-nkd", "logits", "dist"]
+SEVERAL = ["soft", "hard", "ensemble"]
+
+
+def test_methods_are_of_three_kinds():
+    assert {*ONE, *SEVERAL, "ce", "tf-kd"} == METHODS.keys()
+
+
+@pytest.mark.parametrize("settings", [*map(settings_of, ONE), settings_of("tf-kd", form="self")])
+@pytest.mark.parametrize(
+    ("teachers", "says"),
+    [
+        ((), "learns from a teacher, but `caches` is empty"),
+        ((TEACHER, OTHER), "learns from one teacher, but `caches` names 2: caches/a, caches/b"),
+        ((TEACHER._replace(num_classes=9),), "caches/a answers for 9 classes.* student has 5"),
+    ],
+)
+def test_methods_of_one_teacher_refuse_none_and_two_and_other_classes(settings, teachers, says):
+    with pytest.raises(ConfigError, match=says):
+        check(settings, teachers=teachers)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_methods_of_several_teachers_refuse_none_and_other_classes(name):
+    with pytest.raises(ConfigError, match="one teacher or several, but `caches` is empty"):
+        check(settings_of(name), teachers=())
+    with pytest.raises(ConfigError, match="caches/b answers for 9 classes"):
+        check(settings_of(name), teachers=(TEACHER, OTHER._replace(num_classes=9)))
+    check(settings_of(name), teachers=(TEACHER, OTHER))
+
+
+@pytest.mark.parametrize("teachers", [(), (TEACHER,), (TEACHER, OTHER)])
+def test_a_virtual_teacher_asks_for_no_cache(teachers):
+    check(settings_of("tf-kd"), teachers=teachers)
+
+
+@pytest.mark.parametrize("name", ["sd-kd", "sd-dkd", "sd-nkd"])
+def test_scales_that_are_not_recorded_are_refused(name):
+    says = r"asks for \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
+    with pytest.raises(ConfigError, match=says):
+        check(settings_of(name, scales=(1, 4)))
+
+
+class Flattened(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 16 * 16, NUM_CLASSES)
+
+    def forward(self, images_B3HW):
+        return self.head(images_B3HW.flatten(1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_methods_on_cells_ask_for_a_student_with_cells(name):
+    if name.startswith("sd-"):
+        with pytest.raises(UnsupportedError, match="Flattened"):
+            check(settings_of(name), student=Flattened())
+        check(settings_of(name, scales=(1,)), student=Flattened())
+    else:
+        check(settings_of(name), student=Flattened())
+
+
+TOPK = TEACHER._replace(codec="topk")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        settings_of("logits"),
+        settings_of("kd", standardize=True),
+        settings_of("dkd", standardize=True),
+    ],
+    ids=lambda settings: settings.name,
+)
+def test_what_needs_every_logit_refuses_caches_that_dropped_some(settings):
+    says = rf"method {settings.name} .*caches/a keeps only the largest .*codec.kind=int8"
+    with pytest.raises(UnsupportedError, match=says):
+        check(settings, teachers=[TOPK])
+    for codec in ("dense", "int8", "features", None):
+        check(settings, teachers=[TEACHER._replace(codec=codec)])
+
+
+@pytest.mark.parametrize("name", METHODS.keys() - {"logits"})
+def test_all_others_take_what_is_left(name):
+    check(settings_of(name), teachers=[TOPK])
+
+
+class Headed(nn.Module):
+    def __init__(self, num_teacher_heads):
+        super().__init__()
+        self.num_teacher_heads = num_teacher_heads
+        self.net = plain_net()
+
+    def forward(self, images_B3HW):
+        return self.net(images_B3HW)
+
+    def forward_heads(self, images_B3HW):
+        answer = self(images_B3HW)
+        return HeadLogits(answer, (answer,) * self.num_teacher_heads)
+
+
+def outcome(settings, student, num_teachers):
+    try:
+        check(settings, student=student, teachers=[TEACHER] * num_teachers)
+    except ConfigError as refusal:
+        return str(refusal)
+    return "fine"
+
+
+@pytest.mark.parametrize("name", ["soft", "hard"])
+@pytest.mark.parametrize(
+    ("heads", "found", "num_teachers", "says"),
+    [
+        ("any", None, 3, "fine"),
+        ("any", 1, 3, "fine"),
+        ("any", 3, 3, "fine"),
+        ("any", 2, 3, "learns from 3 teachers by 1 or 3 heads of the student, which has 2"),
+        ("any", 2, 1, "learns from 1 teacher by 1 heads of the student, which has 2"),
+        ("shared", None, 2, "fine"),
+        ("shared", 1, 2, "fine"),
+        ("shared", 2, 2, "by 1 heads of the student, which has 2.*num_tokens=1"),
+        ("each", 2, 2, "fine"),
+        ("each", 1, 1, "fine"),
+        ("each", 1, 2, "by 2 heads of the student, which has 1.*num_tokens=2"),
+        ("each", None, 2, "TinyNet has no heads for teachers.*vit_tokens.*num_tokens: 2"),
+    ],
+)
+def test_heads_are_one_for_all_or_one_for_each(name, heads, found, num_teachers, says):
+    student = normed_net() if found is None else Headed(found)
+    assert re.search(says, outcome(settings_of(name, heads=heads), student, num_teachers))
+
+
+def test_tokens_that_do_not_suit_are_refused_before_anything_is_read(tmp_path):
+    arguments = {"backbone": "vit_tiny_patch16_224", "num_tokens": 3, "depth": 1}
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "num_heads": 1}
+    config = train_config(
+        tmp_path,
+        method={"name": "soft"},
+        student={"model": "distill.tokens:vit_tokens", "model_args": arguments | sizes},
+    )
+    stream = MemoryStream(config, num_teachers=2)
+    stream.batches = None  # would fail if it were called
+    with pytest.raises(ConfigError, match=r"2 teachers by 1 or 2 heads.*has 3") as refusal:
+        train(config, stream=stream)
+    assert refusal.value.exit_code == 2
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -1,0 +1,66 @@
+"""What other processes do to a folder: hold reservations, die half-way, run out of room."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from multiprocessing.connection import Connection
+
+from cache_service.errors import KdCacheError
+from cache_service.storage.local import LocalStorage
+
+
+def start(target: object, *args: object) -> tuple[multiprocessing.Process, Connection]:
+    """Run `target(connection, *args)` in a fresh process."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *args), daemon=False)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def hold(said: Connection, root: str, name: str) -> None:
+    """Reserve, say so, and wait to be killed."""
+    said.send(LocalStorage(root).begin(name))
+    time.sleep(600)
+
+
+def hold_with_a_worker(said: Connection, root: str, name: str) -> None:
+    """The same with a forked worker, which lives on when its parent is killed."""
+    reserved = LocalStorage(root).begin(name)
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(600)
+    said.send((reserved, worker))
+    time.sleep(600)
+
+
+def die_while_writing(said: Connection, root: str, key: str) -> None:
+    """Be killed when the temporary file is written but not yet the object."""
+    storage = LocalStorage(root)
+    storage.put(key, b"whole")
+    os.fsync = lambda _handle: os.kill(os.getpid(), signal.SIGKILL)
+    said.send(os.getpid())
+    storage.put(key, b"half-written")
+
+
+def write_under_a_size_limit(said: Connection, root: str, limit: int) -> None:
+    """Write under RLIMIT_FSIZE what is too long, then lift the limit and write it again."""
+    storage = LocalStorage(root)
+    storage.put("before", b"good")
+    ceiling = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, ceiling))
+    refusals = []
+    for write in (storage.put, storage.create):
+        try:
+            write("rows", bytes(2 * limit))
+        except KdCacheError as refusal:
+            refusals.append(refusal)
+    left = sorted(os.listdir(os.path.join(root, ".scratch")))  # noqa: PTH118, PTH208
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ceiling, ceiling))
+    storage.put("rows", bytes(2 * limit))
+    said.send((refusals, left, storage.list("")))
