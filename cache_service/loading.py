@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache_service.errors import KdCacheError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 PREFETCH = 2
@@ -21,31 +22,31 @@ STALLED_S = 600
 """An item that takes so long means a dead or hung worker: an error, not an endless wait."""
 
 
-class _Calls(Dataset[Any], Generic[T]):
-    def __init__(self, make: Callable[[int], T]) -> None:
+class _Calls(Dataset[Any], Generic[K, T]):
+    def __init__(self, make: Callable[[K], T]) -> None:
         self._make = make
 
-    def __getitem__(self, index: int) -> T | KdCacheError:
+    def __getitem__(self, key: K) -> T | KdCacheError:
         try:
-            return self._make(index)
+            return self._make(key)
         except KdCacheError as refusal:
             # Raised in a worker it would come back wrapped in a traceback; as a value it does not.
             return refusal
 
 
 def load_ahead(
-    make: Callable[[int], T],
-    indices: Sequence[int],
+    make: Callable[[K], T],
+    keys: Iterable[K],
     *,
     workers: int,
     pin_memory: bool = False,
     context: str = "forkserver",
 ) -> Iterator[T]:
-    """`make(index)` for each index, in order.
+    """`make(key)` for each key, in order.
 
     Args:
         make: picklable; returns tensors (which travel through shared memory) or small values.
-        indices: what to make.
+        keys: what to make; taken a few ahead, so there may be many.
         workers: processes; 0 works in line.
         pin_memory: hand tensors over in page-locked memory.
         context: how processes start. `fork` would copy the threads of a network or a storage
@@ -57,16 +58,16 @@ def load_ahead(
     calls = _Calls(make)
     items: Iterator[Any]
     if workers == 0:
-        items = (calls[index] for index in indices)
+        items = (calls[key] for key in keys)
     else:
         processes = multiprocessing.get_context(context)
-        # Imported once by the server instead of by each worker: 4 s of starting up, saved per worker.
+        # Imported once by the server instead of by each worker, which saves each some 4 s.
         processes.set_forkserver_preload([__name__, "torchvision.transforms.v2"])
         items = iter(
             DataLoader(
                 calls,
                 batch_size=None,
-                sampler=indices,
+                sampler=keys,
                 num_workers=workers,
                 prefetch_factor=PREFETCH,
                 collate_fn=_as_it_is,

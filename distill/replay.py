@@ -9,8 +9,8 @@ from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.layout import witness_positions
 from cache_service.reader import Cache
-from cache_service.views.replay import ViewBatch, Views
 from cache_service.views.drift import WitnessDiff, accepts_drift, compare_views, explain_drift
+from cache_service.views.replay import ViewBatch, Views
 from cache_service.views.versions import library_versions
 
 

@@ -1,7 +1,8 @@
 """Record shards: views in, one teacher pass each, whole committed shards out.
 
-Three things overlap: workers render ahead, the teacher answers, and one thread encodes and writes
-the shard before. Memory holds the batches rendered ahead and two shards, whatever the cache's size.
+Four things overlap: workers render ahead, the teacher answers, one thread encodes what it answered,
+and one writes the shard before. Memory holds the batches rendered ahead and two shards, whatever
+the cache's size. A kill can cost one answered shard and what is answered of the next.
 """
 
 from __future__ import annotations
@@ -14,16 +15,12 @@ from contextlib import closing
 from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cache_service.build.jobs import WHOLE, Job, Part, Shard, all_shards, my_shards, teacher_batches
+from cache_service.build.encoding import EncodedBatch, encode_batch, join_batches
+from cache_service.build.jobs import WHOLE, Part, Shard, all_shards, my_shards, teacher_batches
 from cache_service.build.opened import OpenedBuild
 from cache_service.build.progress import Meter, OnProgress
 from cache_service.build.render import Rendered, rendered
-from cache_service.errors import NonFiniteError
-from cache_service.format.codecs import Arrays, encode
-from cache_service.format.layout import witness_positions
+from cache_service.format.codecs import Floats
 from cache_service.format.spec import CacheSpec
 from cache_service.interrupts import StopRequest, stop_on_signal
 from cache_service.storage import open_storage
@@ -99,15 +96,18 @@ def _recorded(
     build: OpenedBuild, writer: CacheWriter, todo: list[Shard], watch: _Watch
 ) -> Generator[Shard]:
     """Yield each shard once it is committed; the next one is answered while it is written."""
-    jobs = list(teacher_batches(build.spec, todo, build.config.batch_size))
-    stream = rendered(build.views, jobs, workers=_num_workers(build, jobs))
+    jobs = teacher_batches(build.spec, todo, build.config.batch_size)
+    stream = rendered(build.views, jobs, workers=_num_workers(build, todo))
     pending: Future[Shard | None] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="shard-writer") as pool:
+    with _pool("encoder") as encoder, _pool("writer") as pool:
         for key, batches in groupby(stream, key=_shard_of):
             if writer.is_committed(*key) or not writer.storage.begin(_name(key)):
                 continue  # another builder has it
             try:
-                encoded = list(_encoded(build, batches, watch))
+                encoded = [
+                    encoder.submit(encode_batch, build, batch, answer)
+                    for batch, answer in _answered(build, batches, watch)
+                ]
                 done = pending.result() if pending is not None else None
             except BaseException:
                 writer.storage.end(_name(key))
@@ -119,6 +119,11 @@ def _recorded(
             yield done
 
 
+def _pool(name: str) -> ThreadPoolExecutor:
+    # One thread each, so that batches are encoded and shards committed in their order.
+    return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+
 def _shard_of(batch: Rendered) -> Shard:
     return Shard(batch.job.seed, batch.job.shard)
 
@@ -127,56 +132,31 @@ def _name(key: Shard) -> str:
     return f"{key.seed}-{key.shard}"
 
 
-class _Batch(NamedTuple):
-    """The encoded rows of one job, and by position the views that are kept as witnesses."""
-
-    rows: Arrays
-    witnesses: dict[int, NDArray[np.uint8]]
-
-
-def _encoded(build: OpenedBuild, batches: Iterator[Rendered], watch: _Watch) -> Iterator[_Batch]:
+def _answered(
+    build: OpenedBuild, batches: Iterator[Rendered], watch: _Watch
+) -> Iterator[tuple[Rendered, Floats]]:
     for batch in batches:
         if watch.stop.requested:
             # Raised here and not in the signal's handler, so that it cannot cut a clean-up short.
             raise KeyboardInterrupt
         answer = build.answer(batch.pixels_BHW3)
-        views, labels = batch.views, build.dataset.labels
-        kept = np.stack([labels[views.samples_B], labels[views.partners_B]], axis=1)
-        try:
-            encoded = encode(build.spec.codec, answer, kept)
-        except NonFiniteError as problem:
-            samples = f"{views.samples_B[:8].tolist()} and on"
-            raise NonFiniteError(
-                f"{problem.message} They are of the batch at seed {batch.job.seed}, positions "
-                f"[{batch.job.start}, {batch.job.stop}), samples {samples}.",
-                hint="Try teacher.precision: float32, and check the checkpoint.",
-            ) from problem
-        common: Arrays = {
-            "sample": views.samples_B.astype(np.int32),
-            "digest": views.digests_B,
-            "origin": views.origins_B,
-        }
-        wanted = witness_positions(build.spec, batch.job.shard)
-        here = wanted[(wanted >= batch.job.start) & (wanted < batch.job.stop)]
-        pixels = batch.pixels_BHW3.numpy()
-        watch.meter.answered(len(pixels))
-        yield _Batch(common | encoded, {int(p): pixels[p - batch.job.start].copy() for p in here})
+        watch.meter.answered(len(answer))
+        yield batch, answer
 
 
-def _write(spec: CacheSpec, writer: CacheWriter, key: Shard, batches: list[_Batch]) -> Shard | None:
+def _write(
+    spec: CacheSpec, writer: CacheWriter, key: Shard, encoded: list[Future[EncodedBatch]]
+) -> Shard | None:
     try:
-        names = batches[0].rows
-        rows = {name: np.concatenate([batch.rows[name] for batch in batches]) for name in names}
-        kept = {position: view for batch in batches for position, view in batch.witnesses.items()}
-        witnesses = np.stack([kept[int(p)] for p in witness_positions(spec, key.shard)])
+        rows, witnesses = join_batches(spec, key.shard, [batch.result() for batch in encoded])
         committed = writer.write_shard(*key, rows, witnesses, library_versions())
     finally:
         writer.storage.end(_name(key))
     return key if committed else None
 
 
-def _num_workers(build: OpenedBuild, jobs: list[Job]) -> int:
+def _num_workers(build: OpenedBuild, todo: list[Shard]) -> int:
     if build.config.workers is not None:
         return build.config.workers
-    views = sum(job.stop - job.start for job in jobs)
+    views = len(todo) * build.spec.layout.shard_rows
     return 0 if views < AUTO_WORKERS_FROM else max(1, (os.cpu_count() or 2) - 1)

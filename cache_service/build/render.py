@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +22,16 @@ class Rendered(NamedTuple):
 
 
 class _Render:
-    def __init__(self, views: Views, jobs: list[Job]) -> None:
+    def __init__(self, views: Views) -> None:
         self._views = views
-        self._jobs = jobs
 
-    def __call__(self, index: int) -> Rendered:
-        job = self._jobs[index]
+    def __call__(self, job: Job) -> Rendered:
         batch = self._views.render(job.seed, np.arange(job.start, job.stop, dtype=np.int64))
         pixels = torch.from_numpy(batch.pixels_BHW3)
         # The array inside the views would travel a second time, by pickle.
         return Rendered(job, pixels, batch._replace(pixels_BHW3=batch.pixels_BHW3[:0]))
 
 
-def rendered(views: Views, jobs: list[Job], *, workers: int) -> Iterator[Rendered]:
-    """The jobs' views in the jobs' order."""
-    return load_ahead(_Render(views, jobs), range(len(jobs)), workers=workers)
+def rendered(views: Views, jobs: Iterable[Job], *, workers: int) -> Iterator[Rendered]:
+    """The jobs' views in the jobs' order. `jobs` may be endless: only a few are taken ahead."""
+    return load_ahead(_Render(views), jobs, workers=workers)

@@ -79,9 +79,10 @@ def needs_heads(settings: HeadSettings, plan: Plan) -> None:
     allowed = {"any": {1, wanted}, "shared": {1}, "each": {wanted}}[settings.heads]
     if found not in allowed:
         numbers = " or ".join(str(number) for number in sorted(allowed))
+        heads = "head" if max(allowed) == 1 else "heads"
         raise ConfigError(
             f"method {settings.name} with heads={settings.heads} learns from {wanted} "
-            f"{'teacher' if wanted == 1 else 'teachers'} by {numbers} heads of the student, which "
-            f"has {found}.",
+            f"{'teacher' if wanted == 1 else 'teachers'} by {numbers} {heads} of the student, "
+            f"which has {found}.",
             hint=f"Use `--set student.model_args.num_tokens={max(allowed)}`.",
         )

@@ -1,4 +1,4 @@
-"""A bucket is a folder: the same keys, the same bytes, the same refusals, read by the same tools."""
+"""A bucket is a folder: the same keys, bytes and refusals, read by the same tools."""
 
 from __future__ import annotations
 

@@ -60,7 +60,11 @@ BUILD_MISTAKES = {
         2,
         ["/nowhere/at/all"],
     ),
-    "an unknown teacher": ({"teacher": {"model": "resnet8x5", "pretrained": True}}, 2, ["resnet8x5", "resnet8x4"]),
+    "an unknown teacher": (
+        {"teacher": {"model": "resnet8x5", "pretrained": True}},
+        2,
+        ["resnet8x5", "resnet8x4"],
+    ),
     "a missing checkpoint": (
         {"teacher": {"model": "resnet8x4", "checkpoint": "/no/such.safetensors"}},
         2,

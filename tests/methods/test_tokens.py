@@ -213,5 +213,5 @@ def test_a_student_with_tokens_becomes_a_teacher(tmp_path):
         scales=[1],
         seeds="0:1",
     )
-    assert cache.complete_seeds() == (0,)
+    assert list(cache.complete_seeds()) == [0]
     assert cache.spec.scales == (1,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,9 @@ def main() -> None:
     for name in CODECS:
         write(name, FOLDER / name)
     known = {name: known_values(name, FOLDER / name) for name in CODECS}
-    KNOWN.write_text(json.dumps(known, indent=1) + "\n")
+    text = json.dumps(known, indent=1)
+    # One line for each innermost list, so that a person can compare the numbers.
+    KNOWN.write_text(re.sub(r"\[[^][]+\]", lambda each: " ".join(each[0].split()), text) + "\n")
 
 
 if __name__ == "__main__":
