@@ -14,18 +14,27 @@ from typing import Annotated
 
 import typer
 
-from cache_service.errors import KdCacheError
-from cli import build_commands, cache_commands, train_commands
+from cache_service.errors import ConfigError, KdCacheError
+from cli import build_commands, cache_commands, demo_command, train_commands
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
+
+EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "timm": "train",
+    "PIL": "train",
+    "sklearn": "demo",
+}
+"""Which extra brings a module: the core alone reads, checks and serves rows."""
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Record a teacher once per augmentation seed; train students from the recording.",
 )
-for module in (build_commands, cache_commands, train_commands):
+for module in (demo_command, build_commands, cache_commands, train_commands):
     module.register(app)
 
 
@@ -57,6 +66,16 @@ def run() -> None:
     except KdCacheError as refusal:
         typer.echo(f"error[{refusal.code}]: {refusal}", err=True)
         sys.exit(refusal.exit_code)
+    except ModuleNotFoundError as missing:
+        extra = EXTRAS.get((missing.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.echo(
+            f"error[config]: this command needs {missing.name}, which is not installed. "
+            f"pip install 'kd-cache[{extra}]'",
+            err=True,
+        )
+        sys.exit(ConfigError.exit_code)
     except SystemExit as end:  # typer turns Ctrl-C into this exit status, and says nothing
         if end.code == INTERRUPTED:
             typer.echo("interrupted; the same command resumes", err=True)

@@ -77,6 +77,8 @@ class BatchPlan(NamedTuple):
         epochs: how many to train.
         rank: which slice is ours.
         world: how many slices there are.
+        min_views: fewest views per rank of an epoch's last step; fewer are left unseen. 2 where a
+            network trains, because batch statistics of one view do not exist.
     """
 
     num_samples: int
@@ -85,12 +87,13 @@ class BatchPlan(NamedTuple):
     epochs: int
     rank: int = 0
     world: int = 1
+    min_views: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch, the same on every rank. The last step may be shorter."""
         whole, rest = divmod(self.num_samples, self.batch_size * self.world)
-        return whole + (rest >= self.world)
+        return max(whole + (rest >= self.world * self.min_views), 1)
 
     @property
     def num_steps(self) -> int:

@@ -133,8 +133,9 @@ def open_stream(
     replay = Replay(images, caches, recipe=recipe, max_drift=config.replay.max_drift)
     wanted = config.seeds or (tuple(seeds) if seeds is not None else None)
     chosen = recorded_seeds(caches, wanted) if caches else wanted or tuple(range(config.epochs))
+    plan = BatchPlan(len(images), config.batch_size, chosen, config.epochs, min_views=2)
     return ReplayedStream(
-        facts=_facts(replay, BatchPlan(len(images), config.batch_size, chosen, config.epochs)),
+        facts=_facts(replay, plan),
         replay=replay,
         decoders=tuple(
             TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches

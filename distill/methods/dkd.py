@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.losses import majority_labels, nckd_rows, standardize_logits, tckd_rows
 from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
-from distill.methods.fields import Temperature, WarmupEpochs, Weight
+from distill.methods.fields import Standardize, Temperature, WarmupEpochs, Weight
 from distill.methods.teachers import needs_every_logit
 from distill.methods.warmup import warm_up_factor
 
@@ -21,7 +21,7 @@ class DKD(MethodSettings):
     alpha: Weight = 1.0
     beta: Weight = 8.0
     warmup_epochs: WarmupEpochs = 20.0
-    standardize: bool = False
+    standardize: Standardize = False
 
 
 def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from distill.losses.nkd import SoftClasses
+
 Temperature = Annotated[
     float, Field(gt=0, le=1000, description="Divides logits before the softmax of both sides.")
 ]
@@ -18,4 +20,10 @@ WarmupEpochs = Annotated[
 ]
 ComplementaryWeight = Annotated[
     float, Field(ge=0, le=100, description="Of a cell that contradicts the whole image.")
+]
+Standardize = Annotated[
+    bool, Field(description="Give the logits of both sides mean 0 and spread 1 first.")
+]
+Classes = Annotated[
+    SoftClasses, Field(description="The soft term's: others than the label, or all.")
 ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from distill.losses import kd_loss, standardize_logits
 from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
-from distill.methods.fields import Share, Temperature
+from distill.methods.fields import Share, Standardize, Temperature
 from distill.methods.teachers import needs_every_logit
 
 
@@ -19,9 +18,7 @@ class KD(MethodSettings):
     name: Literal["kd"] = "kd"
     temperature: Temperature = 4.0
     alpha: Share = 0.9
-    standardize: Annotated[
-        bool, Field(description="Give the logits of both sides mean 0 and spread 1 first.")
-    ] = False
+    standardize: Standardize = False
 
 
 def kd(settings: KD, step: Step) -> dict[str, Tensor]:

@@ -7,9 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import majority_labels, nkd_loss
-from distill.losses.nkd import SoftClasses
 from distill.methods.base import Method, MethodSettings, Step, label_term, needs_one_teacher
-from distill.methods.fields import Temperature, WarmupEpochs, Weight
+from distill.methods.fields import Classes, Temperature, WarmupEpochs, Weight
 from distill.methods.warmup import warm_up_factor
 
 
@@ -19,7 +18,7 @@ class NKD(MethodSettings):
     name: Literal["nkd"] = "nkd"
     temperature: Temperature = 1.0
     gamma: Weight = 1.5
-    classes: SoftClasses = "others"
+    classes: Classes = "others"
     warmup_epochs: WarmupEpochs = 20.0
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from distill.losses import majority_labels, sdd_kd_loss, sdd_weights
 from distill.methods.base import Method, Step, label_term
 from distill.methods.cells import CellSettings, answer_student, needs_cells, select_cells
+from distill.methods.fields import ComplementaryWeight, Share, Temperature
 
 
 class SDKD(CellSettings):
     """(1 - alpha) label loss + alpha mean over cells of w T**2 KL(teacher || student) at T."""
 
     name: Literal["sd-kd"] = "sd-kd"
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1, description="Share of the teacher.")] = 0.9
-    complementary_weight: Annotated[
-        float, Field(ge=0, le=100, description="Of a cell that contradicts the whole image.")
-    ] = 2.0
+    temperature: Temperature = 4.0
+    alpha: Share = 0.9
+    complementary_weight: ComplementaryWeight = 2.0
 
 
 def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:

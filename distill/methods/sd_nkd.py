@@ -6,11 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses.nkd import SoftClasses, nkd_rows
+from distill.losses.nkd import nkd_rows
 from distill.methods.base import Method, Step, label_term
 from distill.methods.cells import needs_cells
 from distill.methods.decoupled import DecoupledSettings, decouple
-from distill.methods.fields import Weight
+from distill.methods.fields import Classes, Weight
 from distill.methods.warmup import warm_up_factor
 
 
@@ -19,7 +19,7 @@ class SDNKD(DecoupledSettings):
 
     name: Literal["sd-nkd"] = "sd-nkd"
     gamma: Weight = 8.0
-    classes: SoftClasses = "all"
+    classes: Classes = "all"
 
 
 def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
