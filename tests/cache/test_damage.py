@@ -10,6 +10,7 @@ from support.damage import changed, exchange, flip_and_read
 from support.everything import Expected, files_of, outcome
 
 from cache_service.format.layout import object_key, row_arrays
+from cache_service.format.shard import index_size
 from cache_service.writer import with_crc
 
 CODECS = {
@@ -59,6 +60,20 @@ def test_a_flipped_bit_anywhere_is_refused_never_read(cache):
 @pytest.mark.faults
 def test_of_500_flipped_bits_none_is_read(cache):
     check_flips(cache, flips=500, seed=1)
+
+
+def test_a_flipped_bit_in_an_index_is_refused_though_our_reader_finds_chunks_without_it(cache):
+    root, _, expected = cache
+    spec = expected.spec
+    for array in row_arrays(spec):
+        path = root / object_key(array, 0, 0)
+        for back in (1, 4, 5, 12, index_size(spec.layout.shard_rows // spec.layout.chunk_rows)):
+            content = bytearray(path.read_bytes())
+            content[-back] ^= 1
+            with changed(path, bytes(content)):
+                said = outcome(str(root), expected)
+            assert said.startswith("corrupt: the index of ")
+            assert path.relative_to(root).as_posix() in said
 
 
 # --- cuts and holes --------------------------------------------------------------------------

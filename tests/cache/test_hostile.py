@@ -145,7 +145,7 @@ def check_order(root, spec, change):
         {"chunk_sizes": [64 * GIB]},
         {"chunk_sizes": [-8]},
         {"chunk_sizes": []},
-        {"chunk_sizes": [1] * 100_000, "chunk_crc32c": [0] * 100_000},
+        {"chunk_sizes": [1] * 9_000, "chunk_crc32c": [0] * 9_000},
         {"chunk_sizes": "all"},
         {"chunk_crc32c": [1e300]},
     ],
