@@ -71,7 +71,10 @@ class TargetDecoder:
         return torch.matmul(self._expand_RS, stored_BSX)
 
     def _topk(self, rows: dict[str, Tensor], temperature: float) -> Tensor:
-        fill_BS = rows["tail_mean"] + rows["tail_var"] / (2 * temperature)
-        fill_BS1 = torch.minimum(fill_BS, rows["tail_max"]).unsqueeze(-1)
-        dense_BSC = fill_BS1.expand(*fill_BS.shape, self.num_classes).clone()
+        mean_BS, lme_BS, half_BS = rows["tail_mean"], rows["tail_lme"], rows["tail_var"] / 2
+        third_BS = lme_BS - mean_BS - half_BS
+        fitted_BS = mean_BS + half_BS / temperature + third_BS / temperature**2
+        low_BS, high_BS = (mean_BS, lme_BS) if temperature >= 1 else (lme_BS, rows["tail_max"])
+        fill_BS1 = torch.clamp(fitted_BS, low_BS, high_BS).unsqueeze(-1)
+        dense_BSC = fill_BS1.expand(*mean_BS.shape, self.num_classes).clone()
         return dense_BSC.scatter_(-1, rows["classes"].long(), rows["values"].float())

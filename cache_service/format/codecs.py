@@ -126,17 +126,28 @@ def _encode_topk(logits_BRC: Floats, labels_BL: NDArray[np.int64], k: int) -> Ar
         "tail_mean": tail_BRC.mean(axis=-1).astype(np.float32),
         "tail_var": tail_BRC.var(axis=-1).astype(np.float32),
         "tail_max": tail_BRC.max(axis=-1).astype(np.float32),
+        "tail_lme": _log_mean_exp(tail_BRC).astype(np.float32),
     }
+
+
+def _log_mean_exp(tail_BRX: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest_BR: NDArray[np.float64] = tail_BRX.max(axis=-1)
+    return largest_BR + np.log(np.exp(tail_BRX - largest_BR[..., None]).mean(axis=-1))
 
 
 def _decode_topk(rows: Arrays, num_classes: int, temperature: float) -> Floats:
     """Dense logits whose softmax at `temperature` gives the dropped classes their joint weight.
 
-    With n dropped logits of mean m and variance s, log sum exp(v/T) is log n + m/T + s/(2 T^2) to
-    second order, so each dropped class gets m + s/(2T), but never more than the largest of them.
+    Each dropped class gets T log mean exp(v/T) over the dropped logits v. Of mean m and variance s,
+    that is m + s/(2T) to second order. A third term c/T^2 is fitted so that T = 1, where it is known
+    (`tail_lme`), comes out exactly. It falls with T, from the largest of them to m, which bounds it.
     """
-    tail_BR = rows["tail_mean"] + rows["tail_var"] / np.float32(2 * temperature)
-    fill_BR = np.minimum(tail_BR, rows["tail_max"]).astype(np.float32)
+    mean_BR, lme_BR = rows["tail_mean"], rows["tail_lme"]
+    third_BR = lme_BR - mean_BR - rows["tail_var"] / np.float32(2)
+    fitted_BR = mean_BR + rows["tail_var"] / np.float32(2 * temperature)
+    fitted_BR = fitted_BR + third_BR / np.float32(temperature**2)
+    low_BR, high_BR = (mean_BR, lme_BR) if temperature >= 1 else (lme_BR, rows["tail_max"])
+    fill_BR = np.clip(fitted_BR, low_BR, high_BR).astype(np.float32)
     shape = (*fill_BR.shape, num_classes)
     logits_BRC = np.broadcast_to(fill_BR[..., None], shape).copy()
     values_BRK = rows["values"].astype(np.float32)

@@ -85,6 +85,7 @@ def _codec_arrays(spec: CacheSpec) -> tuple[RowArray, ...]:
         RowArray("tail_mean", "float32", (cells,), ("cell",), nan),
         RowArray("tail_var", "float32", (cells,), ("cell",), nan),
         RowArray("tail_max", "float32", (cells,), ("cell",), nan),
+        RowArray("tail_lme", "float32", (cells,), ("cell",), nan),
     )
 
 

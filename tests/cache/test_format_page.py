@@ -55,7 +55,7 @@ def test_the_example_without_zarr_reads_every_array_of_every_shard(page):
 def test_the_topk_example_is_our_decoder(page, temperature):
     spec = golden.golden_spec("topk")
     rows = golden.golden_rows(spec, 0)
-    kept = ("classes", "values", "tail_mean", "tail_var", "tail_max")
+    kept = ("classes", "values", "tail_mean", "tail_var", "tail_max", "tail_lme")
     found = page["decode_topk"](*(rows[name] for name in kept), 6, temperature)
     np.testing.assert_allclose(
         found, decode(spec, rows, temperature=temperature, head=None), rtol=1e-6
