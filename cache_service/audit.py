@@ -22,7 +22,7 @@ class Audit:
         shards_checked: committed shards read in full.
         rows_checked: rows in those that are intact.
         damaged: (seed, shard, what is wrong) of each shard that is not.
-        incomplete: seeds with some but not all shards, and how many are missing.
+        incomplete: seeds from the first recorded one on that lack shards, and how many.
         complete: seeds with every shard committed.
         second_opinion: rows that zarr-python read from the same files, equal to ours.
     """
@@ -40,7 +40,10 @@ def audit(
 ) -> Audit:
     """Read and check every committed shard. Damage is collected, not raised."""
     found = Audit()
-    for seed, shards in cache.commits().items():
+    commits = cache.commits()
+    # A seed without any shard is a hole where others are recorded before it, or were planned after.
+    for seed in range(min(commits, default=0), cache.num_seeds()):
+        shards = commits.get(seed, [])
         missing = cache.spec.num_shards - len(shards)
         if missing:
             found.incomplete[seed] = missing

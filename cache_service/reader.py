@@ -27,6 +27,9 @@ from cache_service.format.spec import CacheSpec
 from cache_service.reader_shard import ShardRows
 from cache_service.storage import Storage, open_storage
 
+SEED_AXIS_KEY = "sample/zarr.json"
+"""Every row array has the seed axis; this one is in every cache."""
+
 DEFAULT_OPEN_SHARDS = 4
 """Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
 
@@ -74,6 +77,11 @@ class Cache:
             if commit_key(int(seed), int(shard)) == key and int(shard) < self.spec.num_shards:
                 found.setdefault(int(seed), []).append(int(shard))
         return {seed: sorted(found[seed]) for seed in sorted(found)}
+
+    def num_seeds(self) -> int:
+        """Length of the arrays' seed axis: one more than the largest seed that was planned."""
+        document = json.loads(self.storage.get(SEED_AXIS_KEY) or b"{}")
+        return int(document["shape"][0])
 
     def complete_seeds(self) -> list[int]:
         """Seeds of which every shard is recorded, ascending."""

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from cache_service.errors import ConfigError, KdCacheError
-from cli import build_commands, cache_commands, demo_command, train_commands
+from cli import build_commands, cache_commands, demo_command, reproduce_command, train_commands
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Record a teacher once per augmentation seed; train students from the recording.",
 )
-for module in (demo_command, build_commands, cache_commands, train_commands):
+for module in (demo_command, build_commands, cache_commands, train_commands, reproduce_command):
     module.register(app)
 
 

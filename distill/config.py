@@ -53,10 +53,9 @@ class StudentConfig(Frozen):
     seed: Annotated[
         int | None, Field(ge=0, lt=2**31, description="Of the initial weights; the run's if null.")
     ] = None
-    model_args: Annotated[
-        dict[str, Any],
-        Field(default_factory=dict, description="Further arguments of the model's constructor."),
-    ]
+    model_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the model's constructor."
+    )
     input_size: Annotated[
         int | None, Field(ge=8, le=4096, description="px; the view's size if null.")
     ] = None

@@ -4,6 +4,8 @@ Layout: ROOT/classes.txt (one name a line; the line number is the fine label) an
 ROOT/<split>/<class>.webp, each the images of one class, 32 x 32, below one another.
 
     dataset: {name: examples/cifar100_strips.py:train, root: data/cifar100}
+
+With `args: {count: 2000}` only the first 2,000 images, the same number of each class, for a try.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ SIDE = 32  # px
 class Strips:
     """Images and labels of one split, classes interleaved: image i of each class, then i + 1."""
 
-    def __init__(self, root: str, split: str) -> None:
+    def __init__(self, root: str, split: str, count: int | None = None) -> None:
         folder = Path(root)
         self.classes = (folder / "classes.txt").read_text().split()
         strips = [_read_strip(folder / split / f"{name}.webp") for name in self.classes]
         place = np.concatenate([np.arange(len(strip)) for strip in strips])
         labels = np.repeat(np.arange(len(strips)), [len(strip) for strip in strips])
-        order = np.lexsort((labels, place))
+        order = np.lexsort((labels, place))[:count]
         self.targets: list[int] = labels[order].tolist()
         self._pixels_NHW3 = np.concatenate(strips)[order]
 
@@ -39,14 +41,14 @@ class Strips:
         return PIL.Image.fromarray(self._pixels_NHW3[index]), self.targets[index]
 
 
-def train(root: str) -> Strips:
-    """The 50,000 training images."""
-    return Strips(root, "train")
+def train(root: str, count: int | None = None) -> Strips:
+    """The 50,000 training images, or the first `count`."""
+    return Strips(root, "train", count)
 
 
-def test(root: str) -> Strips:
-    """The 10,000 test images."""
-    return Strips(root, "test")
+def test(root: str, count: int | None = None) -> Strips:  # noqa: PT028  a split, not a test
+    """The 10,000 test images, or the first `count`."""
+    return Strips(root, "test", count)
 
 
 def _read_strip(path: Path) -> NDArray[np.uint8]:

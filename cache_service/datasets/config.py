@@ -21,10 +21,7 @@ class DatasetConfig(Frozen):
     ]
     root: Annotated[str | None, Field(min_length=1, description="Folder or cache folder.")] = None
     split: Annotated[str, Field(min_length=1, description="Which part of it.")] = "train"
-    args: Annotated[
-        dict[str, Any],
-        Field(
-            default_factory=dict,
-            description="Keyword arguments of the factory or of timm's create_dataset.",
-        ),
-    ]
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the factory or of timm's create_dataset.",
+    )

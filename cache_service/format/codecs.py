@@ -132,15 +132,16 @@ def _encode_topk(logits_BRC: Floats, labels_BL: NDArray[np.int64], k: int) -> Ar
 
 def _log_mean_exp(tail_BRX: NDArray[np.float64]) -> NDArray[np.float64]:
     largest_BR: NDArray[np.float64] = tail_BRX.max(axis=-1)
-    return largest_BR + np.log(np.exp(tail_BRX - largest_BR[..., None]).mean(axis=-1))
+    mean_BR: NDArray[np.float64] = np.exp(tail_BRX - largest_BR[..., None]).mean(axis=-1)
+    return largest_BR + np.log(mean_BR)
 
 
 def _decode_topk(rows: Arrays, num_classes: int, temperature: float) -> Floats:
     """Dense logits whose softmax at `temperature` gives the dropped classes their joint weight.
 
-    Each dropped class gets T log mean exp(v/T) over the dropped logits v. Of mean m and variance s,
-    that is m + s/(2T) to second order. A third term c/T^2 is fitted so that T = 1, where it is known
-    (`tail_lme`), comes out exactly. It falls with T, from the largest of them to m, which bounds it.
+    Each dropped class gets T log mean exp(v/T) over the dropped logits v. Of mean m and variance
+    s, that is m + s/(2T) to second order. A third term c/T^2 is fitted so that T = 1, where it is
+    known (`tail_lme`), comes out exactly. It falls with T, from the largest of them to m.
     """
     mean_BR, lme_BR = rows["tail_mean"], rows["tail_lme"]
     third_BR = lme_BR - mean_BR - rows["tail_var"] / np.float32(2)

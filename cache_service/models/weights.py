@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
+from cache_service.format.spec import Preprocess
 
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts put the weights, beside their optimizer and epoch."""
@@ -103,6 +105,23 @@ def _read(file: Path) -> object:
             hint="Save model.state_dict() alone, best with safetensors.torch.save_file.",
         ) from error
     except BROKEN as error:
+        raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
+
+
+def recorded_preprocess(path: str | Path) -> Preprocess | None:
+    """What the network of a .safetensors file was fed, where the file says so; ours do.
+
+    Raises:
+        ConfigError: the file cannot be read, or says it in words that mean nothing.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            told = (opened.metadata() or {}).get("preprocess")
+        return None if told is None else Preprocess.model_validate_json(told)
+    except (*BROKEN, ValidationError) as error:
         raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
 
 

@@ -51,10 +51,9 @@ class TeacherConfig(Frozen):
         Literal["direct", "chained"],
         Field(description="direct pools each scale from the map; chained as the SDD code."),
     ] = "direct"
-    model_args: Annotated[
-        dict[str, Any],
-        Field(default_factory=dict, description="Further arguments of the model's constructor."),
-    ]
+    model_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the model's constructor."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TeacherConfig:

@@ -9,18 +9,25 @@ from torch import nn
 
 from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
+from cache_service.models.weights import recorded_preprocess
 from cache_service.teacher.config import TeacherConfig
 
 
 def resolve_preprocess(config: TeacherConfig, model: nn.Module, *, view_size: int) -> Preprocess:
-    """Settings of the build file first, then the model's metadata, then ImageNet's statistics.
+    """Settings of the build file first, then what the checkpoint says of itself, then the model's
+    metadata, then ImageNet's statistics.
 
-    The size in the metadata is that of the published weights. It is followed for those weights and
-    for networks that take no other size; one's own checkpoint is fed views as they are.
+    A student that this project trained says what it was fed: recorded as a teacher it must be fed
+    the same, or it is another, worse network. The size in the metadata is that of the published
+    weights. It is followed for those weights and for networks that take no other size; one's own
+    checkpoint is fed views as they are.
 
     Raises:
         ConfigError: the metadata asks for what a square RGB view cannot give.
     """
+    recorded = recorded_preprocess(config.checkpoint) if config.checkpoint is not None else None
+    if recorded is not None:
+        return recorded.model_copy(update=_explicit(config))
     described: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
     interpolation = described["interpolation"] if _metadata(model) else "bilinear"
     if interpolation not in ("bilinear", "bicubic"):
@@ -36,6 +43,16 @@ def resolve_preprocess(config: TeacherConfig, model: nn.Module, *, view_size: in
         std=config.std or tuple(std),
         interpolation=config.interpolation or interpolation,
     )
+
+
+def _explicit(config: TeacherConfig) -> dict[str, Any]:
+    given = {
+        "size": config.input_size,
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _described_size(config: TeacherConfig, model: nn.Module) -> int | None:

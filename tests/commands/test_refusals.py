@@ -229,3 +229,13 @@ def test_json_of_every_reporting_command_is_one_document(tmp_path, recorded):
         ended = kd_cache(*command, "--json")
         assert ended.code == 0, ended
         assert isinstance(json.loads(ended.out), dict)
+
+
+def test_a_seed_that_lost_its_only_shard_is_missed_by_verify(tmp_path):
+    url = str(tmp_path / "c")
+    record_toy(url, seeds="1:4", layout={"shard_rows": 96, "chunk_rows": 8})
+    assert kd_cache("verify", url).code == 0
+    (tmp_path / "c" / "commits" / "2" / "0.json").unlink()
+    ended = kd_cache("verify", url)
+    assert ended.code == 4
+    assert "incomplete: seed 2 lacks 1 shards" in ended.out

@@ -13,7 +13,6 @@ from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
-from cache_service.models.create import create_model
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
 from distill.finite import FiniteWatch
@@ -345,13 +344,3 @@ def test_the_folder_holds_the_config_in_full_and_the_student(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     wanted = ["checkpoint.pt", "config.yaml", "metrics.csv", "metrics.jsonl", "student.safetensors"]
     assert names == wanted
-
-
-def test_the_exported_student_is_the_one_that_was_trained(tmp_path):
-    result = run(train_config(tmp_path, channels_last=True))
-    model = create_model(
-        "support.streams:plain_net",
-        num_classes=NUM_CLASSES,
-        checkpoint=tmp_path / "student.safetensors",
-    )
-    same(dict(model.state_dict()), dict(result.student.model.state_dict()))

@@ -1,0 +1,1 @@
+"""Published tables, trained again with this project: one file per reproduction."""

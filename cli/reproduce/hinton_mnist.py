@@ -1,0 +1,93 @@
+"""`hinton-mnist`: a regularized teacher, a plain student, and the student on soft targets."""
+
+from __future__ import annotations
+
+from cli.reproduce.classroom import Classroom
+from cli.reproduce.hinton import FULL, QUICK, SOURCE, HintonSettings
+from cli.reproduce.machine import describe_machine, describe_versions
+from cli.reproduce.order import Order, Reproduction
+from cli.reproduce.runs import total_seconds
+from cli.reproduce.table import Goal, Row, Table
+
+NAME = "hinton-mnist"
+
+PUBLISHED_TEACHER, PUBLISHED_PLAIN, PUBLISHED_SOFT = 67, 146, 74
+"""Test errors of 10,000."""
+
+WANTED_CLOSED = 0.9
+"""Share of the way from the plain student to the teacher."""
+
+NOTE = (
+    "Students see unmoved digits; only the teacher was trained on moved ones. Seeds are of the "
+    "student's initial weights; the order of images is that of the recorded epochs, and students "
+    "of both kinds have the same."
+)
+
+
+def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
+    """Train what is not trained yet, and put the figures together.
+
+    Raises:
+        DatasetError: MNIST is not where it should be.
+        ConfigError, SpecMismatchError: `order.out` holds runs of other settings.
+    """
+    settings = settings or (QUICK if order.quick else FULL)
+    room = Classroom(NAME, settings, order)
+    teacher = room.teacher_run()
+    plain = room.label_runs()
+    recording, soft = room.soft_runs(teacher)
+    rows = (
+        Row(what="teacher, 2x1200, regularized", published=PUBLISHED_TEACHER, runs=(teacher,)),
+        Row(what="student, 2x800, labels", published=PUBLISHED_PLAIN, runs=plain),
+        Row(
+            what=f"student, 2x800, soft targets at T = {settings.temperature:g}",
+            published=PUBLISHED_SOFT,
+            runs=soft,
+        ),
+    )
+    return Table(
+        name=NAME,
+        title="Soft targets on MNIST",
+        source=f"{SOURCE}.",
+        quick=order.quick,
+        command=order.command(NAME),
+        rows=rows,
+        goals=_goals(*rows),
+        notes=(NOTE,),
+        settings=settings.model_dump(mode="json"),
+        machine=describe_machine(),
+        versions=describe_versions(),
+        seconds={
+            "teacher": total_seconds([teacher]),
+            "recording": recording,
+            "students on labels": total_seconds(plain),
+            "students on soft targets": total_seconds(soft),
+        },
+    )
+
+
+def _goals(teacher: Row, plain: Row, soft: Row) -> tuple[Goal, ...]:
+    bound = f"at most {PUBLISHED_SOFT} errors with soft targets, mean over seeds"
+    gap = f"at least {WANTED_CLOSED:.0%} of the way from the plain student to the teacher"
+    nothing = "a run failed"
+    if teacher.mean is None or plain.mean is None or soft.mean is None:
+        return tuple(Goal(text=text, measured=nothing, met=None) for text in (bound, gap))
+    way = plain.mean - teacher.mean
+    closed = (plain.mean - soft.mean) / way if way > 0 else None
+    return (
+        Goal(text=bound, measured=f"{soft.mean:.1f}", met=soft.mean <= PUBLISHED_SOFT),
+        Goal(
+            text=gap,
+            measured="the teacher is no better" if closed is None else f"{closed:.0%}",
+            met=closed is not None and closed >= WANTED_CLOSED,
+        ),
+    )
+
+
+REPRODUCTION = Reproduction(
+    name=NAME,
+    summary="MNIST, 2x1200 teacher, 2x800 student: 67, 146 and 74 test errors.",
+    data="data/mnist",
+    seeds=3,
+    run=reproduce,
+)

@@ -1,0 +1,56 @@
+"""`reproduce`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.options import Json, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="hinton-mnist or omitted-three.", show_default=False),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer epochs, one seed: minutes instead of an hour.")
+    ] = False,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for everything.")
+    ] = "reproduce-out",
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The dataset's files; data/mnist by default."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Runs per figure; 3, or 1 with --quick.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a published table again and write it beside the published figures. Resumes."""
+    from cli.reproduce.order import Order
+    from cli.reproduce.registry import find_reproduction
+    from cli.reproduce.run import run_reproduction
+
+    reproduction = find_reproduction(name)
+    order = Order(
+        out=out,
+        data=data or reproduction.data,
+        seeds=seeds or (1 if quick else reproduction.seeds),
+        quick=quick,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    written = run_reproduction(reproduction, order)
+    paths = {"markdown": written.markdown_path, "json": written.json_path}
+    emit(
+        {**written.table.document(), "written": paths},
+        as_json=json,
+        text=f"{written.page}\n{written.markdown_path} and {written.json_path}",
+    )

@@ -1,0 +1,83 @@
+"""Time and memory: what counts, and what does not."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cli.demo import way
+from cli.demo.memory import PeakMemory
+from cli.demo.settings import DemoSettings
+from cli.demo.way import StepClock
+from distill.events import Event
+
+CPU = torch.device("cpu")
+MEGABYTE = 2**20
+
+
+def hold(megabytes):
+    block = np.ones(megabytes * MEGABYTE, np.uint8)
+    return int(block[-1])
+
+
+def test_what_was_held_and_given_back_meanwhile_counts():
+    peak = PeakMemory(CPU)
+    hold(64)
+    assert 60 * MEGABYTE < peak.above_start() < 90 * MEGABYTE
+
+
+def test_what_was_held_and_given_back_before_neither_counts_nor_hides_what_comes_after():
+    hold(128)
+    peak = PeakMemory(CPU)
+    assert peak.above_start() < 8 * MEGABYTE
+    hold(64)
+    assert 60 * MEGABYTE < peak.above_start() < 90 * MEGABYTE
+
+
+def event(kind, epoch=1, **values):
+    return Event(kind, epoch, 0, values)
+
+
+def test_scoring_and_saving_are_no_part_of_a_step(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 100.0, 100.5, 101.0, 101.5])
+    monkeypatch.setattr(way.time, "perf_counter", lambda: next(now))
+    told = []
+    clock = StepClock(lambda epoch, accuracy: told.append((epoch, accuracy)))
+    for each in [
+        event("step"),
+        event("step"),
+        event("step"),
+        event("evaluation", eval_top1=0.25),
+        event("checkpoint"),
+        event("step"),
+        event("step"),
+    ]:
+        clock(each)
+    assert clock.seconds == [1.0, 2.0, 0.5]
+    assert clock.curve == [0.25]
+    assert told == [(1, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"view_size": 7}, "greater than or equal to 8"),
+        ({"padding": -1}, "greater than or equal to 0"),
+        ({"teacher_epochs": 0}, "greater than or equal to 1"),
+        ({"teacher_lr": 0}, "greater than 0"),
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"lr": 0}, "greater than 0"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
+        ({"weight_decay": -1e-4}, "greater than or equal to 0"),
+        ({"warmup_epochs": -1}, "greater than or equal to 0"),
+        ({"threads": 0}, "greater than or equal to 1"),
+        ({"quick": True}, "Extra inputs are not permitted"),
+    ],
+)
+def test_every_bound_of_the_settings_is_enforced(change, says):
+    with pytest.raises(ValidationError, match=re.escape(says)):
+        DemoSettings(**change)

@@ -1,0 +1,111 @@
+"""Every YAML and Python block of a page is one that works."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import textwrap
+
+import pytest
+from PIL import Image
+from support.pages import ROOT, blocks, blocks_of
+
+from cache_service.build.config import BuildConfig
+from cache_service.configfile import load_yaml_config, validate_config
+from cache_service.datasets import DatasetConfig, open_dataset
+from cache_service.plugins import load_object
+from cache_service.yamltext import parse_yaml
+from distill.config import TrainConfig
+
+PACKAGES = ("cache_service", "distill", "cli")
+
+COMPLETE = {
+    BuildConfig: {"cache", "dataset", "augment", "teacher", "seeds"},
+    TrainConfig: {"dataset", "student", "method", "optimizer", "epochs", "batch_size", "out"},
+}
+
+BASE = {
+    BuildConfig: ROOT / "examples" / "cifar100.build.yaml",
+    TrainConfig: ROOT / "examples" / "cifar100.train.yaml",
+}
+
+
+def validate(document, where):
+    """As a whole file where every required key is there, else as a part of one."""
+    for model, required in COMPLETE.items():
+        if required <= document.keys():
+            return validate_config(model, document, where=where)
+    model = next(m for m in COMPLETE if document.keys() <= m.model_fields.keys())
+    base = parse_yaml(BASE[model].read_text(), where=where)
+    return validate_config(model, base | document, where=where)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_a_yaml_block_is_a_build_or_train_file_or_a_part_of_one(block):
+    validate(parse_yaml(block.text, where=str(block)), str(block))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda f: f.name)
+def test_an_example_is_a_valid_file(file):
+    load_yaml_config(BuildConfig if ".build." in file.name else TrainConfig, file)
+
+
+def test_the_readme_shows_the_examples_as_they_are():
+    shown = re.findall(
+        r"<!-- same as: (\S+\.yaml) -->\n```yaml\n(.*?)```",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )
+    assert len(shown) == 2
+    for path, text in shown:
+        assert text == (ROOT / path).read_text(), path
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_a_python_block_compiles_and_imports_what_is_there(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in PACKAGES:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{block}: {node.module}.{alias.name}"
+
+
+def test_the_readmes_loop_is_the_one_that_the_example_runs():
+    (block,) = [b for b in blocks_of(ROOT / "README.md") if b.language == "python"]
+    example = (ROOT / "examples" / "own_loop.py").read_text()
+    ran = re.search(r"# README: from here\n(.*?)    # README: to here", example, re.DOTALL)[1]
+    ran = ran.replace("load_cache(url)", 'load_cache("caches/digits")')
+    ran = ran.replace("images=digits", "images=my_dataset")
+    assert block.text.partition("\n\ncache = ")[2] == textwrap.dedent(ran).partition("cache = ")[2]
+
+
+def saved(tmp_path, page, containing):
+    """The Python block with these words, as a file."""
+    (block,) = [
+        b for b in blocks_of(ROOT / page) if b.language == "python" and containing in b.text
+    ]
+    file = tmp_path / "block.py"
+    file.write_text(block.text)
+    return file
+
+
+def test_the_method_that_the_page_adds_is_a_method(tmp_path):
+    method = load_object(f"{saved(tmp_path, 'docs/methods.md', 'METHOD =')}:METHOD")
+    assert method.name == "match"
+    assert method.settings().weight == 1.0
+
+
+def test_the_pipeline_that_the_page_writes_makes_views(tmp_path):
+    pipeline = load_object(f"{saved(tmp_path, 'docs/augmentation.md', 'pipeline')}:pipeline")()
+    assert pipeline(Image.new("RGB", (32, 32))).size == (32, 32)
+
+
+def test_the_dataset_that_the_page_writes_opens(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number * 80, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "fold3.txt").write_text("0.png 0\n1.png 1\n2.png 2\n")
+    name = f"{saved(tmp_path, 'docs/cookbook.md', 'class Flowers')}:open_flowers"
+    dataset = open_dataset(DatasetConfig(name=name, root=str(tmp_path), args={"fold": 3}))
+    assert dataset.labels.tolist() == [0, 1, 2]
+    assert dataset.image(2).getpixel((0, 0)) == (160, 0, 0)
