@@ -60,12 +60,12 @@ def again(result: DemoResult) -> str:
     lines = "\n".join(f"{escape(command)}\n  # {note}" for command, note in commands)
     files = "\n".join(
         f"<details>\n<summary><code>{escape(str(out / name))}</code></summary>\n"
-        f"<pre>{escape(content)}</pre>\n</details>"
+        f'<pre tabindex="0">{escape(content)}</pre>\n</details>'
         for name, content in result.files.items()
     )
     return (
         "<p>From the folder in which the demo was run:</p>\n"
-        f"<pre>{lines}</pre>\n<p>The files it ran, as it wrote them:</p>\n{files}"
+        f'<pre tabindex="0">{lines}</pre>\n<p>The files it ran, as it wrote them:</p>\n{files}'
     )
 
 
