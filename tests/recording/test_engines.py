@@ -106,6 +106,7 @@ def test_builders_of_one_shard_commit_it_exactly_once_and_all_end_clean(
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.faults)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_worker_counts_give_the_same_bytes(tmp_path, workers):
     record_toy(str(tmp_path / "inline"))
     record_toy(str(tmp_path / "workers"), workers=workers)
