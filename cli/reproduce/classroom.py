@@ -55,7 +55,7 @@ class Classroom(NamedTuple):
             try:
                 seconds = self._record()
             except UntrainedTeacherError as failure:
-                problem = str(failure)
+                problem = failure.message
         seeds = range(self.order.seeds)
         if problem is not None:
             failure_text = f"no soft targets: {problem}"

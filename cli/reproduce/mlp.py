@@ -29,7 +29,7 @@ class MaxNormLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's signature
         """As nn.Linear, with weights that keep to the norm."""
-        pass
+        self.project()
         return super().forward(input)
 
     @torch.no_grad()

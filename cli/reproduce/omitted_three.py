@@ -135,7 +135,7 @@ def _rows(
     ]
     for what, published, figures in derived:
         runs = (
-            Measured(seed=run.seed, last=figure, failure=run.failure)
+            Measured(seed=run.seed, last=figure, failure=run.failure and "no student")
             for run, figure in zip(soft, figures, strict=True)
         )
         rows.append(Row(what=what, published=published, runs=tuple(runs)))

@@ -46,7 +46,7 @@ def train_run(document: dict[str, Any], *, title: str, say: Say) -> Measured:
         history = train(config, on_event=listen).history
     except NonFiniteError as failure:
         say(f"{title}: failed: {failure}")
-        return Measured(seed=config.seed, failure=str(failure))
+        return Measured(seed=config.seed, failure=failure.message)
     if epochs_before == config.epochs:
         say(f"{title}: finished before")
     assert history.last is not None

@@ -149,7 +149,8 @@ def test_a_run_that_diverges_is_a_failure_that_says_where(finished, data, tmp_pa
     run = train_run(document, title="wild", say=said.append)
     assert (run.seed, run.last, run.best) == (4, None, None)
     assert "step 0 is not finite" in run.failure
-    assert said == [f"wild: failed: {run.failure}"]
+    assert len(said) == 1
+    assert said[0].startswith(f"wild: failed: {run.failure}")
 
 
 def test_a_folder_with_other_settings_is_refused(finished, data):
