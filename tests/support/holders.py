@@ -32,9 +32,12 @@ def hold(said: Connection, root: str, name: str) -> None:
 def hold_with_a_worker(said: Connection, root: str, name: str) -> None:
     """The same with a forked worker, which lives on when its parent is killed."""
     reserved = LocalStorage(root).begin(name)
+    born, tell = os.pipe()
     worker = os.fork()
     if worker == 0:
+        os.write(tell, b"1")  # after the fork hooks, which is when it can hold no lock any more
         time.sleep(600)
+    os.read(born, 1)
     said.send((reserved, worker))
     time.sleep(600)
 
