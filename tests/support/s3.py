@@ -14,6 +14,7 @@ import os
 import socket
 import time
 import uuid
+from typing import Any
 
 import pytest
 
@@ -80,11 +81,21 @@ def _moto_endpoint() -> str:
 
 def _serve(port: int) -> None:
     import logging
+    import threading
 
-    from moto.server import main
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import run_simple
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    main(["-H", "127.0.0.1", "-p", str(port)])
+    app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def atomic(environ: Any, start_response: Any) -> Any:
+        # moto looks whether a key exists and then writes it, in threads: once in some hundred
+        # rounds of twelve writers two are told that they created it. S3 itself does not do that.
+        with one_at_a_time:
+            return app(environ, start_response)
+
+    run_simple("127.0.0.1", port, atomic, threaded=True)
 
 
 @functools.cache
