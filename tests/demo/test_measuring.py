@@ -18,6 +18,7 @@ MEGABYTE = 2**20
 
 MEASURE = """
 import numpy as np, torch
+from cli.demo.memory import PeakMemory
 
 def hold(megabytes):
     return int(np.ones(megabytes * 2**20, np.uint8)[-1])
