@@ -35,10 +35,19 @@ def load_yaml_config(
     Raises:
         ConfigError: no such file, not YAML, or not what the model allows.
     """
-    document = read_yaml(path)
+    return validate_config(model_class, read_document(path, overrides), where=str(path))
+
+
+def read_document(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A config file with its overrides applied, before it is validated; see `load_yaml_config`."""
+    return override_document(read_yaml(path), overrides)
+
+
+def override_document(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document itself, with `a.b=value` applied to it one after the other."""
     for override in overrides:
         _apply(document, override)
-    return validate_config(model_class, document, where=str(path))
+    return document
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -82,8 +91,7 @@ def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
         known = sorted(set(_known_keys(model_class, location)))
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
-        return f"{key}: unknown key, {_suggest(close, known)}"
+        return f"{key}: unknown key, {suggest(str(location[-1]), known)}"
     if kind == "missing":
         return f"{key}: missing"
     if kind == "union_tag_not_found":
@@ -94,7 +102,9 @@ def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:
     return f"{key}: {message}, got {_shown(error['input'])}"
 
 
-def _suggest(close: list[str], known: list[str]) -> str:
+def suggest(key: str, known: Sequence[str]) -> str:
+    """What may have been meant by a key that is not known, or all that are."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
     return f"known here: {', '.join(known)}" if known else "no keys are known here"

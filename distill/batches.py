@@ -33,6 +33,8 @@ class Batch(NamedTuple):
         samples_B: int64 dataset items.
         rows: encoded teacher rows, one dict per cache, keyed by the cache's array names.
         cursor: where in the run.
+        again: the same samples under another seed, for methods that compare views.
+        classmates: another sample of each one's class, for methods that compare those.
     """
 
     images_BHW3: Tensor
@@ -42,6 +44,8 @@ class Batch(NamedTuple):
     samples_B: Tensor
     rows: tuple[dict[str, Tensor], ...]
     cursor: Cursor
+    again: Batch | None = None
+    classmates: Batch | None = None
 
     def to(self, device: str, *, non_blocking: bool = True) -> Batch:
         """The same batch on a device."""
@@ -49,13 +53,14 @@ class Batch(NamedTuple):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return self._each(moved)
+        return self.changed(moved)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; DataLoader calls this where asked to pin."""
-        return self._each(Tensor.pin_memory)
+        return self.changed(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced."""
         return Batch(
             images_BHW3=change(self.images_BHW3),
             labels_B=change(self.labels_B),
@@ -64,6 +69,8 @@ class Batch(NamedTuple):
             samples_B=change(self.samples_B),
             rows=tuple({name: change(row) for name, row in rows.items()} for rows in self.rows),
             cursor=self.cursor,
+            again=self.again and self.again.changed(change),
+            classmates=self.classmates and self.classmates.changed(change),
         )
 
 

@@ -12,16 +12,19 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache_service.errors import ConfigError, CorruptError, SpecMismatchError
+from cache_service.errors import ConfigError, CorruptError, SpecMismatchError, StorageError
 from cache_service.storage.local import LocalStorage
 
 CHECKPOINT_NAME = "checkpoint.pt"
+
+NEXT_NAME = "checkpoint.next.pt"
+"""A student's next checkpoint, until those of all students of its run are written."""
 
 FORMAT = 1
 """Raised when an older version would misread a newer checkpoint."""
@@ -34,6 +37,7 @@ FREE = {
     "checkpoint_every",
     "log_every",
     "tensorboard",
+    "wandb",
     "replay",
     # Where rows and images lie may change; what they are is held by the identity.
     "dataset",
@@ -55,11 +59,85 @@ def save_checkpoint(out: str, payload: Payload) -> None:
     Raises:
         OutOfSpaceError, StorageError: the old one is still there.
     """
+    _put(out, CHECKPOINT_NAME, payload)
+
+
+def save_checkpoints(outs: Mapping[str, str], payloads: Mapping[str, Payload]) -> None:
+    """Replace the checkpoints of several students, in effect all at once.
+
+    All but the last student's are written beside the old ones; the last student's then decides;
+    only after it the others take their places. Killed before it, all are the old ones; killed after
+    it, `load_checkpoints` finishes the work.
+
+    Args:
+        outs: folder of each student, by name; at least one.
+        payloads: by name.
+
+    Raises:
+        OutOfSpaceError, StorageError: the old ones still count.
+    """
+    *others, last = outs
+    for name in others:
+        _put(outs[name], NEXT_NAME, {**payloads[name], "decided_by": last})
+    _put(outs[last], CHECKPOINT_NAME, payloads[last])
+    for name in others:
+        _promote(outs[name])
+
+
+def load_checkpoints(outs: Mapping[str, str]) -> dict[str, Payload]:
+    """The checkpoints of several students, by name, of those that have one; on the CPU.
+
+    Raises:
+        CorruptError, ConfigError: as `load_checkpoint`.
+    """
+    found = {name: load_checkpoint(out) for name, out in outs.items()}
+    for name, out in outs.items():
+        following = load_checkpoint(Path(out) / NEXT_NAME)
+        if following is None:
+            continue
+        decision = found.get(following["decided_by"])
+        if decision is not None and _step(decision) == _step(following):
+            found[name] = following
+            _promote(out)
+        else:  # its run was killed before the decision
+            LocalStorage(out).delete(NEXT_NAME)
+    return {name: payload for name, payload in found.items() if payload is not None}
+
+
+def find_checkpoints(path: str | Path) -> dict[str, Path]:
+    """Checkpoints at `path`, by the names of their students.
+
+    A file, or the folder of one student, is its one checkpoint, and has no name; in the folder of a
+    run of several, each student has a folder by its name.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / CHECKPOINT_NAME).is_file():
+        below = {file.parent.name: file for file in sorted(path.glob(f"*/{CHECKPOINT_NAME}"))}
+        if below:
+            return below
+    return {"": path}
+
+
+def _step(payload: Payload) -> int:
+    return int(payload["history"]["step"])
+
+
+def _put(out: str, name: str, payload: Payload) -> None:
     content = io.BytesIO()
     torch.save({"format": FORMAT, **payload}, content)
     storage = LocalStorage(out)
-    storage.put(CHECKPOINT_NAME, content.getvalue())
+    storage.put(name, content.getvalue())
     storage.sweep()
+
+
+def _promote(out: str) -> None:
+    # Needs no fsync: a rename that is lost is made again by `load_checkpoints`.
+    try:
+        (Path(out) / NEXT_NAME).replace(Path(out) / CHECKPOINT_NAME)
+    except OSError as problem:
+        raise StorageError(
+            f"cannot write {out}/{CHECKPOINT_NAME}: {problem.strerror}."
+        ) from problem
 
 
 def load_checkpoint(path: str | Path) -> Payload | None:

@@ -14,6 +14,7 @@ from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import Sha256
+from cache_service.remote.source import DEFAULT_DISK_BYTES
 from distill.methods import MethodConfig
 from distill.optim import OptimizerConfig
 from distill.schedule import Constant, ScheduleConfig
@@ -27,6 +28,22 @@ class CacheConfig(Frozen):
 
     url: Annotated[str, Field(min_length=1, description="A path, s3://... or http(s)://...")]
     fingerprint: Annotated[Sha256 | None, Field(description="Refuse any other cache.")] = None
+    wait_s: Annotated[
+        float,
+        Field(ge=0, le=86_400, description="Await planned rows that are not recorded yet, s."),
+    ] = 0.0
+    disk_cache: Annotated[
+        str | None, Field(min_length=1, description="Keep what a server sent in this folder.")
+    ] = None
+    disk_cache_bytes: Annotated[
+        int, Field(ge=2**20, le=2**60, description="Of that folder, at most.")
+    ] = DEFAULT_DISK_BYTES
+
+    @model_validator(mode="after")
+    def _check(self) -> CacheConfig:
+        if self.disk_cache is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError("disk_cache is for http(s):// caches: other ones are not kept twice")
+        return self
 
 
 def _as_cache(written: Any) -> Any:
@@ -165,6 +182,10 @@ class TrainConfig(Frozen):
     log_every: Annotated[int, Field(ge=1, description="Updates per line of metrics.")] = 50
     replay: ReplayConfig = ReplayConfig()
     tensorboard: Annotated[bool, Field(description="Also write TensorBoard's files.")] = False
+    wandb: Annotated[
+        str | None,
+        Field(min_length=1, max_length=128, description="Also report to this W&B project."),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

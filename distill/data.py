@@ -15,12 +15,16 @@ from cache_service.datasets import ImageDataset, wrap_dataset
 from cache_service.errors import SpecMismatchError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import Recipe
-from cache_service.loading import load_ahead
-from cache_service.reader import Cache
+from cache_service.loading import STALLED_S, load_ahead
+from cache_service.remote.source import RowSource
 from cache_service.views.replay import ViewBatch, Views
-from distill.batches import Batch, BatchPlan
+from distill.batches import Batch, BatchPlan, Cursor
+from distill.methods import Needs
+from distill.pairs import Classmates, Enriched, other_seed, plain_positions, positions_in
 from distill.replay import ReplayGuard
 from distill.targets import TargetDecoder
+
+NO_NEEDS = Needs()
 
 
 class Replay:
@@ -33,7 +37,7 @@ class Replay:
     def __init__(
         self,
         images: ImageDataset,
-        caches: Sequence[Cache],
+        caches: Sequence[RowSource],
         *,
         recipe: Recipe | None = None,
         max_drift: int = 0,
@@ -57,7 +61,7 @@ class Replay:
         return batch, rows
 
 
-def _rows(cache: Cache, seed: int, positions: NDArray[np.int64]) -> Arrays:
+def _rows(cache: RowSource, seed: int, positions: NDArray[np.int64]) -> Arrays:
     """One slice where the positions run on, which is what a loader asks for."""
     first, last = int(positions[0]), int(positions[-1])
     if last - first + 1 == len(positions) and (np.diff(positions) == 1).all():
@@ -65,7 +69,7 @@ def _rows(cache: Cache, seed: int, positions: NDArray[np.int64]) -> Arrays:
     return cache.gather(seed, positions)
 
 
-def _refuse_other(cache: Cache, images: ImageDataset, recipe: Recipe) -> None:
+def _refuse_other(cache: RowSource, images: ImageDataset, recipe: Recipe) -> None:
     recorded = cache.spec.dataset
     if recorded.sha256 != images.id.sha256:
         raise SpecMismatchError(
@@ -106,7 +110,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
 
     def __init__(
         self,
-        cache: Cache,
+        cache: RowSource,
         images: Any,
         *,
         seed: int,
@@ -134,7 +138,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
     def __getitems__(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
         """The items at these positions, with one cache read."""
         batch, (rows,) = self._replay(self._seed, np.array(positions, np.int64))
-        logits_BRC = self._decoder.logits(_tensors(rows, self._decoder.array_names))
+        logits_BRC = self._decoder.logits(tensors_of(rows, self._decoder.array_names))
         if self._decoder.num_cells == 1:
             logits_BRC = logits_BRC[:, 0]
         images_B3HW = torch.from_numpy(batch.pixels_BHW3).permute(0, 3, 1, 2)
@@ -161,7 +165,8 @@ def _to_unit_scale(image_3HW: Tensor) -> Tensor:
     return image_3HW.float() / 255
 
 
-def _tensors(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
+def tensors_of(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
+    """The arrays of these names as tensors, for a decoder."""
     # torch indexes with neither uint16 nor uint32; int64 is what scatter wants anyway
     return {
         name: torch.from_numpy(
@@ -174,15 +179,43 @@ def _tensors(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
 class _PlannedBatches:
     """Step -> Batch, in whichever process."""
 
-    def __init__(self, replay: Replay, plan: BatchPlan) -> None:
+    def __init__(self, replay: Replay, plan: BatchPlan, needs: Needs) -> None:
         self._replay = replay
         self._plan = plan
+        self._again = needs.again
+        labels = replay.images.labels
+        self._classmates = Classmates(labels) if needs.classmates else None
+        self._positions = (
+            plain_positions if needs.special is None else Enriched(labels, needs.special).at
+        )
         specs = [cache.spec for cache in replay.caches]
         self._names = [TargetDecoder(spec, None, device="cpu").array_names for spec in specs]
 
     def __call__(self, step: int) -> Batch:
         cursor = self._plan.cursor(step)
-        positions = np.arange(cursor.start, cursor.stop, dtype=np.int64)
+        batch = self._batch(cursor, self._positions(cursor))
+        return batch._replace(again=self._see_again(batch), classmates=self._see_mates(batch))
+
+    def _see_again(self, batch: Batch) -> Batch | None:
+        if not self._again:
+            return None
+        cursor = batch.cursor
+        other = cursor._replace(seed=other_seed(self._plan.seeds, cursor.epoch))
+        return self._batch_of(other, batch.samples_B.numpy())
+
+    def _see_mates(self, batch: Batch) -> Batch | None:
+        if self._classmates is None:
+            return None
+        cursor = batch.cursor
+        samples_B = batch.samples_B.numpy()
+        mates_B = self._classmates.of(samples_B, seed=cursor.seed, epoch=cursor.epoch)
+        return self._batch_of(cursor, mates_B)
+
+    def _batch_of(self, cursor: Cursor, samples_B: NDArray[np.integer]) -> Batch:
+        num_samples = len(self._replay.images)
+        return self._batch(cursor, positions_in(cursor.seed, samples_B, num_samples=num_samples))
+
+    def _batch(self, cursor: Cursor, positions: NDArray[np.int64]) -> Batch:
         views, rows = self._replay(cursor.seed, positions)
         labels = self._replay.images.labels
         return Batch(
@@ -192,7 +225,7 @@ class _PlannedBatches:
             weights_B=torch.from_numpy(views.weights_B),
             samples_B=torch.from_numpy(views.samples_B.astype(np.int64)),
             rows=tuple(
-                _tensors(found, names) for found, names in zip(rows, self._names, strict=True)
+                tensors_of(found, names) for found, names in zip(rows, self._names, strict=True)
             ),
             cursor=cursor,
         )
@@ -202,6 +235,7 @@ def train_loader(
     replay: Replay,
     plan: BatchPlan,
     *,
+    needs: Needs = NO_NEEDS,
     first_step: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
@@ -209,13 +243,17 @@ def train_loader(
 ) -> Iterator[Batch]:
     """The plan's batches from `first_step` on, in order, whatever the number of workers.
 
+    With `needs`, each comes with the other views that a method compares its own to.
+
     Raises:
         KdCacheError: from reading or replaying, also out of a worker.
     """
     return load_ahead(
-        _PlannedBatches(replay, plan),
+        _PlannedBatches(replay, plan, needs),
         range(first_step, plan.num_steps),
         workers=workers,
         pin_memory=pin_memory,
         context=context,
+        # Rows that are awaited are no stall.
+        stalled_s=STALLED_S + max((cache.wait_s for cache in replay.caches), default=0.0),
     )

@@ -5,7 +5,7 @@ Shape letters: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +25,12 @@ from distill.scores import Evaluation, Tally
 from distill.stream import open_stream
 from distill.students import Student, choose_device, restore_student
 
-__all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint"]
+__all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint", "evaluate_students"]
 
 MAX_KEPT_BYTES = 256 * 2**20
 """Views of an evaluation set that are kept between epochs: CIFAR's 30 MB are, ImageNet's not."""
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -52,20 +51,39 @@ def evaluate(
     Raises:
         ConfigError: there are no views.
     """
-    tally = Tally(torch.device(device))
-    was_training = model.training
-    model.eval()
+    (evaluation,) = evaluate_students(
+        [Student(model, preprocess)], batches, device=device, teach=teach
+    )
+    return evaluation
+
+
+@torch.inference_mode()
+def evaluate_students(
+    students: Sequence[Student],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | str = "cpu",
+    teach: Callable[[Batch], Tensor] | None = None,
+) -> list[Evaluation]:
+    """Score students on the same views, each rendered once; see `evaluate`."""
+    tallies = [Tally(torch.device(device)) for _ in students]
+    was_training = [student.model.training for student in students]
+    for student in students:
+        student.model.eval()
     try:
         for batch in batches:
             on_device = batch.to(str(device))
-            images_B3HW = prepare_views(on_device.images_BHW3, preprocess, device=device)
-            logits_BC = model(images_B3HW).float()
-            tally.add(logits_BC, majority_labels(*on_device[1:4]))
-            if teach is not None:
-                tally.add_agreement(logits_BC, teach(on_device))
+            teacher_BC = None if teach is None else teach(on_device)
+            for student, tally in zip(students, tallies, strict=True):
+                images = prepare_views(on_device.images_BHW3, student.preprocess, device=device)
+                logits_BC = student.model(images).float()
+                tally.add(logits_BC, majority_labels(*on_device[1:4]))
+                if teacher_BC is not None:
+                    tally.add_agreement(logits_BC, teacher_BC)
     finally:
-        model.train(was_training)
-    return tally.evaluation()
+        for student, before in zip(students, was_training, strict=True):
+            student.model.train(before)
+    return [tally.evaluation() for tally in tallies]
 
 
 class HeldOut:

@@ -20,16 +20,19 @@ class Event(NamedTuple):
         epoch: epochs completed before it, or for `epoch` and `evaluation` with it.
         step: batches trained on so far.
         values: by name; seconds end in `_s`, bytes in `_bytes`, losses start with `loss`.
+        student: whose it is; empty where there is only one.
     """
 
     kind: EventKind
     epoch: int
     step: int
     values: dict[str, Value]
+    student: str = ""
 
     def document(self) -> dict[str, Value]:
         """The event as one flat JSON object."""
-        return {"kind": self.kind, "epoch": self.epoch, "step": self.step, **self.values}
+        told: dict[str, Value] = {"kind": self.kind, "epoch": self.epoch, "step": self.step}
+        return told | ({"student": self.student} if self.student else {}) | self.values
 
 
 Listener = Callable[[Event], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,17 @@ from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
 from distill.config import TrainConfig
 from distill.ema import WeightAverage
+from distill.history import History
 from distill.methods import MethodSettings, Plan, method_of
 from distill.optim import make_optimizer
-from distill.stream import Stream
+from distill.own_rows import OwnRows
+from distill.stream import Stream, StreamFacts
 from distill.students import make_student
+
+ALONE = ""
+"""Name of a student that is the only one of its train file: nothing needs to tell it apart."""
+
+AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,25 +30,41 @@ class Learner:
     """One student.
 
     Attributes:
+        name: among the students of the run.
+        config: the train file that it would have if it were alone.
         model: the network, on its device.
         preprocess: what it wants done to a view.
-        settings: of the method it learns by.
         optimizer: of its parameters.
         scaler: of float16 gradients; does nothing for other types.
         average: of its weights, where the run keeps one.
+        own_rows: what it said about each sample, where its method asks for that.
+        history: how far it is.
     """
 
+    name: str
+    config: TrainConfig
     model: nn.Module
     preprocess: Preprocess
-    settings: MethodSettings
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
+    own_rows: OwnRows | None = None
+    history: History = field(default_factory=History)
+
+    @property
+    def settings(self) -> MethodSettings:
+        """Of the method it learns by."""
+        return self.config.method
 
     @property
     def kept_model(self) -> nn.Module:
         """What is evaluated and kept: the average, or the model where there is none."""
         return self.model if self.average is None else self.average.model
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The arithmetic of its forward passes."""
+        amp = self.config.amp
+        return torch.autocast(device.type, AMP_TYPES[amp], enabled=amp != "none")
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint must hold of it."""
@@ -50,9 +73,10 @@ class Learner:
             "ema": None if self.average is None else self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "history": self.history.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Go back to a state.
 
         Raises:
@@ -69,9 +93,12 @@ class Learner:
                 hint="Choose another `out`, or remove the checkpoint to start over.",
             ) from problem
         self.scaler.load_state_dict(state["scaler"])
+        self.history.restore(state["history"], device)
 
 
-def make_learner(config: TrainConfig, stream: Stream, device: torch.device) -> Learner:
+def make_learner(
+    config: TrainConfig, stream: Stream, device: torch.device, *, name: str = ALONE
+) -> Learner:
     """The student of a train file, checked against what it is to learn from. Reads no row.
 
     Raises:
@@ -91,13 +118,21 @@ def make_learner(config: TrainConfig, stream: Stream, device: torch.device) -> L
         model = model.to(memory_format=torch.channels_last)
     method_of(config.method).check(
         config.method,
-        Plan(facts.teachers, model, facts.num_classes, student.preprocess.size),
+        Plan(facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes),
     )
     return Learner(
+        name=name,
+        config=config,
         model=model,
         preprocess=student.preprocess,
-        settings=config.method,
         optimizer=make_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "float16"),
         average=None if config.ema is None else WeightAverage(model, config.ema),
+        own_rows=_own_rows(config, facts),
     )
+
+
+def _own_rows(config: TrainConfig, facts: StreamFacts) -> OwnRows | None:
+    if not method_of(config.method).needs(config.method).memory:
+        return None
+    return OwnRows(config.out, num_samples=facts.plan.num_samples, num_classes=facts.num_classes)

@@ -1,4 +1,4 @@
-"""Metrics on disk: `metrics.jsonl` as they come, `metrics.csv` with one row per epoch, TensorBoard.
+"""Metrics on disk: `metrics.jsonl` as they come, `metrics.csv` with one row per epoch.
 
 A run that resumes first drops what was written after its checkpoint, so the files of a run that
 was killed ten times hold each step once, like those of a run that was not.
@@ -7,38 +7,42 @@ was killed ten times hold each step once, like those of a run that was not.
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cache_service.errors import ConfigError, OutOfSpaceError
+from cache_service.errors import OutOfSpaceError
 from cache_service.storage.local import LocalStorage
 from distill.events import Event, Listener, Value
 
 LINES_NAME = "metrics.jsonl"
 TABLE_NAME = "metrics.csv"
-TENSORBOARD_NAME = "tensorboard"
 
 RECORDED = {"start", "step", "evaluation", "epoch"}
 
 
 @contextmanager
-def metrics_files(out: str, *, step: int, tensorboard: bool) -> Iterator[Listener]:
+def metrics_files(
+    out: str, *, step: int, trackers: Sequence[AbstractContextManager[Listener]] = ()
+) -> Iterator[Listener]:
     """A listener that writes to the folder `out`, as the continuation of a run at `step`.
 
+    Args:
+        out: the folder.
+        step: lines of later steps are dropped.
+        trackers: told the same.
+
     Raises:
-        ConfigError: TensorBoard was asked for and is not installed.
+        ConfigError: a tracker was asked for that cannot be had.
         OutOfSpaceError, StorageError: the folder cannot be written.
     """
     writers: list[Listener] = []
     with ExitStack() as stack:
-        if tensorboard:
-            writers.append(stack.enter_context(_tensorboard(out, step)))
+        writers.extend(stack.enter_context(tracker) for tracker in trackers)
         kept = _drop_after(out, step)
         writers.append(_EpochTable(out, [line for line in kept if line["kind"] == "epoch"]))
         writers.append(stack.enter_context(_lines(out)))
@@ -106,28 +110,6 @@ class _EpochTable:
         writer.writerows(self._rows)
         self._storage.put(TABLE_NAME, text.getvalue().encode())
         self._storage.sweep()
-
-
-@contextmanager
-def _tensorboard(out: str, step: int) -> Iterator[Listener]:
-    try:
-        # By name, because without TensorBoard installed torch's module cannot even be typed.
-        tensorboard: Any = importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise ConfigError(
-            "tensorboard: true needs TensorBoard.", hint="Run `pip install 'kd-cache[track]'`."
-        ) from error
-    writer = tensorboard.SummaryWriter(str(Path(out) / TENSORBOARD_NAME), purge_step=step)
-
-    def write(event: Event) -> None:
-        for name, value in event.values.items() if event.kind != "start" else ():
-            if isinstance(value, int | float):
-                writer.add_scalar(f"{event.kind}/{name}", value, event.step)
-
-    try:
-        yield write
-    finally:
-        writer.close()
 
 
 def finite(document: dict[str, Value]) -> dict[str, Value]:

@@ -33,7 +33,7 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Listener]:
         yield lambda event: _write_line(stream, event)
         return
     columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
+        TextColumn("{task.fields[where]}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -49,21 +49,27 @@ def _write_line(stream: TextIO, event: Event) -> None:
 
 
 class _Bar:
+    """One line for each student."""
+
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task: TaskID | None = None
-        self._values: dict[str, str] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._values: dict[str, dict[str, str]] = {}
 
     def __call__(self, event: Event) -> None:
+        values = self._values.setdefault(event.student, {})
         for name in SHOWN:
             value = event.values.get(name)
             if isinstance(value, int | float):
-                self._values[name] = f"{name} {value:.4g}"
-        texts = [self._values[name] for name in SHOWN if name in self._values]
-        shown: dict[str, Any] = {"epoch": event.epoch, "values": "  ".join(texts)}
-        if self._task is None:
+                values[name] = f"{name} {value:.4g}"
+        whose = f"{event.student}: " if event.student else ""
+        shown: dict[str, Any] = {
+            "where": f"{whose}epoch {event.epoch}",
+            "values": "  ".join(values[name] for name in SHOWN if name in values),
+        }
+        if event.student not in self._tasks:
             total = event.values.get("num_steps")
-            self._task = self._progress.add_task(
+            self._tasks[event.student] = self._progress.add_task(
                 "", total=total if isinstance(total, int) else None, **shown
             )
-        self._progress.update(self._task, completed=event.step, **shown)
+        self._progress.update(self._tasks[event.student], completed=event.step, **shown)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.layout import witness_positions
-from cache_service.reader import Cache
+from cache_service.remote.source import RowSource
 from cache_service.views.drift import WitnessDiff, accepts_drift, compare_views, explain_drift
 from cache_service.views.replay import ViewBatch, Views
 from cache_service.views.versions import library_versions
@@ -21,7 +21,7 @@ class ReplayGuard:
     all draws are proven equal. 0 means none, which is the default everywhere.
     """
 
-    def __init__(self, cache: Cache, *, max_drift: int = 0) -> None:
+    def __init__(self, cache: RowSource, *, max_drift: int = 0) -> None:
         self._cache = cache
         self._max_drift = max_drift
         self._witness_diffs: dict[tuple[int, int], list[WitnessDiff]] = {}

@@ -14,13 +14,20 @@ from torch import Tensor
 
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.reader import Cache
+from cache_service.reader import DEFAULT_OPEN_SHARDS
+from cache_service.remote.source import RowSource
 from distill.batches import Batch, BatchPlan
 from distill.config import TrainConfig
-from distill.data import Replay, train_loader
-from distill.methods import TeacherFacts
+from distill.data import NO_NEEDS, Replay, train_loader
+from distill.methods import MethodSettings, Needs, TeacherFacts
+from distill.needs import needs_of, refuse_unmet
+from distill.pairs import Enriched
 from distill.sources import load_cache, recorded_seeds
 from distill.targets import TargetDecoder
+
+SCATTERED_OPEN_SHARDS = 64
+"""Shards kept mapped where rows are read from anywhere. Each holds some five files open, and a
+process may open 1024."""
 
 
 class StreamFacts(NamedTuple):
@@ -32,6 +39,7 @@ class StreamFacts(NamedTuple):
         num_classes: of the dataset.
         view_size: side of the views, px.
         identity: what fixes the stream, as JSON; a run is only ever resumed on the same one.
+        mixes: views are mixed of two samples.
     """
 
     plan: BatchPlan
@@ -39,6 +47,7 @@ class StreamFacts(NamedTuple):
     num_classes: int
     view_size: int
     identity: dict[str, Any]
+    mixes: bool = False
 
 
 class Stream(Protocol):
@@ -79,12 +88,14 @@ class ReplayedStream:
     decoders: tuple[TargetDecoder, ...]
     workers: int
     pin_memory: bool
+    needs: Needs = NO_NEEDS
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches from a step on; refused where a view is not what the teacher saw."""
         return train_loader(
             self.replay,
             self.facts.plan,
+            needs=self.needs,
             first_step=first_step,
             workers=self.workers,
             pin_memory=self.pin_memory,
@@ -115,7 +126,11 @@ class LiveStream:
 
 
 def open_stream(
-    config: TrainConfig, *, device: torch.device, seeds: Sequence[int] | None = None
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    seeds: Sequence[int] | None = None,
+    methods: Sequence[MethodSettings] = (),
 ) -> ReplayedStream:
     """Open dataset and caches of a train file and check that they belong together.
 
@@ -123,25 +138,48 @@ def open_stream(
         config: the train file.
         device: where rows are decoded.
         seeds: of a run that resumes; where the file names none, the caches may hold more by now.
+        methods: of all students; some need other views beside each batch's own.
 
     Raises:
         DatasetError, NotACacheError, RowsNotBuiltError, SpecMismatchError: see the message.
+        ConfigError: the methods' needs cannot be met, or not together.
     """
+    needs = needs_of(methods)
     images = open_dataset(config.dataset)
-    caches = [load_cache(cache.url, fingerprint=cache.fingerprint) for cache in config.caches]
+    anywhere = needs.again or needs.classmates
+    caches = [
+        load_cache(
+            cache.url,
+            fingerprint=cache.fingerprint,
+            wait_s=cache.wait_s,
+            disk_cache=cache.disk_cache,
+            disk_cache_bytes=cache.disk_cache_bytes,
+            open_shards=SCATTERED_OPEN_SHARDS if anywhere else DEFAULT_OPEN_SHARDS,
+        )
+        for cache in config.caches
+    ]
     recipe = config.augment.recipe() if config.augment is not None else None
     replay = Replay(images, caches, recipe=recipe, max_drift=config.replay.max_drift)
     wanted = config.seeds or (tuple(seeds) if seeds is not None else None)
-    chosen = recorded_seeds(caches, wanted) if caches else wanted or tuple(range(config.epochs))
+    if caches:
+        chosen = recorded_seeds(caches, wanted)
+    else:
+        # New views every epoch, and where two of a sample are compared, both are new.
+        chosen = wanted or tuple(range(config.epochs * (2 if needs.again else 1)))
+    refuse_unmet(needs, seeds=chosen, labels_N=images.labels)
     plan = BatchPlan(len(images), config.batch_size, chosen, config.epochs, min_views=2)
+    facts = _facts(replay, plan)
+    if needs.special is not None:
+        facts = _enriched(facts, Enriched(images.labels, needs.special))
     return ReplayedStream(
-        facts=_facts(replay, plan),
+        facts=facts,
         replay=replay,
         decoders=tuple(
             TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches
         ),
         workers=config.workers,
         pin_memory=device.type == "cuda",
+        needs=needs,
     )
 
 
@@ -158,10 +196,18 @@ def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
             "caches": [cache.fingerprint for cache in caches],
             "seeds": list(plan.seeds),
         },
+        mixes=bool(recipe.mixing),
     )
 
 
-def _teacher(cache: Cache) -> TeacherFacts:
+def _enriched(facts: StreamFacts, epoch: Enriched) -> StreamFacts:
+    return facts._replace(
+        plan=facts.plan._replace(num_samples=epoch.num_samples),
+        identity=facts.identity | {"oversampling": epoch.oversampling},
+    )
+
+
+def _teacher(cache: RowSource) -> TeacherFacts:
     spec = cache.spec
     return TeacherFacts(
         scales=spec.scales,

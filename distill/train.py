@@ -1,45 +1,41 @@
-"""Train a student: steps in order, reported, scored, kept and resumed.
+"""Train students: from their train files to what they leave behind, resumed where they stopped.
 
-One update is `distill.step.train_step`. Nothing here knows what a method computes or where rows
-come from.
+The steps themselves are `distill.loop`. A student alone is a list of one.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import yaml
 
-from cache_service.interrupts import StopRequest, stop_on_signal
+from cache_service.interrupts import stop_on_signal
 from cache_service.storage.local import LocalStorage
-from distill.batches import Batch
 from distill.checkpoint import (
     CHECKPOINT_NAME,
     Payload,
-    load_checkpoint,
+    load_checkpoints,
     refuse_other_config,
     refuse_other_rows,
-    save_checkpoint,
 )
 from distill.config import TrainConfig
-from distill.evaluate import HeldOut, evaluate
-from distill.events import Event, EventKind, Listener, Value
+from distill.evaluate import HeldOut
+from distill.events import Listener
 from distill.export import export_student
-from distill.finite import FiniteWatch, refuse_spoiled
+from distill.finite import FiniteWatch
 from distill.history import History
-from distill.learner import Learner, make_learner
+from distill.learner import ALONE, Learner, make_learner
+from distill.lesson import Run
+from distill.loop import Loop, identity_of
 from distill.metrics import metrics_files
-from distill.optim import set_learning_rate
 from distill.randomness import private_random
-from distill.schedule import learning_rate
-from distill.scores import Evaluation
-from distill.step import Run, train_step
+from distill.several import refuse_apart_peers, refuse_unlike
 from distill.stream import LiveStream, LiveTeacher, Stream, open_stream
 from distill.students import Student, choose_device
+from distill.trackers import trackers_of
 
 CONFIG_NAME = "config.yaml"
 
@@ -58,191 +54,87 @@ def train(
     teachers: Sequence[LiveTeacher] = (),
     on_event: Listener | None = None,
 ) -> TrainResult:
-    """Train as a train file says, or go on from the checkpoint in its `out`.
+    """Train one student as a train file says; see `train_students`."""
+    results = train_students({ALONE: config}, stream=stream, teachers=teachers, on_event=on_event)
+    return results[ALONE]
 
-    A resumed run takes the very steps that an unbroken one would have taken. On the first Ctrl-C
-    or SIGTERM the step under way is finished and kept.
+
+def train_students(
+    configs: Mapping[str, TrainConfig],
+    *,
+    stream: Stream | None = None,
+    teachers: Sequence[LiveTeacher] = (),
+    on_event: Listener | None = None,
+) -> dict[str, TrainResult]:
+    """Train students on one stream, each as its own train file says, or go on from checkpoints.
+
+    Every batch is rendered once, and every teacher's answer to it decoded once, for all of them.
+    Each student takes the very steps that it would have taken alone, and a resumed one those of an
+    unbroken run. On the first Ctrl-C or SIGTERM the step under way is finished and kept.
 
     Args:
-        config: the train file.
-        stream: batches from elsewhere than the file's dataset and caches.
-        teachers: run these beside the student instead of reading recorded answers.
+        configs: train files by the names of their students. They have one stream, so they differ
+            in `out` and in what a student may have of its own; see `distill.several.OWN`.
+        stream: batches from elsewhere than the files' dataset and caches.
+        teachers: run these beside the students instead of reading recorded answers.
         on_event: told of every step, epoch and checkpoint that is reported.
 
     Raises:
-        KeyboardInterrupt: stopped by a signal; the checkpoint holds everything so far.
-        NonFiniteError: a loss is no number; the last checkpoint is from before.
-        ConfigError, SpecMismatchError: the checkpoint there is of another run.
+        KeyboardInterrupt: stopped by a signal; the checkpoints hold everything so far.
+        NonFiniteError: a loss is no number, and all stop; the last checkpoints are from before.
+        ConfigError, SpecMismatchError: a checkpoint there is of another run.
         KdCacheError: dataset, caches, model and method do not suit each other; see the message.
     """
-    device = choose_device(config.device)
-    saved = _load_own_checkpoint(config)
+    shared = refuse_unlike(configs)
+    device = choose_device(shared.device)
+    saved = load_checkpoints({name: config.out for name, config in configs.items()})
+    for name, payload in saved.items():
+        refuse_other_config(_path(configs[name]), payload, configs[name].model_dump(mode="json"))
     if stream is None:
-        seeds = saved["identity"]["seeds"] if saved is not None else None
-        stream = open_stream(config, device=device, seeds=seeds)
+        seeds = next((payload["identity"]["seeds"] for payload in saved.values()), None)
+        methods = [config.method for config in configs.values()]
+        stream = open_stream(shared, device=device, seeds=seeds, methods=methods)
     if teachers:
         stream = LiveStream(stream, teachers)
-    _refuse_other_stream(config, saved, stream)
-    history = History()
-    with private_random(device), stop_on_signal() as stop:
-        learner = make_learner(config, stream, device)
-        if saved is not None:
-            learner.restore(saved)
-            history.restore(saved["history"], device)
-        held_out = _open_held_out(config, stream)
-        run = Run(config, stream, device, FiniteWatch(device))
-        _write_config(config)
-        with metrics_files(config.out, step=history.step, tensorboard=config.tensorboard) as record:
-            listeners = (record,) if on_event is None else (record, on_event)
-            _Trainer(run, learner, history, held_out, listeners).train_epochs(stop)
-    student = Student(learner.kept_model.eval(), learner.preprocess)
-    export_student(
-        config.out, student, name=config.student.model, num_classes=stream.facts.num_classes
-    )
-    return TrainResult(student, history)
-
-
-def accumulation_groups(
-    batches: Iterable[Batch], size: int, steps_per_epoch: int
-) -> Iterator[list[Batch]]:
-    """Groups of `size` batches; the last group of an epoch has what is left."""
-    group: list[Batch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size or (batch.cursor.step + 1) % steps_per_epoch == 0:
-            yield group
-            group = []
-
-
-class _Trainer(NamedTuple):
-    """The parts of a run that is under way."""
-
-    run: Run
-    learner: Learner
-    history: History
-    held_out: HeldOut | None
-    listeners: tuple[Listener, ...]
-
-    def train_epochs(self, stop: StopRequest) -> None:
-        """Every step from where the history stands to the end."""
-        run, history = self.run, self.history
-        steps_per_epoch = run.stream.facts.plan.steps_per_epoch
-        self._tell("start", self._facts())
-        epoch_began, views_before = time.perf_counter(), history.totals.num_views
-        groups = accumulation_groups(
-            run.stream.batches(history.step), run.config.accumulate, steps_per_epoch
-        )
-        for group in groups:
-            begun_at = history.step
-            self._update(group)
-            if history.step % steps_per_epoch == 0:
-                seconds = time.perf_counter() - epoch_began
-                views = history.totals.num_views - views_before
-                self._finish_epoch({"epoch_s": seconds, "views_per_s": views / seconds})
-                epoch_began, views_before = time.perf_counter(), 0
-            if stop.requested or self._checkpoint_is_due(begun_at):
-                self._save()
-            if stop.requested:
-                raise KeyboardInterrupt
-        self._tell("end", _named_scores(history.last))
-
-    def _update(self, group: Sequence[Batch]) -> None:
-        run, history = self.run, self.history
-        config, steps_per_epoch = run.config, run.stream.facts.plan.steps_per_epoch
-        updates_per_epoch = -(-steps_per_epoch // config.accumulate)
-        epoch, index = divmod(group[0].cursor.step, steps_per_epoch)
-        update = epoch * updates_per_epoch + index // config.accumulate
-        lr = learning_rate(
-            config.schedule,
-            update,
-            peak=config.optimizer.lr,
-            updates_per_epoch=updates_per_epoch,
-            epochs=config.epochs,
-        )
-        set_learning_rate(self.learner.optimizer, lr)
-        means = train_step(run, self.learner, group)
-        history.totals.add(means, sum(len(batch.labels_B) for batch in group))
-        history.step = group[-1].cursor.step + 1
-        if (update + 1) % config.log_every == 0:
-            run.watch.settle()
-            self._tell("step", {"lr": lr, **means.floats()}, epoch=epoch)
-
-    def _finish_epoch(self, timing: dict[str, Value]) -> None:
-        history, config = self.history, self.run.config
-        self.run.watch.settle()
-        epoch = history.step // self.run.stream.facts.plan.steps_per_epoch
-        scores = _named_scores(None)
-        is_due = epoch == config.epochs or (
-            config.evaluate is not None and epoch % config.evaluate.every == 0
-        )
-        if self.held_out is not None and is_due:
-            evaluation = evaluate(
-                self.learner.kept_model,
-                self.held_out,
-                self.learner.preprocess,
-                device=self.run.device,
+    run = Run(stream, device, FiniteWatch(device))
+    with private_random(device), stop_on_signal() as stop, ExitStack() as stack:
+        learners = [make_learner(configs[name], stream, device, name=name) for name in configs]
+        _go_on(run, learners, saved)
+        held_out = _open_held_out(shared, stream)
+        for config in configs.values():
+            _write_config(config)
+        records = {
+            learner.name: stack.enter_context(
+                metrics_files(
+                    learner.config.out,
+                    step=learner.history.step,
+                    trackers=trackers_of(learner.config, step=learner.history.step),
+                )
             )
-            history.note(evaluation, epoch)
-            scores = _named_scores(evaluation)
-            self._tell("evaluation", scores, epoch=epoch)
-        lr = float(self.learner.optimizer.param_groups[0]["lr"])
-        values = {"lr": lr, **history.totals.means(), **timing}
-        self._tell("epoch", values | (scores if self.held_out is not None else {}), epoch=epoch)
-        history.totals.clear()
-
-    def _checkpoint_is_due(self, begun_at: int) -> bool:
-        every, plan = self.run.config.checkpoint_every, self.run.stream.facts.plan
-        steps = every.steps or plan.steps_per_epoch * (every.epochs or 1)
-        step = self.history.step
-        return step == plan.num_steps or step // steps > begun_at // steps
-
-    def _save(self) -> None:
-        run, learner, step = self.run, self.learner, self.history.step
-        run.watch.settle()
-        refuse_spoiled(learner.model, step)
-        payload: Payload = {
-            **learner.state(),
-            "history": self.history.state(),
-            "config": run.config.model_dump(mode="json"),
-            "identity": run.stream.facts.identity,
-            "num_classes": run.stream.facts.num_classes,
-            "view_size": run.stream.facts.view_size,
-            "preprocess": learner.preprocess.model_dump(mode="json"),
+            for learner in learners
         }
-        save_checkpoint(run.config.out, payload)
-        self._tell("checkpoint", {})
-
-    def _tell(self, kind: EventKind, values: dict[str, Value], *, epoch: int | None = None) -> None:
-        step = self.history.step
-        if epoch is None:
-            epoch = step // self.run.stream.facts.plan.steps_per_epoch
-        for listener in self.listeners:
-            listener(Event(kind, epoch, step, values))
-
-    def _facts(self) -> dict[str, Value]:
-        run, plan = self.run, self.run.stream.facts.plan
-        return {
-            "method": run.config.method.name,
-            "model": run.config.student.model,
-            "num_parameters": sum(p.numel() for p in self.learner.model.parameters()),
-            "num_samples": plan.num_samples,
-            "num_steps": plan.num_steps,
-            "device": str(run.device),
-            "torch": torch.__version__,
-        }
+        Loop(run, shared, learners, held_out, records, on_event).train_epochs(stop)
+    return {learner.name: _finish(learner, stream) for learner in learners}
 
 
-def _load_own_checkpoint(config: TrainConfig) -> Payload | None:
-    path = Path(config.out) / CHECKPOINT_NAME
-    saved = load_checkpoint(path)
-    if saved is not None:
-        refuse_other_config(path, saved, config.model_dump(mode="json"))
-    return saved
+def _go_on(run: Run, learners: Sequence[Learner], saved: Mapping[str, Payload]) -> None:
+    """Put those that have a checkpoint where it was written."""
+    for learner in learners:
+        payload = saved.get(learner.name)
+        if payload is not None:
+            refuse_other_rows(_path(learner.config), payload, identity_of(run, learners, learner))
+            learner.restore(payload, run.device)
+        if learner.own_rows is not None:
+            steps = run.stream.facts.plan.steps_per_epoch
+            learner.own_rows.keep_for(learner.history.step, steps_per_epoch=steps)
+    refuse_apart_peers(learners)
 
 
-def _refuse_other_stream(config: TrainConfig, saved: Payload | None, stream: Stream) -> None:
-    if saved is not None:
-        refuse_other_rows(Path(config.out) / CHECKPOINT_NAME, saved, stream.facts.identity)
+def _finish(learner: Learner, stream: Stream) -> TrainResult:
+    config, num_classes = learner.config, stream.facts.num_classes
+    student = Student(learner.kept_model.eval(), learner.preprocess)
+    export_student(config.out, student, name=config.student.model, num_classes=num_classes)
+    return TrainResult(student, learner.history)
 
 
 def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:
@@ -257,15 +149,13 @@ def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:
     )
 
 
+def _path(config: TrainConfig) -> Path:
+    return Path(config.out) / CHECKPOINT_NAME
+
+
 def _write_config(config: TrainConfig) -> None:
     """The train file in full, defaults included, beside what came of it."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage = LocalStorage(config.out)
     storage.put(CONFIG_NAME, text.encode())
     storage.sweep()
-
-
-def _named_scores(evaluation: Evaluation | None) -> dict[str, Value]:
-    """Scores as `eval_top1` and so on; nothing known is null, so that columns stay."""
-    names = ("top1", "top5", "nll", "ece")
-    return {f"eval_{name}": getattr(evaluation, name, None) for name in names}

@@ -24,10 +24,16 @@ def nkd_rows(
     temperature: float,
     gamma: float,
     classes: SoftClasses = "others",
+    teacher_at_1_XC: Tensor | None = None,
 ) -> Tensor:
-    """Return the two terms of NKD added up, for each row, [X]; see `nkd_loss`."""
+    """Return the two terms of NKD added up, for each row, [X]; see `nkd_loss`.
+
+    `teacher_at_1_XC` are the teacher's logits for p_y, where those for T are other ones: a `topk`
+    cache gives dropped classes what has the right weight at one temperature only.
+    """
     teacher_logits_XC = teacher_logits_XC.detach()
-    target_X = pick(log_probabilities(teacher_logits_XC), labels_X).exp() * pick(
+    whole_XC = teacher_logits_XC if teacher_at_1_XC is None else teacher_at_1_XC.detach()
+    target_X = pick(log_probabilities(whole_XC), labels_X).exp() * pick(
         log_probabilities(student_logits_XC), labels_X
     )
     student_XC, teacher_XC = {
@@ -52,6 +58,7 @@ def nkd_loss(
     temperature: float = 1.0,
     gamma: float = 1.5,
     classes: SoftClasses = "others",
+    teacher_at_1_XC: Tensor | None = None,
 ) -> Tensor:
     """Return `-p_y log q_y - gamma T**2 sum_{c != y} p^_c log q^_c`, in nats, averaged over X.
 
@@ -65,6 +72,7 @@ def nkd_loss(
         temperature: T > 0 of the second term only.
         gamma: weight of the second term.
         classes: "all" keeps y in the second term, which is then T**2 times plain soft targets.
+        teacher_at_1_XC: the teacher's logits for p_y, where those for T are other ones.
 
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified
     Approach with Normalized Loss", ICCV 2023, with its T = 1 and gamma = 1.5. Departure to know
@@ -79,4 +87,5 @@ def nkd_loss(
         temperature=temperature,
         gamma=gamma,
         classes=classes,
+        teacher_at_1_XC=teacher_at_1_XC,
     ).mean()

@@ -21,12 +21,14 @@ def constant(epoch: float, *, value: float) -> float:  # noqa: ARG001 - one sign
 
 def linear(epoch: float, *, start: float, end: float, epochs: float) -> float:
     """Return the point on the straight line from `start` to `end` over `epochs`."""
-    return start + (end - start) * _progress(epoch, epochs)
+    share = _progress(epoch, epochs)
+    return (1.0 - share) * start + share * end
 
 
 def cosine(epoch: float, *, start: float, end: float, epochs: float) -> float:
     """Return the point on half a cosine from `start` to `end` over `epochs`, flat at both ends."""
-    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * _progress(epoch, epochs)))
+    share = 0.5 * (1.0 + math.cos(math.pi * _progress(epoch, epochs)))
+    return share * start + (1.0 - share) * end
 
 
 def warm_up(epoch: float, *, epochs: float = 20.0) -> float:

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from distill.methods import (
     ce,
+    cs_kd,
+    ddgsd,
     dist,
     dkd,
     ensemble,
@@ -17,25 +19,33 @@ from distill.methods import (
     kd,
     logits,
     nkd,
+    peers,
+    ps_kd,
     sd_dkd,
     sd_kd,
     sd_nkd,
     soft,
+    specialist,
     tf_kd,
 )
 from distill.methods.base import (
     Method,
     MethodSettings,
+    Needs,
+    PeerLogits,
     Plan,
     Step,
     TeacherFacts,
 )
+from distill.methods.schedules import with_schedules
 
 __all__ = [
     "METHODS",
     "Method",
     "MethodConfig",
     "MethodSettings",
+    "Needs",
+    "PeerLogits",
     "Plan",
     "Step",
     "TeacherFacts",
@@ -56,9 +66,14 @@ _REGISTERED: tuple[Method[Any], ...] = (
     ensemble.METHOD,
     dist.METHOD,
     tf_kd.METHOD,
+    ddgsd.METHOD,
+    ps_kd.METHOD,
+    cs_kd.METHOD,
+    specialist.METHOD,
+    peers.METHOD,
 )
 
-METHODS: dict[str, Method[Any]] = {method.name: method for method in _REGISTERED}
+METHODS: dict[str, Method[Any]] = {method.name: with_schedules(method) for method in _REGISTERED}
 
 if TYPE_CHECKING:
     MethodConfig = MethodSettings

@@ -41,6 +41,14 @@ class DecoupledCells(NamedTuple):
     weights_BR: Tensor
 
 
+def teacher_cells(settings: DecoupledSettings, step: Step, *, temperature: float) -> Tensor:
+    """Logits [B, R, C] of the cells in use, for a temperature."""
+    recorded = step.teachers[0].scales
+    return select_cells(
+        step.teacher(temperature=temperature), recorded, settings.scales or recorded
+    )
+
+
 def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
     """Answer with both sides' cells, and weigh them.
 
@@ -50,7 +58,7 @@ def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
     recorded = step.teachers[0].scales
     scales = settings.scales or recorded
     answer = answer_student(step, scales)
-    teacher_BRC = select_cells(step.teacher(temperature=settings.temperature), recorded, scales)
+    teacher_BRC = teacher_cells(settings, step, temperature=settings.temperature)
     labels_B = majority_labels(*step.batch[1:4])
     # At a weight of 2 the weights count the complementary cells, whatever the loss gives them.
     marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0) - 1.0

@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses import majority_labels, nckd_rows, standardize_logits, tckd_rows
-from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
-from distill.methods.fields import Standardize, Temperature, WarmupEpochs, Weight
-from distill.methods.teachers import needs_every_logit
+from distill.losses import majority_labels, nckd_rows, tckd_rows
+from distill.methods.base import Method, Plan, Step, label_term, needs_one_teacher
+from distill.methods.fields import Temperature, WarmupEpochs, Weight
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 from distill.methods.warmup import warm_up_factor
 
 
-class DKD(MethodSettings):
+class DKD(StandardizeSettings):
     """Label loss + warm-up (alpha TCKD + beta NCKD)."""
 
     name: Literal["dkd"] = "dkd"
@@ -21,7 +21,6 @@ class DKD(MethodSettings):
     alpha: Weight = 1.0
     beta: Weight = 8.0
     warmup_epochs: WarmupEpochs = 20.0
-    standardize: Standardize = False
 
 
 def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
@@ -38,11 +37,10 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
     labels_B = majority_labels(*step.batch[1:4])
-    sides = (logits_BC, teacher_BC)
-    if settings.standardize:
-        sides = (standardize_logits(logits_BC), standardize_logits(teacher_BC))
-    tckd = tckd_rows(*sides, labels_B, temperature=settings.temperature).mean()
-    nckd = nckd_rows(*sides, labels_B, temperature=settings.temperature).mean()
+    student_BC, teacher_BC = standardized(settings, logits_BC, teacher_BC)
+    rows = (student_BC, teacher_BC, labels_B)
+    tckd = tckd_rows(*rows, temperature=settings.temperature).mean()
+    nckd = nckd_rows(*rows, temperature=settings.temperature).mean()
     step.metrics.update(tckd=tckd.detach(), nckd=nckd.detach())
     factor = warm_up_factor(step, epochs=settings.warmup_epochs)
     return {
@@ -54,10 +52,7 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
 def check(settings: DKD, plan: Plan) -> None:
     """One teacher; all of its logits where they are standardized."""
     needs_one_teacher(settings, plan)
-    if settings.standardize:
-        needs_every_logit(
-            settings, plan, why="with standardize divides by the spread of all logits"
-        )
+    needs_spread(settings, plan)
 
 
 METHOD = Method(DKD, dkd, check)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from distill.losses import ensemble_logits, kd_loss
 from distill.losses.ensemble import EnsembleMean
-from distill.methods.base import Method, MethodSettings, Step, label_term
+from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.fields import Share, Temperature
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 from distill.methods.teachers import needs_teachers
 
 
-class Ensemble(MethodSettings):
+class Ensemble(StandardizeSettings):
     """(1 - alpha) label loss + alpha T**2 KL(average of the teachers || student) at T."""
 
     name: Literal["ensemble"] = "ensemble"
@@ -30,7 +31,8 @@ def ensemble(settings: Ensemble, step: Step) -> dict[str, Tensor]:
     """`(1 - alpha) CE + alpha T**2 KL(mean_i p(v_i; T) || p(z; T))` over all of `caches`.
 
     Where teachers disagree this asks for one distribution between them, while `soft` asks for all
-    of theirs at once: the same gradients under the arithmetic mean, other values.
+    of theirs at once: the same gradients under the arithmetic mean, other values. `standardize`
+    z-scores the student's logits and each member's first, so that none outshouts the others.
 
     Source: Hinton et al. 2015, section 1, which allows for both means; T and alpha as in `kd`.
     """
@@ -39,12 +41,21 @@ def ensemble(settings: Ensemble, step: Step) -> dict[str, Tensor]:
         step.teacher(temperature=settings.temperature, cache=index)[:, 0]
         for index in range(len(step.teachers))
     ]
-    teacher_BC = ensemble_logits(members, temperature=settings.temperature, mean=settings.mean)
-    soft = kd_loss(logits_BC, teacher_BC, temperature=settings.temperature)
+    (student_BC,) = standardized(settings, logits_BC)
+    teacher_BC = ensemble_logits(
+        standardized(settings, *members), temperature=settings.temperature, mean=settings.mean
+    )
+    soft = kd_loss(student_BC, teacher_BC, temperature=settings.temperature)
     return {
         "label": (1 - settings.alpha) * label_term(step, logits_BC),
         "soft": settings.alpha * soft,
     }
 
 
-METHOD = Method(Ensemble, ensemble, needs_teachers)
+def check(settings: Ensemble, plan: Plan) -> None:
+    """Teachers; all of their logits where they are standardized."""
+    needs_teachers(settings, plan)
+    needs_spread(settings, plan)
+
+
+METHOD = Method(Ensemble, ensemble, check)

@@ -1,25 +1,60 @@
-"""Types that the settings of several methods share, so that a bound stands in one place."""
+"""Types that the settings of several methods share, so that a bound stands in one place.
+
+Those of `scheduled` take a number, or a `Schedule` of numbers within the same bounds. A method is
+only ever handed the number of the step: see `distill.methods.schedules`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
 from distill.losses.nkd import SoftClasses
+from distill.methods.schedules import Schedule
 
-Temperature = Annotated[
-    float, Field(gt=0, le=1000, description="Divides logits before the softmax of both sides.")
-]
-Share = Annotated[
-    float, Field(ge=0, le=1, description="Share of the teacher; labels get the rest.")
-]
-Weight = Annotated[float, Field(ge=0, le=1000, description="Factor of a term.")]
+
+def scheduled(number: Any) -> Any:
+    """The type of a setting that is a number or moves between two of them.
+
+    Args:
+        number: a float, annotated with its bounds.
+    """
+    plain, moving = TypeAdapter(number), TypeAdapter(Schedule[number])
+
+    def choose(written: Any, _union: ValidatorFunctionWrapHandler) -> Any:
+        # By what is written: a plain union would report what is wrong with it as either form.
+        if isinstance(written, Schedule):
+            written = written.model_dump()
+        return (moving if isinstance(written, dict) else plain).validate_python(written)
+
+    return Annotated[number | Schedule, WrapValidator(choose)]
+
+
+if TYPE_CHECKING:
+    Temperature = float
+    Share = float
+    Weight = float
+    ComplementaryWeight = float
+else:
+    Temperature = Annotated[
+        scheduled(Annotated[float, Field(gt=0, le=1000)]),
+        Field(description="Divides logits before the softmax of both sides."),
+    ]
+    Share = Annotated[
+        scheduled(Annotated[float, Field(ge=0, le=1)]),
+        Field(description="Share of the teacher; labels get the rest."),
+    ]
+    Weight = Annotated[
+        scheduled(Annotated[float, Field(ge=0, le=1000)]), Field(description="Factor of a term.")
+    ]
+    ComplementaryWeight = Annotated[
+        scheduled(Annotated[float, Field(ge=0, le=100)]),
+        Field(description="Of a cell that contradicts the whole image."),
+    ]
+
 WarmupEpochs = Annotated[
     float, Field(ge=0, le=100_000, description="Epochs until the teacher has its full weight.")
-]
-ComplementaryWeight = Annotated[
-    float, Field(ge=0, le=100, description="Of a cell that contradicts the whole image.")
 ]
 Standardize = Annotated[
     bool, Field(description="Give the logits of both sides mean 0 and spread 1 first.")

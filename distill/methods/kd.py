@@ -6,19 +6,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses import kd_loss, standardize_logits
-from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
-from distill.methods.fields import Share, Standardize, Temperature
-from distill.methods.teachers import needs_every_logit
+from distill.losses import kd_loss
+from distill.methods.base import Method, Plan, Step, label_term, needs_one_teacher
+from distill.methods.fields import Share, Temperature
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
-class KD(MethodSettings):
+class KD(StandardizeSettings):
     """(1 - alpha) label loss + alpha T**2 KL(teacher || student) at T."""
 
     name: Literal["kd"] = "kd"
     temperature: Temperature = 4.0
     alpha: Share = 0.9
-    standardize: Standardize = False
 
 
 def kd(settings: KD, step: Step) -> dict[str, Tensor]:
@@ -30,9 +29,7 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
-    sides = (logits_BC, teacher_BC)
-    if settings.standardize:
-        sides = (standardize_logits(logits_BC), standardize_logits(teacher_BC))
+    sides = standardized(settings, logits_BC, teacher_BC)
     soft = kd_loss(*sides, temperature=settings.temperature)
     return {
         "label": (1 - settings.alpha) * label_term(step, logits_BC),
@@ -43,10 +40,7 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
 def check(settings: KD, plan: Plan) -> None:
     """One teacher; all of its logits where they are standardized."""
     needs_one_teacher(settings, plan)
-    if settings.standardize:
-        needs_every_logit(
-            settings, plan, why="with standardize divides by the spread of all logits"
-        )
+    needs_spread(settings, plan)
 
 
 METHOD = Method(KD, kd, check)

@@ -9,6 +9,7 @@ from torch import Tensor
 from distill.losses import majority_labels, nkd_loss
 from distill.methods.base import Method, MethodSettings, Step, label_term, needs_one_teacher
 from distill.methods.fields import Classes, Temperature, WarmupEpochs, Weight
+from distill.methods.teachers import depends_on_temperature
 from distill.methods.warmup import warm_up_factor
 
 
@@ -41,6 +42,7 @@ def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
         temperature=settings.temperature,
         gamma=settings.gamma,
         classes=settings.classes,
+        teacher_at_1_XC=step.teacher()[:, 0] if depends_on_temperature(step) else None,
     )
     return {
         "label": label_term(step, logits_BC),

@@ -7,14 +7,15 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import nckd_rows, tckd_rows
-from distill.methods.base import Method, Step, label_term
+from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.cells import needs_cells
 from distill.methods.decoupled import DecoupledSettings, decouple
 from distill.methods.fields import Weight
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 from distill.methods.warmup import warm_up_factor
 
 
-class SDDKD(DecoupledSettings):
+class SDDKD(DecoupledSettings, StandardizeSettings):
     """Label loss + warm-up x mean over cells of w (alpha TCKD + beta NCKD)."""
 
     name: Literal["sd-dkd"] = "sd-dkd"
@@ -27,14 +28,16 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
 
     The label loss takes the ordinary logits; the label is every cell's target, of a mixed view
     its larger part. Reports `complementary` (see `decouple`) and the means of TCKD and NCKD over
-    all cells, without their weights, as `tckd` and `nckd`.
+    all cells, without their weights, as `tckd` and `nckd`. `standardize` z-scores each cell's
+    logits on both sides first.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code:
     T = 4, alpha 1, w = 2 for complementary cells, 20 epochs of warm-up; beta as in `dkd`.
     Departures: those of `sdd_dkd_loss`.
     """
     cells = decouple(settings, step)
-    rows = (cells.student_BRC, cells.teacher_BRC, cells.labels_B1)
+    student_BRC, teacher_BRC = standardized(settings, cells.student_BRC, cells.teacher_BRC)
+    rows = (student_BRC, teacher_BRC, cells.labels_B1)
     tckd_BR = tckd_rows(*rows, temperature=settings.temperature)
     nckd_BR = nckd_rows(*rows, temperature=settings.temperature)
     step.metrics.update(tckd=tckd_BR.detach().mean(), nckd=nckd_BR.detach().mean())
@@ -45,4 +48,10 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(SDDKD, sd_dkd, needs_cells)
+def check(settings: SDDKD, plan: Plan) -> None:
+    """One teacher with cells; all of its logits where they are standardized."""
+    needs_cells(settings, plan)
+    needs_spread(settings, plan)
+
+
+METHOD = Method(SDDKD, sd_dkd, check)

@@ -7,12 +7,13 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import majority_labels, sdd_kd_loss, sdd_weights
-from distill.methods.base import Method, Step, label_term
+from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.cells import CellSettings, answer_student, needs_cells, select_cells
 from distill.methods.fields import ComplementaryWeight, Share, Temperature
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
-class SDKD(CellSettings):
+class SDKD(CellSettings, StandardizeSettings):
     """(1 - alpha) label loss + alpha mean over cells of w T**2 KL(teacher || student) at T."""
 
     name: Literal["sd-kd"] = "sd-kd"
@@ -23,6 +24,8 @@ class SDKD(CellSettings):
 
 def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     """Cells against the teacher's; the label loss takes the ordinary logits.
+
+    `standardize` z-scores each cell's logits on both sides first.
 
     Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
     the cell and on the whole image, names the label.
@@ -37,8 +40,9 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     # Weights of 2 mark the complementary cells whatever weight they are given in the loss.
     marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0)
     step.metrics["complementary"] = (marks_BR > 1).float().mean()
+    student_BRC, teacher_BRC = standardized(settings, answer.cells_BRC, teacher_BRC)
     soft = sdd_kd_loss(
-        answer.cells_BRC,
+        student_BRC,
         teacher_BRC,
         labels_B,
         temperature=settings.temperature,
@@ -50,4 +54,10 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(SDKD, sd_kd, needs_cells)
+def check(settings: SDKD, plan: Plan) -> None:
+    """One teacher with cells; all of its logits where they are standardized."""
+    needs_cells(settings, plan)
+    needs_spread(settings, plan)
+
+
+METHOD = Method(SDKD, sd_kd, check)

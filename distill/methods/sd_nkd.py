@@ -9,8 +9,9 @@ from torch import Tensor
 from distill.losses.nkd import nkd_rows
 from distill.methods.base import Method, Step, label_term
 from distill.methods.cells import needs_cells
-from distill.methods.decoupled import DecoupledSettings, decouple
+from distill.methods.decoupled import DecoupledSettings, decouple, teacher_cells
 from distill.methods.fields import Classes, Weight
+from distill.methods.teachers import depends_on_temperature
 from distill.methods.warmup import warm_up_factor
 
 
@@ -33,6 +34,9 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
     `classes: others`.
     """
     cells = decouple(settings, step)
+    at_1_BRC = None
+    if depends_on_temperature(step):
+        at_1_BRC = teacher_cells(settings, step, temperature=1.0)
     rows_BR = nkd_rows(
         cells.student_BRC,
         cells.teacher_BRC,
@@ -40,6 +44,7 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
         temperature=settings.temperature,
         gamma=settings.gamma,
         classes=settings.classes,
+        teacher_at_1_XC=at_1_BRC,
     )
     soft = (cells.weights_BR * rows_BR).mean()
     return {

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from distill.losses import multi_teacher_soft_loss
 from distill.losses.soft_targets import Direction
-from distill.methods.base import Method, Step, label_term
+from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.fields import Share, Temperature
 from distill.methods.heads import HeadSettings, answer_heads, needs_heads
+from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
-class Soft(HeadSettings):
+class Soft(HeadSettings, StandardizeSettings):
     """(1 - alpha) label loss + alpha T**2 / n sum_i KL(teacher_i || head_i) at T."""
 
     name: Literal["soft"] = "soft"
@@ -29,7 +30,7 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
     """`(1 - alpha) CE(z) + alpha T**2 / n sum_i KL(p(v_i; T) || p(z_i; T))` over all of `caches`.
 
     z is the student's label head; z_i its head for teacher i, the one that all teachers share, or
-    z itself in a student without heads for teachers.
+    z itself in a student without heads for teachers. `standardize` z-scores all z_i and v_i first.
 
     Source: Touvron et al., "Training data-efficient image transformers", ICML 2021, with n
     teachers; T = 3 and alpha 0.1 there. Departure: that code averages the KL over classes too, so
@@ -41,8 +42,8 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
         for index in range(len(step.teachers))
     ]
     loss = multi_teacher_soft_loss(
-        answer.teachers,
-        teachers,
+        standardized(settings, *answer.teachers),
+        standardized(settings, *teachers),
         temperature=settings.temperature,
         direction=settings.direction,
     )
@@ -52,4 +53,10 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(Soft, soft, needs_heads)
+def check(settings: Soft, plan: Plan) -> None:
+    """Teachers and heads for them; all of their logits where they are standardized."""
+    needs_heads(settings, plan)
+    needs_spread(settings, plan)
+
+
+METHOD = Method(Soft, soft, check)

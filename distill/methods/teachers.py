@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from cache_service.errors import ConfigError, UnsupportedError
-from distill.methods.base import MethodSettings, Plan, needs_one_teacher
+from distill.methods.base import MethodSettings, Plan, Step, needs_one_teacher
+
+
+def depends_on_temperature(step: Step) -> bool:
+    """Whether the teacher's logits are other ones at each temperature, because classes dropped."""
+    return step.teachers[0].codec == "topk"
 
 
 def needs_teachers(settings: MethodSettings, plan: Plan) -> None:

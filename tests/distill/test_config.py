@@ -100,6 +100,8 @@ def refused(changes, says):
         ("checkpoint_every", {"epochs": 0}, "greater than or equal to 1"),
         ("checkpoint_every", {"steps": 0}, "greater than or equal to 1"),
         ("log_every", 0, "greater than or equal to 1"),
+        ("wandb", "", "at least 1 character"),
+        ("wandb", "x" * 129, "at most 128 characters"),
         ("replay", {"max_drift": -1}, "greater than or equal to 0"),
         ("replay", {"max_drift": 256}, "less than or equal to 255"),
         ("caches", [], "without caches, augment must say what the views are"),

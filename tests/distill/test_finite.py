@@ -65,5 +65,20 @@ def test_spoiled_weights_are_named():
     refuse_spoiled(model, 3)
     with torch.no_grad():
         model[1].bias[0] = float("inf")
-    with pytest.raises(NonFiniteError, match=r"not finite after step 3 \(first in 1\.bias\)"):
+    says = r"weights of the student are not finite after step 3 \(first in 1\.bias\)"
+    with pytest.raises(NonFiniteError, match=says):
         refuse_spoiled(model, 3)
+    with pytest.raises(NonFiniteError, match="weights of student b are not finite after step 3"):
+        refuse_spoiled(model, 3, student="b")
+
+
+def test_of_several_students_the_first_bad_one_is_named_whatever_each_reports():
+    watch = waiting_watch()
+    cursor = Cursor(5, 2, 7, 40, 44)
+    for student, numbers in (("a", {"loss": 1.0}), ("b", {"logits": float("nan"), "top1": 0.5})):
+        values = name_values({name: torch.tensor(value) for name, value in numbers.items()})
+        watch.see(cursor, SAMPLES, values, student=student)
+    see(watch, 5, loss=float("nan"))
+    says = r"loss of student b at step 5 is not finite \(logits=nan\)"
+    with pytest.raises(NonFiniteError, match=says):
+        watch.settle()

@@ -8,34 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
+from support.steps import REQUIRED, images_of, settings_of, terms_of
 from support.streams import MemoryStream, normed_net, plain_net, train_config
 from support.toys import NUM_CLASSES
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.cells import cell_logits
-from cache_service.models.preprocess import prepare_views
-from distill.methods import METHODS, MethodConfig, Plan, Step, TeacherFacts, method_of
+from distill.methods import METHODS, MethodConfig, Plan, TeacherFacts, method_of
 from distill.methods.cells import select_cells
 from distill.methods.kd import KD
 from distill.methods.sd_kd import SDKD
-
-
-def terms_of(settings, stream, model, *, smoothing=0.0):
-    """A method's terms and metrics on the first batch of a stream."""
-    batch = stream.batch(0)
-    step = Step(
-        student=model,
-        images_B3HW=prepare_views(batch.images_BHW3, stream.seen, device="cpu"),
-        batch=batch,
-        teacher=lambda *, temperature=1.0, cache=0: stream.teach(
-            batch, temperature=temperature, cache=cache
-        ),
-        teachers=stream.facts.teachers,
-        epoch=0.0,
-        label_smoothing=smoothing,
-        metrics={},
-    )
-    return method_of(settings).terms(settings, step), step.metrics
 
 
 @pytest.fixture
@@ -49,21 +31,18 @@ def model():
     return plain_net()
 
 
-def images_of(stream):
-    return prepare_views(stream.batch(0).images_BHW3, stream.seen, device="cpu")
-
-
 def test_every_method_is_found_by_the_name_it_carries():
     assert {"ce", "kd", "sd-kd"} <= METHODS.keys()
     for name, method in METHODS.items():
-        settings = TypeAdapter(MethodConfig).validate_python({"name": name})
+        written = {"name": name, **REQUIRED.get(name, {})}
+        settings = TypeAdapter(MethodConfig).validate_python(written)
         assert isinstance(settings, method.settings)
         assert method_of(settings) is method
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_terms_are_float32_scalars_that_reach_the_student(name, stream, model):
-    terms, metrics = terms_of(METHODS[name].settings(), stream, model)
+    terms, metrics = terms_of(settings_of(name), stream, model)
     assert all(term.shape == () and term.dtype == torch.float32 for term in terms.values())
     assert all(not value.requires_grad for value in metrics.values())
     sum(terms.values()).backward()
@@ -206,7 +185,7 @@ def check(settings, *, teachers=(TEACHER,), student=None):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_accepts_one_teacher_of_the_same_classes(name):
-    check(METHODS[name].settings())
+    check(settings_of(name))
 
 
 def test_labels_alone_need_no_teacher():

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 
 import pytest
 
-from cache_service.errors import ConfigError
 from distill.events import Event
 from distill.metrics import metrics_files, read_metrics
 from distill.progress import show_progress
 
 
 def write(out, events, *, step=0):
-    with metrics_files(str(out), step=step, tensorboard=False) as record:
+    with metrics_files(str(out), step=step) as record:
         for event in events:
             record(event)
 
@@ -89,23 +87,6 @@ def test_what_json_has_no_number_for_is_null(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
 
 
-def test_tensorboard_that_is_not_installed_is_one_line_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    says = r"needs TensorBoard\. Run `pip install 'kd-cache\[track\]'"
-    with (
-        pytest.raises(ConfigError, match=says),
-        metrics_files(str(tmp_path), step=0, tensorboard=True),
-    ):
-        pass
-
-
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboard")
-    with metrics_files(str(tmp_path), step=0, tensorboard=True) as record:
-        record(Event("step", 0, 1, {"loss": 0.5, "note": "text"}))
-    assert list((tmp_path / "tensorboard").iterdir())
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -125,6 +106,19 @@ def test_progress_is_json_lines_where_nobody_watches():
             listen(event)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert lines == [event.document() for event in EVENTS]
+
+
+def test_several_students_have_a_bar_each(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with show_progress(stream) as listen:
+        for event in EVENTS:
+            for student in ("a", "b"):
+                listen(event._replace(student=student))
+    shown = stream.getvalue()
+    assert "a: epoch 1" in shown
+    assert "b: epoch 1" in shown
+    assert shown.count("4/4") >= 2
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):

@@ -8,8 +8,9 @@ from support.streams import MemoryStream, train_config
 
 from distill.finite import FiniteWatch
 from distill.learner import make_learner
-from distill.step import Run, train_step
-from distill.train import accumulation_groups
+from distill.lesson import Run
+from distill.loop import accumulation_groups
+from distill.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,12 @@ CPU = torch.device("cpu")
 def prepare(**changes):
     config = train_config("unused", **changes)
     stream = MemoryStream(config)
-    return Run(config, stream, CPU, FiniteWatch(CPU)), make_learner(config, stream, CPU)
+    return Run(stream, CPU, FiniteWatch(CPU)), make_learner(config, stream, CPU)
+
+
+def update(run, learner, group):
+    (means,) = train_step(run, [learner], group)
+    return means
 
 
 def weights(learner):
@@ -30,9 +36,9 @@ def distance(before, after):
 
 def test_two_small_batches_equal_one_large_one():
     run, learner = prepare(batch_size=3)
-    many = train_step(run, learner, [run.stream.batch(0), run.stream.batch(1)])
+    many = update(run, learner, [run.stream.batch(0), run.stream.batch(1)])
     whole_run, whole = prepare(batch_size=6)
-    one = train_step(whole_run, whole, [whole_run.stream.batch(0)])
+    one = update(whole_run, whole, [whole_run.stream.batch(0)])
     torch.testing.assert_close(weights(learner), weights(whole))
     assert many.names == one.names
     torch.testing.assert_close(many.values_V, one.values_V)
@@ -52,9 +58,9 @@ def test_batches_of_unequal_size_count_by_their_views():
         )
         for part in (slice(0, 4), slice(4, 6))
     ]
-    train_step(run, learner, parts)
+    update(run, learner, parts)
     whole_run, whole = prepare(batch_size=6)
-    train_step(whole_run, whole, [batch])
+    update(whole_run, whole, [batch])
     torch.testing.assert_close(weights(learner), weights(whole))
 
 
@@ -70,15 +76,15 @@ def test_a_clipped_gradient_has_the_norm_asked_for(amp):
     # float16 gradients are scaled up by 65536; the bound is for the true ones.
     run, learner = prepare(clip_grad_norm=1e-3, amp=amp, optimizer__momentum=0, optimizer__lr=1)
     before = weights(learner)
-    train_step(run, learner, [run.stream.batch(0)])
+    update(run, learner, [run.stream.batch(0)])
     assert distance(before, weights(learner)) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_gradient_under_the_bound_is_left_alone():
     run, learner = prepare(clip_grad_norm=1e6)
-    train_step(run, learner, [run.stream.batch(0)])
+    update(run, learner, [run.stream.batch(0)])
     plain_run, plain = prepare()
-    train_step(plain_run, plain, [plain_run.stream.batch(0)])
+    update(plain_run, plain, [plain_run.stream.batch(0)])
     assert distance(weights(learner), weights(plain)) == 0
 
 
@@ -88,9 +94,9 @@ def test_mixed_precision_computes_nearly_the_same_update(amp):
     types = []
     learner.model.head.register_forward_hook(lambda *call: types.append(call[2].dtype))
     before = weights(learner)
-    means = train_step(run, learner, [run.stream.batch(0)]).floats()
+    means = update(run, learner, [run.stream.batch(0)]).floats()
     plain_run, plain = prepare(student__model="support.streams:normed_net")
-    wanted = train_step(plain_run, plain, [plain_run.stream.batch(0)]).floats()
+    wanted = update(plain_run, plain, [plain_run.stream.batch(0)]).floats()
     assert types == [getattr(torch, amp)]
     assert means["loss"] == pytest.approx(wanted["loss"], rel=0.02)
     moved = distance(before, weights(plain))
@@ -108,7 +114,7 @@ def test_a_teachers_rows_are_decoded_in_float32_under_mixed_precision():
         return batch.rows[cache]["logits"]
 
     run.stream.teach = teach
-    train_step(run, learner, [batch])
+    update(run, learner, [batch])
     assert asked == [(4.0, 0, torch.float32, False)]
 
 
@@ -119,9 +125,9 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
     learner.model.register_forward_pre_hook(
         lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
-    means = train_step(run, learner, [run.stream.batch(0)]).floats()
+    means = update(run, learner, [run.stream.batch(0)]).floats()
     plain_run, plain = prepare()
-    wanted = train_step(plain_run, plain, [plain_run.stream.batch(0)]).floats()
+    wanted = update(plain_run, plain, [plain_run.stream.batch(0)]).floats()
     assert layouts == [True]
     assert means == pytest.approx(wanted, rel=1e-5)
 
@@ -129,7 +135,7 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
 def test_the_average_follows_every_update():
     run, learner = prepare(ema=0.75)
     before = weights(learner)
-    train_step(run, learner, [run.stream.batch(0)])
+    update(run, learner, [run.stream.batch(0)])
     for name, value in learner.average.model.state_dict().items():
         wanted = 0.75 * before[name] + 0.25 * learner.model.state_dict()[name]
         torch.testing.assert_close(value, wanted)
@@ -140,7 +146,7 @@ def test_dropout_is_a_function_of_seed_and_step():
         run, learner = prepare(student__model_args={"dropout": 0.5}, student__seed=0, seed=seed)
         torch.rand(seed + step + 1)  # whatever was drawn before
         cursor = run.stream.batch(0).cursor._replace(step=step)
-        return train_step(run, learner, [run.stream.batch(0)._replace(cursor=cursor)]).floats()
+        return update(run, learner, [run.stream.batch(0)._replace(cursor=cursor)]).floats()
 
     assert loss(1, 5) == loss(1, 5)
     assert loss(1, 5)["loss"] != loss(1, 6)["loss"]
@@ -149,6 +155,6 @@ def test_dropout_is_a_function_of_seed_and_step():
 
 def test_terms_add_up_to_the_loss():
     run, learner = prepare(method={"name": "sd-kd"})
-    means = train_step(run, learner, [run.stream.batch(0)]).floats()
+    means = update(run, learner, [run.stream.batch(0)]).floats()
     assert set(means) == {"loss", "loss_label", "loss_soft", "top1", "complementary"}
     assert means["loss"] == pytest.approx(means["loss_label"] + means["loss_soft"])

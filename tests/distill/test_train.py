@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
 import pytest
 import torch
+from support import runs
+from support.runs import curve, same, state_of
 from support.streams import MemoryStream, train_config
 from support.toys import NUM_CLASSES
 from torch import nn
@@ -16,7 +17,6 @@ from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
 from distill.finite import FiniteWatch
-from distill.metrics import read_metrics
 from distill.stream import LiveTeacher
 from distill.train import train
 
@@ -33,30 +33,10 @@ RICH = {
 """A run in which everything that has a state is on."""
 
 
-def curve(out):
-    """What a run reports, without its clocks and its restarts."""
-    lines = [line for line in read_metrics(str(out)) if line["kind"] != "start"]
-    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
-
-
-def state_of(out):
-    saved = load_checkpoint(out)
-    return {key: saved[key] for key in ("model", "ema", "optimizer", "scaler", "history")}
-
-
 def run(config, *, stop_at=None, **arguments):
-    """Train; with `stop_at`, send SIGTERM to this process as soon as that step is reported."""
-
-    def stop(event):
-        if event.kind == "step" and event.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    """Train; with `stop_at`, until that step is reported."""
     stream = arguments.pop("stream", None) or MemoryStream(config)
-    return train(config, stream=stream, on_event=stop, **arguments)
-
-
-def same(one, other):
-    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    return train(config, stream=stream, on_event=runs.stop_at(stop_at), **arguments)
 
 
 def test_a_student_learns(tmp_path):
@@ -278,7 +258,8 @@ def test_spoiled_weights_are_never_kept(tmp_path, monkeypatch):
     config = train_config(
         tmp_path, student__model="support.streams:root_net", checkpoint_every={"steps": 1}
     )
-    with pytest.raises(NonFiniteError, match=r"weights are not finite after step 1 .*in offset"):
+    says = r"weights of the student are not finite after step 1 .*in offset"
+    with pytest.raises(NonFiniteError, match=says):
         run(config)
     assert load_checkpoint(tmp_path) is None
 

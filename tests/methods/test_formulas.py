@@ -90,13 +90,40 @@ def test_dkd(stream, model, seen, standardize):
     assert_terms({name: metrics[name] for name in ("tckd", "nckd")}, tckd=tckd, nckd=nckd)
 
 
-def test_sd_dkd(stream, model, seen):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_sd_kd(stream, model, seen, standardize):
     batch, cells_BRC, teachers, labels_B = seen
     settings = settings_of(
-        "sd-dkd", temperature=2, alpha=0.5, beta=3, complementary_weight=4, warmup_epochs=10
+        "sd-kd", temperature=2, alpha=0.7, complementary_weight=4, standardize=standardize
+    )
+    z, v = cells_BRC, teachers[0]
+    if standardize:
+        z, v = formulas.z_score(z), formulas.z_score(v)
+    rows_BR = weights(teachers[0], labels_B, 4) * formulas.kd(z, v, 2)
+    assert_terms(
+        terms_of(settings, stream, model)[0],
+        label=0.3 * formulas.label(cells_BRC[:, 0], batch),
+        soft=0.7 * rows_BR.mean(),
+    )
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_sd_dkd(stream, model, seen, standardize):
+    batch, cells_BRC, teachers, labels_B = seen
+    settings = settings_of(
+        "sd-dkd",
+        temperature=2,
+        alpha=0.5,
+        beta=3,
+        complementary_weight=4,
+        warmup_epochs=10,
+        standardize=standardize,
     )
     terms, metrics = terms_of(settings, stream, model, epoch=2.0)
-    rows = (cells_BRC, teachers[0], labels_B[:, None].expand(-1, 5))
+    z, v = cells_BRC, teachers[0]
+    if standardize:
+        z, v = formulas.z_score(z), formulas.z_score(v)
+    rows = (z, v, labels_B[:, None].expand(-1, 5))
     tckd_BR, nckd_BR = formulas.tckd(*rows, 2), formulas.nckd(*rows, 2)
     weights_BR = weights(teachers[0], labels_B, 4)
     assert_terms(
@@ -154,18 +181,20 @@ def test_logits(stream, model, seen):
     )
 
 
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_soft(stream, model, seen, direction):
+def test_soft(stream, model, seen, direction, standardize):
     batch, cells_BRC, teachers, _ = seen
-    z = cells_BRC[:, 0]
-    each = [
-        formulas.kd(*((z, v[:, 0]) if direction == "forward" else (v[:, 0], z)), 2).mean()
-        for v in teachers
-    ]
-    settings = settings_of("soft", temperature=2, alpha=0.6, direction=direction)
+    z, members = cells_BRC[:, 0], [v[:, 0] for v in teachers]
+    if standardize:
+        z, members = formulas.z_score(z), [formulas.z_score(v) for v in members]
+    each = [formulas.kd(*((z, v) if direction == "forward" else (v, z)), 2).mean() for v in members]
+    settings = settings_of(
+        "soft", temperature=2, alpha=0.6, direction=direction, standardize=standardize
+    )
     assert_terms(
         terms_of(settings, stream, model)[0],
-        label=0.4 * formulas.label(z, batch),
+        label=0.4 * formulas.label(cells_BRC[:, 0], batch),
         soft=0.6 * sum(each) / 3,
     )
 
@@ -183,18 +212,21 @@ def test_hard(stream, model, seen):
     )
 
 
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_ensemble(stream, model, seen, mean):
+def test_ensemble(stream, model, seen, mean, standardize):
     batch, cells_BRC, teachers, _ = seen
     z, members = cells_BRC[:, 0], torch.stack([v[:, 0] for v in teachers])
+    if standardize:
+        z, members = formulas.z_score(z), formulas.z_score(members)
     p_BC = {
         "arithmetic": lambda: formulas.softmax(members, 2).mean(0),
         "geometric": lambda: formulas.softmax(members.mean(0), 2),
     }[mean]()
-    settings = settings_of("ensemble", temperature=2, alpha=0.6, mean=mean)
+    settings = settings_of("ensemble", temperature=2, alpha=0.6, mean=mean, standardize=standardize)
     assert_terms(
         terms_of(settings, stream, model)[0],
-        label=0.4 * formulas.label(z, batch),
+        label=0.4 * formulas.label(cells_BRC[:, 0], batch),
         soft=0.6 * 4 * formulas.kl(p_BC, formulas.softmax(z, 2)).mean(),
     )
 

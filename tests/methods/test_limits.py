@@ -105,11 +105,17 @@ def test_at_high_temperature_kd_matches_logits(stream, model):
     assert (found - wanted).norm() < 5e-3 * wanted.norm()
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd"])
+@pytest.mark.parametrize("name", ["kd", "dkd", "sd-kd", "sd-dkd", "soft", "ensemble"])
 def test_a_standardized_student_is_free_in_scale_and_offset(stream, model, name):
     class Stretched(nn.Module):
+        def forward_features(self, images_B3HW):
+            return model.forward_features(images_B3HW)
+
+        def forward_head(self, map_BDHW):
+            return 7 * model.forward_head(map_BDHW) + 100
+
         def forward(self, images_B3HW):
-            return 7 * model(images_B3HW) + 100
+            return self.forward_head(self.forward_features(images_B3HW))
 
     def soft(settings, student):
         return terms_of(settings, stream, student)[0]["soft"]

@@ -33,13 +33,16 @@ class Row(NamedTuple):
     """A method as it is compared.
 
     `topk` bounds the difference relative to the loss, half of 12 classes dropped; None where the
-    method refuses such a cache.
+    method refuses such a cache. `mixes` is false where it refuses mixed views.
     """
 
     method: dict[str, Any]
     topk: float | None = 0.0
     num_teachers: int = 1
     student: dict[str, Any] | None = None
+    mixes: bool = True
+    epochs: int = 1
+    steps: int = 5
 
     @property
     def id(self) -> str:
@@ -47,8 +50,9 @@ class Row(NamedTuple):
         return parts if self.student is None else f"{parts}-tokens"
 
 
-def row(name, topk=0.0, num_teachers=1, student=None, **settings):
-    return Row({"name": name, **settings}, topk, num_teachers, student)
+def row(name, topk=0.0, num_teachers=1, student=None, mixes=True, epochs=1, steps=5, **settings):
+    method = {"name": name, **settings}
+    return Row(method, topk, num_teachers, student, mixes, epochs, steps)
 
 
 ROWS = [
@@ -56,9 +60,11 @@ ROWS = [
     row("kd", topk=0.1),
     row("kd", topk=None, standardize=True),
     row("sd-kd", topk=0.1),
+    row("sd-kd", topk=None, standardize=True),
     row("dkd", topk=0.15, warmup_epochs=0),
     row("dkd", topk=None, warmup_epochs=0, standardize=True),
     row("sd-dkd", topk=0.15, warmup_epochs=0),
+    row("sd-dkd", topk=None, warmup_epochs=0, standardize=True),
     row("nkd", topk=2e-3, warmup_epochs=0),
     row("nkd", topk=2e-3, warmup_epochs=0, classes="all"),
     row("sd-nkd", topk=5e-3, warmup_epochs=0),
@@ -69,9 +75,16 @@ ROWS = [
     row("hard", topk=1e-2, num_teachers=2),
     row("ensemble", topk=0.15, num_teachers=2),
     row("ensemble", topk=0.15, num_teachers=2, mean="geometric"),
+    row("soft", topk=None, num_teachers=2, standardize=True),
+    row("ensemble", topk=None, num_teachers=2, standardize=True),
     row("dist", topk=5e-2),
     row("tf-kd"),
     row("tf-kd", topk=0.1, form="self"),
+    row("peers", topk=0.1, teacher_weight=1, temperature=4),
+    row("ddgsd", topk=0.1, mixes=False),
+    row("ps-kd", mixes=False, epochs=2, steps=10),
+    row("cs-kd", mixes=False),
+    row("specialist", topk=0.1, mixes=False, steps=4, classes=(0, 2)),
 ]
 
 
@@ -82,15 +95,20 @@ def test_no_method_is_left_out_here():
 @pytest.mark.parametrize("augment", AUGMENT)
 @pytest.mark.parametrize("each", ROWS, ids=lambda each: each.id)
 def test_a_cache_teaches_as_its_teacher_does_at_every_step(classroom, each, augment):
-    changes = {} if each.student is None else {"student": each.student}
+    changes = {"epochs": each.epochs}
+    changes |= {} if each.student is None else {"student": each.student}
 
     def losses(codec):
         return classroom.losses(
             Way(codec, augment), each.method, num_teachers=each.num_teachers, **changes
         )
 
+    if augment == "mixed" and not each.mixes:
+        with pytest.raises(UnsupportedError, match="the recipe mixes samples"):
+            losses("dense")
+        return
     live = losses(None)
-    assert len(live) == 5
+    assert len(live) == each.steps
     for codec, bound in BOUNDS.items():
         assert losses(codec) == pytest.approx(live, abs=bound, rel=0), codec
     if each.topk is None:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from support.steps import settings_of
-from support.streams import MemoryStream, normed_net, plain_net, train_config
+from support.steps import REQUIRED, settings_of
+from support.streams import normed_net
 from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError, UnsupportedError
 from distill.methods import METHODS, MethodConfig, Plan, TeacherFacts, method_of
-from distill.methods.heads import HeadLogits
 from distill.methods.tf_kd import PUBLISHED
-from distill.train import train
 
 TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
 OTHER = TEACHER._replace(origin="caches/b")
 
+
+def course(start, end):
+    return {"schedule": "linear", "start": start, "end": end, "epochs": 5}
+
+
 BAD = {
-    "temperature": [0, -1, 1001, float("nan"), float("inf"), "warm"],
-    "share": [-0.1, 1.1, float("nan")],
-    "weight": [-1, 1001, float("inf")],
-    "warmup_epochs": [-1, 100_001],
-    "complementary_weight": [-1, 101],
+    "temperature": [0, -1, 1001, float("nan"), float("inf"), "warm", course(0, 4), course(4, 1001)],
+    "share": [-0.1, 1.1, float("nan"), course(-0.1, 1), course(0, 1.1)],
+    "final_share": [-0.1, 1.1, float("nan"), course(0, 1)],
+    "weight": [-1, 1001, float("inf"), course(-1, 1), course(1, 1001)],
+    "warmup_epochs": [-1, 100_001, course(1, 2)],
+    "complementary_weight": [-1, 101, course(-1, 2), course(2, 101)],
+    "classes": [[], [1], [1, 1], [-1, 2], [1, 2.5], [1, 2**31], "all"],
     "scales": [[], [2], [2, 1], [1, 1], [0], [1, 65], [1, 2.5]],
     "choice": ["some", None, 1],
     "flag": ["perhaps", 2],
@@ -39,6 +42,7 @@ KINDS = {
         "alpha": "share",
         "scales": "scales",
         "complementary_weight": "complementary_weight",
+        "standardize": "flag",
     },
     "dkd": {
         "temperature": "temperature",
@@ -54,6 +58,7 @@ KINDS = {
         "warmup_epochs": "warmup_epochs",
         "scales": "scales",
         "complementary_weight": "complementary_weight",
+        "standardize": "flag",
     },
     "nkd": {
         "temperature": "temperature",
@@ -75,9 +80,15 @@ KINDS = {
         "alpha": "share",
         "direction": "choice",
         "heads": "choice",
+        "standardize": "flag",
     },
     "hard": {"temperature": "temperature", "alpha": "share", "heads": "choice"},
-    "ensemble": {"temperature": "temperature", "alpha": "share", "mean": "choice"},
+    "ensemble": {
+        "temperature": "temperature",
+        "alpha": "share",
+        "mean": "choice",
+        "standardize": "flag",
+    },
     "dist": {"temperature": "temperature", "beta": "weight", "gamma": "weight"},
     "tf-kd": {
         "temperature": "temperature",
@@ -85,6 +96,17 @@ KINDS = {
         "form": "choice",
         "correct": "correct",
     },
+    "peers": {"temperature": "temperature", "weight": "weight", "teacher_weight": "weight"},
+    "ddgsd": {
+        "temperature": "temperature",
+        "consistency": "weight",
+        "mmd": "weight",
+        "teacher_temperature": "temperature",
+        "teacher_weight": "weight",
+    },
+    "ps-kd": {"final_alpha": "final_share"},
+    "cs-kd": {"temperature": "temperature", "consistency": "weight"},
+    "specialist": {"classes": "classes", "temperature": "temperature", "alpha": "share"},
 }
 
 
@@ -104,7 +126,9 @@ def test_every_setting_has_a_bound_that_is_tested(name):
 )
 def test_a_bad_setting_is_refused_by_name(name, field, value):
     with pytest.raises(ValidationError) as refusal:
-        TypeAdapter(MethodConfig).validate_python({"name": name, field: value})
+        TypeAdapter(MethodConfig).validate_python(
+            {"name": name, **REQUIRED.get(name, {}), field: value}
+        )
     places = {place for error in refusal.value.errors() for place in error["loc"]}
     assert field in places
 
@@ -153,15 +177,35 @@ def check(settings, *, teachers=(TEACHER,), student=None):
     method_of(settings).check(settings, plan)
 
 
-ONE = ["kd", "sd-kd", "dkd", "sd-dkd", "nkd", "sd-nkd", "logits", "dist"]
+ONE = ["kd", "sd-kd", "dkd", "sd-dkd", "nkd", "sd-nkd", "logits", "dist", "specialist"]
+SELF = ["ddgsd", "ps-kd", "cs-kd"]
 SEVERAL = ["soft", "hard", "ensemble"]
 
 
-def test_methods_are_of_three_kinds():
-    assert {*ONE, *SEVERAL, "ce", "tf-kd"} == METHODS.keys()
+def test_methods_are_of_four_kinds():
+    assert {*ONE, *SEVERAL, *SELF, "ce", "tf-kd", "peers"} == METHODS.keys()
 
 
-@pytest.mark.parametrize("settings", [*map(settings_of, ONE), settings_of("tf-kd", form="self")])
+@pytest.mark.parametrize("name", SELF)
+@pytest.mark.parametrize("teachers", [(), (TEACHER,)])
+def test_a_student_that_teaches_itself_asks_for_no_cache(name, teachers):
+    check(settings_of(name), teachers=teachers)
+
+
+@pytest.mark.parametrize("classes", [(0, NUM_CLASSES), tuple(range(NUM_CLASSES))])
+def test_a_specialist_has_some_of_the_classes_and_not_all(classes):
+    with pytest.raises(ConfigError, match="has some of 0 to 4, and leaves at least one out"):
+        check(settings_of("specialist", classes=classes))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *map(settings_of, ONE),
+        settings_of("tf-kd", form="self"),
+        settings_of("peers", teacher_weight=1),
+    ],
+)
 @pytest.mark.parametrize(
     ("teachers", "says"),
     [
@@ -184,9 +228,10 @@ def test_methods_of_several_teachers_refuse_none_and_other_classes(name):
     check(settings_of(name), teachers=(TEACHER, OTHER))
 
 
+@pytest.mark.parametrize("name", ["tf-kd", "peers"])
 @pytest.mark.parametrize("teachers", [(), (TEACHER,), (TEACHER, OTHER)])
-def test_a_virtual_teacher_asks_for_no_cache(teachers):
-    check(settings_of("tf-kd"), teachers=teachers)
+def test_a_virtual_teacher_and_peers_ask_for_no_cache(name, teachers):
+    check(settings_of(name), teachers=teachers)
 
 
 @pytest.mark.parametrize("name", ["sd-kd", "sd-dkd", "sd-nkd"])
@@ -216,14 +261,20 @@ def test_only_methods_on_cells_ask_for_a_student_with_cells(name):
 
 
 TOPK = TEACHER._replace(codec="topk")
+STANDARDIZED = ["kd", "sd-kd", "dkd", "sd-dkd", "soft", "ensemble"]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - STANDARDIZED))
+def test_what_compares_no_softmax_of_both_sides_cannot_be_standardized(name):
+    with pytest.raises(ValidationError, match="standardize\n  Extra inputs"):
+        settings_of(name, standardize=True)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         settings_of("logits"),
-        settings_of("kd", standardize=True),
-        settings_of("dkd", standardize=True),
+        *(settings_of(name, standardize=True) for name in STANDARDIZED),
     ],
     ids=lambda settings: settings.name,
 )
@@ -238,64 +289,3 @@ def test_what_needs_every_logit_refuses_caches_that_dropped_some(settings):
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"logits"}))
 def test_all_others_take_what_is_left(name):
     check(settings_of(name), teachers=[TOPK])
-
-
-class Headed(nn.Module):
-    def __init__(self, num_teacher_heads):
-        super().__init__()
-        self.num_teacher_heads = num_teacher_heads
-        self.net = plain_net()
-
-    def forward(self, images_B3HW):
-        return self.net(images_B3HW)
-
-    def forward_heads(self, images_B3HW):
-        answer = self(images_B3HW)
-        return HeadLogits(answer, (answer,) * self.num_teacher_heads)
-
-
-def outcome(settings, student, num_teachers):
-    try:
-        check(settings, student=student, teachers=[TEACHER] * num_teachers)
-    except ConfigError as refusal:
-        return str(refusal)
-    return "fine"
-
-
-@pytest.mark.parametrize("name", ["soft", "hard"])
-@pytest.mark.parametrize(
-    ("heads", "found", "num_teachers", "says"),
-    [
-        ("any", None, 3, "fine"),
-        ("any", 1, 3, "fine"),
-        ("any", 3, 3, "fine"),
-        ("any", 2, 3, "learns from 3 teachers by 1 or 3 heads of the student, which has 2"),
-        ("any", 2, 1, "learns from 1 teacher by 1 head of the student, which has 2"),
-        ("shared", None, 2, "fine"),
-        ("shared", 1, 2, "fine"),
-        ("shared", 2, 2, "by 1 head of the student, which has 2.*num_tokens=1"),
-        ("each", 2, 2, "fine"),
-        ("each", 1, 1, "fine"),
-        ("each", 1, 2, "by 2 heads of the student, which has 1.*num_tokens=2"),
-        ("each", None, 2, "TinyNet has no heads for teachers.*vit_tokens.*num_tokens: 2"),
-    ],
-)
-def test_heads_are_one_for_all_or_one_for_each(name, heads, found, num_teachers, says):
-    student = normed_net() if found is None else Headed(found)
-    assert re.search(says, outcome(settings_of(name, heads=heads), student, num_teachers))
-
-
-def test_tokens_that_do_not_suit_are_refused_before_anything_is_read(tmp_path):
-    arguments = {"backbone": "vit_tiny_patch16_224", "num_tokens": 3, "depth": 1}
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "num_heads": 1}
-    config = train_config(
-        tmp_path,
-        method={"name": "soft"},
-        student={"model": "distill.tokens:vit_tokens", "model_args": arguments | sizes},
-    )
-    stream = MemoryStream(config, num_teachers=2)
-    stream.batches = None  # would fail if it were called
-    with pytest.raises(ConfigError, match=r"2 teachers by 1 or 2 heads.*has 3") as refusal:
-        train(config, stream=stream)
-    assert refusal.value.exit_code == 2
-    assert not (tmp_path / "metrics.jsonl").exists()

@@ -1,0 +1,91 @@
+"""`ddgsd`: two views of each sample, through one network, teach each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distill.losses import SelfView, ddgsd_terms, kd_loss, label_targets
+from distill.methods.base import (
+    Method,
+    MethodSettings,
+    Needs,
+    Plan,
+    Step,
+    needs_one_teacher,
+    needs_unmixed,
+    report_top1,
+    see_others,
+)
+from distill.methods.features import answer_with_features, needs_features
+from distill.methods.fields import Temperature, Weight
+
+
+class DDGSD(MethodSettings):
+    """Label losses of both views + consistency x KL each way + mmd x distance of mean features."""
+
+    name: Literal["ddgsd"] = "ddgsd"
+    temperature: Annotated[Temperature, Field(description="Of the views' KL.")] = 1.0
+    consistency: Annotated[Weight, Field(description="Of the views' KL, lambda in the paper.")] = (
+        1.0
+    )
+    mmd: Annotated[Weight, Field(description="Of the features, mu in the paper.")] = 5e-4
+    teacher_temperature: Annotated[Temperature, Field(description="Of a cached teacher.")] = 4.0
+    teacher_weight: Annotated[
+        Weight, Field(description="Of a cached teacher, where there is one, on each view.")
+    ] = 1.0
+
+
+def ddgsd(settings: DDGSD, step: Step) -> dict[str, Tensor]:
+    """`CE_a + CE_b + consistency T**2 (KL(a || b) + KL(b || a)) + mmd |mean h(a) - mean h(b)|**2`.
+
+    a is a sample's view under the epoch's seed, b its view under another: see
+    `distill.pairs.other_seed`. Both go through the network in one batch, and gradients flow into
+    both. h are the features that the classifier reads. Where `caches` names a teacher it answers
+    for both views: `+ teacher_weight T'**2 (KL(v_a || a) + KL(v_b || b))` at T' =
+    `teacher_temperature`. Without a teacher, two seeds of `augment` give the pair.
+
+    Source: Xu & Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI
+    2019: T = 1, consistency 1, mmd 1e-4 to 5e-4, no teacher. Departures: those of `ddgsd_terms`.
+    """
+    again, images_b_B3HW = see_others(step, step.batch.again)
+    both = answer_with_features(step.student, torch.cat([step.images_B3HW, images_b_B3HW]))
+    logits_a_BC, logits_b_BC = both.logits_BC.chunk(2)
+    features_a_BD, features_b_BD = both.features_BD.chunk(2)
+    targets_BC = label_targets(
+        step.batch.labels_B, num_classes=logits_a_BC.shape[-1], smoothing=step.label_smoothing
+    )
+    report_top1(step, logits_a_BC)
+    found = ddgsd_terms(
+        SelfView(logits_a_BC, features_a_BD, targets_BC),
+        SelfView(logits_b_BC, features_b_BD, targets_BC),
+        temperature=settings.temperature,
+    )
+    terms = {
+        "label_a": found.label_a,
+        "label_b": found.label_b,
+        "kl_ab": settings.consistency * found.kl_ab,
+        "kl_ba": settings.consistency * found.kl_ba,
+        "mmd": settings.mmd * found.mmd,
+    }
+    if step.teachers:
+        hot = settings.teacher_temperature
+        for name, logits_BC, views in (("a", logits_a_BC, None), ("b", logits_b_BC, again)):
+            teacher_BC = step.teacher(temperature=hot, views=views)[:, 0]
+            soft = kd_loss(logits_BC, teacher_BC, temperature=hot)
+            terms[f"soft_{name}"] = settings.teacher_weight * soft
+    return terms
+
+
+def check(settings: DDGSD, plan: Plan) -> None:
+    """No mixing, a student with features, and one teacher at most."""
+    needs_unmixed(settings, plan, why="compares two views of each sample")
+    if plan.teachers:
+        needs_one_teacher(settings, plan)
+    needs_features(settings, plan)
+
+
+METHOD = Method(DDGSD, ddgsd, check, needs=lambda _: Needs(again=True))

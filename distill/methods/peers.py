@@ -1,0 +1,57 @@
+"""`peers`: students on one stream that learn from each other while they learn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distill.losses import kd_loss, peer_match_loss
+from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
+from distill.methods.fields import Temperature, Weight
+
+
+class Peers(MethodSettings):
+    """Label loss + weight T**2 mean over the peers of KL(peer || student) at T."""
+
+    name: Literal["peers"] = "peers"
+    temperature: Temperature = 1.0
+    weight: Weight = 1.0
+    teacher_weight: Annotated[
+        Weight, Field(description="Of soft targets from the cache beside it; 0 reads none.")
+    ] = 0.0
+
+
+def peers(settings: Peers, step: Step) -> dict[str, Tensor]:
+    """`CE + weight / (k - 1) sum_{j != i} T**2 KL(p(z_j; T) || p(z_i; T))` of student i of k.
+
+    Its peers are the other `students` of the train file with this method; each has settings of its
+    own. A single one has no peers, and learns as by `ce`. With `teacher_weight`, `kd` from one
+    cache comes on top: `+ teacher_weight T**2 KL(p(v; T) || p(z_i; T))`.
+
+    Source: Zhang et al., "Deep Mutual Learning", CVPR 2018; T = 1, weight 1. Departures: those of
+    `peer_losses`; theirs has no teacher.
+    """
+    assert step.peers is not None
+    own_BC, temperature = step.peers.own_BC, settings.temperature
+    matched = peer_match_loss(own_BC, step.peers.others, temperature=temperature)
+    soft = torch.zeros_like(matched)
+    if settings.teacher_weight:
+        teacher_BC = step.teacher(temperature=temperature)[:, 0]
+        soft = kd_loss(own_BC, teacher_BC, temperature=temperature)
+    return {
+        "label": label_term(step, own_BC),
+        "peers": settings.weight * matched,
+        "soft": settings.teacher_weight * soft,
+    }
+
+
+def check(settings: Peers, plan: Plan) -> None:
+    """One teacher where it has a weight; else none is read, whatever `caches` says."""
+    if settings.teacher_weight:
+        needs_one_teacher(settings, plan)
+
+
+METHOD = Method(Peers, peers, check, asks_peers=True)

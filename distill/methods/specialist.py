@@ -1,0 +1,78 @@
+"""`specialist`: a student that tells some confusable classes apart, and all others from those."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from cache_service.errors import ConfigError
+from distill.losses import dustbin_labels, dustbin_logits, kd_loss, label_loss
+from distill.methods.base import (
+    Method,
+    MethodSettings,
+    Needs,
+    Plan,
+    Step,
+    needs_one_teacher,
+    needs_unmixed,
+)
+from distill.methods.fields import Share, Temperature
+
+
+class Specialist(MethodSettings):
+    """(1 - alpha) label loss + alpha T**2 KL(generalist || specialist), over S classes and rest."""
+
+    name: Literal["specialist"] = "specialist"
+    classes: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**31)], ...],
+        Field(min_length=2, description="The confusable ones; all others are one, the dustbin."),
+    ]
+    temperature: Temperature = 4.0
+    alpha: Share = 0.5
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"classes must be distinct, got {list(classes)}")
+        return classes
+
+
+def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
+    """`(1 - alpha) CE + alpha T**2 KL` over the outputs of `classes` and a dustbin for all others.
+
+    The student keeps an output for each class, so it may start from the generalist's weights
+    (`student.checkpoint`) and be kept, scored and recorded as any other; its dustbin is the
+    log-sum-exp of those outside. The generalist is the teacher in `caches`. An epoch is every
+    sample of `classes` and as many drawn from the others, new ones each epoch; by how much this
+    favors them is written into the checkpoint, and taken back at use: see `distill.specialists`.
+    `top1` counts the dustbin as one class.
+
+    Source: Hinton et al. 2015, sections 5.1 to 5.3. They leave T and alpha open.
+    """
+    subset = torch.tensor(settings.classes, device=step.images_B3HW.device)
+    logits_BS = dustbin_logits(step.student(step.images_B3HW), subset)
+    labels_B = dustbin_labels(step.batch.labels_B, subset)
+    step.metrics["top1"] = (logits_BS.detach().argmax(dim=-1) == labels_B).float().mean()
+    generalist_BC = step.teacher(temperature=settings.temperature)[:, 0]
+    folded_BS = dustbin_logits(generalist_BC, subset, temperature=settings.temperature)
+    hard = label_loss(logits_BS, labels_B, smoothing=step.label_smoothing)
+    soft = kd_loss(logits_BS, folded_BS, temperature=settings.temperature)
+    return {"label": (1 - settings.alpha) * hard, "soft": settings.alpha * soft}
+
+
+def check(settings: Specialist, plan: Plan) -> None:
+    """One generalist, no mixing, and classes that exist and are not all."""
+    needs_one_teacher(settings, plan)
+    needs_unmixed(settings, plan, why="draws samples of its classes")
+    if max(settings.classes) >= plan.num_classes or len(settings.classes) >= plan.num_classes:
+        raise ConfigError(
+            f"method.classes={list(settings.classes)} of {plan.num_classes} classes: a specialist "
+            f"has some of 0 to {plan.num_classes - 1}, and leaves at least one out."
+        )
+
+
+METHOD = Method(Specialist, specialist, check, needs=lambda s: Needs(special=s.classes))

@@ -1,0 +1,152 @@
+"""Several students in one train file: what each may have of its own, and what they must share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cache_service.configfile import read_document, suggest, validate_config
+from cache_service.errors import ConfigError
+from distill.config import TrainConfig
+from distill.learner import ALONE, Learner
+from distill.methods import method_of
+
+OWN = (
+    "student",
+    "method",
+    "optimizer",
+    "schedule",
+    "clip_grad_norm",
+    "amp",
+    "channels_last",
+    "ema",
+    "label_smoothing",
+    "seed",
+)
+"""Keys of a train file that a student may have of its own. All others say what the one stream is,
+how it is cut into steps, and when something is scored or written."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Names are names of folders, on every system."""
+
+
+def load_students(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
+    """The train file at `path`, as one train file for each of its students.
+
+    Args:
+        path: a file with `student` for one or `students` for several.
+        overrides: `a.b=value`, as in `students.0.optimizer.lr=0.1`.
+
+    Raises:
+        ConfigError: one line that names the file, the student and each bad key.
+    """
+    return split_students(read_document(path, overrides), where=str(path))
+
+
+def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, TrainConfig]:
+    """Train files by name, out of one that may have `students`.
+
+    What a student says itself replaces the same key of the file as a whole. Its `out` is the folder
+    with its name in the file's. A file with `student` alone is that of a student named ``.
+
+    Raises:
+        ConfigError: see `load_students`.
+    """
+    if "students" not in document:
+        return {ALONE: validate_config(TrainConfig, document, where=where)}
+    listed = document["students"]
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError(f"{where}: students: a list of one student or more, got {listed!r}.")
+    shared = {key: value for key, value in document.items() if key != "students"}
+    found: dict[str, TrainConfig] = {}
+    for place, entry in enumerate(listed):
+        name = _name(entry, f"{where}: students.{place}")
+        if name.lower() in {taken.lower() for taken in found}:
+            raise ConfigError(f"{where}: students.{place}.name: {name} is taken.")
+        own = {key: value for key, value in entry.items() if key != "name"}
+        # Where `out` is missing or no text, the check of the whole says so.
+        out = {"out": str(Path(shared["out"], name))} if isinstance(shared.get("out"), str) else {}
+        found[name] = validate_config(
+            TrainConfig, shared | own | out, where=f"{where}, student {name}"
+        )
+    return found
+
+
+def _name(entry: Any, place: str) -> str:
+    if not isinstance(entry, dict):
+        raise ConfigError(
+            f"{place}: a student is `name` and what it has of its own, got {entry!r}."
+        )
+    for key in entry.keys() - {"name", *OWN}:
+        if key in TrainConfig.model_fields:
+            raise ConfigError(
+                f"{place}.{key}: is the same for all students.",
+                hint=f"Write {key} once, beside `students`.",
+            )
+        raise ConfigError(f"{place}.{key}: unknown key, {suggest(str(key), ['name', *OWN])}.")
+    name = entry.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{place}.name: 1 to 64 letters, digits, `-` and `_`, the first a letter or a digit, "
+            f"got {name!r}."
+        )
+    return name
+
+
+def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
+    """Refuse train files that cannot have one stream; returns any of them, for what they share.
+
+    Raises:
+        ConfigError: there are none, they differ in what must be shared, or share what must differ.
+    """
+    if not configs:
+        raise ConfigError("there are no students to train.")
+    first, *others = configs
+    for name in others:
+        for key in TrainConfig.model_fields.keys() - {*OWN, "out"}:
+            values = getattr(configs[first], key), getattr(configs[name], key)
+            if values[0] != values[1]:
+                raise ConfigError(
+                    f"students {first} and {name} have one stream, but {key} is {values[0]} for "
+                    f"the one and {values[1]} for the other."
+                )
+    by_out = sorted((str(Path(config.out).resolve()), name) for name, config in configs.items())
+    for (out, one), (other_out, other) in pairwise(by_out):
+        if out == other_out:
+            raise ConfigError(f"students {one} and {other} would write into the same folder {out}.")
+    _refuse_equal_peers(configs)
+    return configs[first]
+
+
+def refuse_apart_peers(learners: Sequence[Learner]) -> None:
+    """Refuse peers of which one is further than the other.
+
+    Raises:
+        ConfigError: names both, and how far they are.
+    """
+    peers = [each for each in learners if method_of(each.settings).asks_peers]
+    for one, other in pairwise(peers):
+        if one.history.step != other.history.step:
+            raise ConfigError(
+                f"students {one.name} and {other.name} learn from each other, but one has taken "
+                f"{one.history.step} steps and the other {other.history.step}.",
+                hint="Choose another `out`, or remove the checkpoints of all of them.",
+            )
+
+
+def _refuse_equal_peers(configs: Mapping[str, TrainConfig]) -> None:
+    """Peers alike in everything start alike, and never have anything to teach each other."""
+    known: dict[str, str] = {}
+    for name, config in configs.items():
+        if method_of(config.method).asks_peers:
+            settings = config.model_copy(update={"out": ""}).model_dump_json()
+            if settings in known:
+                raise ConfigError(
+                    f"students {known[settings]} and {name} learn from each other, but are alike "
+                    "in every setting: they would stay alike.",
+                    hint="Give each of them a `seed` of its own.",
+                )
+            known[settings] = name
