@@ -41,6 +41,7 @@ def load_ahead(
     workers: int,
     pin_memory: bool = False,
     context: str = "forkserver",
+    stalled_s: float = STALLED_S,
 ) -> Iterator[T]:
     """`make(key)` for each key, in order.
 
@@ -51,6 +52,7 @@ def load_ahead(
         pin_memory: hand tensors over in page-locked memory.
         context: how processes start. `fork` would copy the threads of a network or a storage
             client into them, where they hang.
+        stalled_s: an item that takes longer means a dead or hung worker.
 
     Raises:
         KdCacheError: as raised by `make`, in whichever process.
@@ -74,7 +76,7 @@ def load_ahead(
                 pin_memory=pin_memory,
                 multiprocessing_context=processes,
                 worker_init_fn=_start_worker,
-                timeout=STALLED_S,
+                timeout=stalled_s,
             )
         )
     for item in items:

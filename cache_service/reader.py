@@ -2,29 +2,35 @@
 
 A `Cache` is one opened Zarr group. Rows come out encoded, as they are stored; decoding is
 `cache_service.format.codecs`. Safe to pickle into loader workers: maps and clients are opened where
-they are used. One instance is for one thread.
+they are used. Safe to share between threads, too.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError, SpecMismatchError
-from cache_service.format.canonical import canonical_json
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, decode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
-from cache_service.format.layout import array_documents, head_arrays, head_key, row_arrays
+from cache_service.format.layout import row_arrays
 from cache_service.format.seeds import describe_seeds
-from cache_service.format.shard import decode_chunk
 from cache_service.format.spec import CacheSpec
-from cache_service.reader_shard import ShardRows
+from cache_service.reader_documents import check_array_documents, read_head
+from cache_service.reader_shard import (
+    NotAtHandError,
+    Rows,
+    ShardRows,
+    blank_rows,
+    typed_rows,
+)
 from cache_service.storage import Storage, open_storage
 
 SEED_AXIS_KEY = "sample/zarr.json"
@@ -32,6 +38,9 @@ SEED_AXIS_KEY = "sample/zarr.json"
 
 DEFAULT_OPEN_SHARDS = 4
 """Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
+
+KEPT_ORDERS = 4
+"""Seeds whose order is kept: one is 5 MB for 1.28 million samples."""
 
 
 class Cache:
@@ -41,7 +50,10 @@ class Cache:
         url: where it is.
         spec: its identity.
         versions: of the libraries that rendered its views.
+        wait_s: how long rows that are not recorded yet are awaited; see `cache_service.remote`.
     """
+
+    wait_s: float = 0.0
 
     def __init__(
         self, storage: Storage, group: Group, *, open_shards: int = DEFAULT_OPEN_SHARDS
@@ -51,15 +63,23 @@ class Cache:
         self.group = group
         self.spec: CacheSpec = group.spec
         self.versions = group.versions
-        self._arrays = row_arrays(group.spec)
-        self._names = (*(array.name for array in self._arrays), "witness")
+        self.arrays = row_arrays(group.spec)
+        self._names = (*(array.name for array in self.arrays), "witness")
         self._open_shards = open_shards
         self._shards: OrderedDict[tuple[int, int], ShardRows] = OrderedDict()
         self._positions: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without maps: a worker opens its own."""
-        return self.__dict__ | {"_shards": OrderedDict(), "_positions": OrderedDict()}
+        """Without maps and lock: a worker opens its own."""
+        state = self.__dict__ | {"_shards": OrderedDict(), "_positions": OrderedDict()}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was pickled, with a lock of its own."""
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -116,27 +136,55 @@ class Cache:
             RowsNotBuiltError: a position is beyond the epoch, or in a shard without a commit.
             CorruptError: stored bytes are not those committed.
         """
-        if not 0 <= start < stop <= self.spec.dataset.num_samples:
-            raise RowsNotBuiltError(
-                f"positions [{start}, {stop}) of seed {seed} were asked for; "
-                f"{self.url} records positions [0, {self.spec.dataset.num_samples})."
-            )
-        names = self._names[:-1] if arrays is None else arrays
+        self._check_range(seed, start, stop)  # before memory is taken for it
+        blank = blank_rows(self.arrays, stop - start, arrays)
+        self.read_into(seed, start, stop, blank)
+        return typed_rows(self.arrays, blank)
+
+    def read_into(
+        self, seed: int, start: int, stop: int, out: dict[str, Rows], *, at_hand: bool = False
+    ) -> None:
+        """As `read`, into memory of the caller's: one element a row, by array name.
+
+        Raises:
+            NotAtHandError: `at_hand` was asked for, and storage would have to be touched.
+        """
+        self._check_range(seed, start, stop)
         size = self.spec.layout.shard_rows
-        pieces = []
         for shard in range(start // size, (stop - 1) // size + 1):
             first = shard * size
-            low, high = max(start - first, 0), min(stop - first, size)
-            pieces.append(self._shard(seed, shard).slice(names, low, high))
-        if len(pieces) == 1:
-            return pieces[0]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+            low, high = max(start, first), min(stop, first + size)
+            rows = self._shard(seed, shard, at_hand=at_hand)
+            rows.read_into(low - first, high - first, out, low - start, at_hand=at_hand)
+
+    def check_ahead(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
+        """Check chunks from a position on, to the shard's end at most. Raises as `read`."""
+        if start < self.spec.dataset.num_samples:
+            shard, row = divmod(start, self.spec.layout.shard_rows)
+            if row:
+                self._shard(seed, shard).check_ahead(names, row, num_bytes)
 
     def gather(
         self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
-        names = self._names[:-1] if arrays is None else arrays
+        blank = blank_rows(self.arrays, len(positions), arrays)
+        self.gather_into(seed, positions, blank)
+        return typed_rows(self.arrays, blank)
+
+    def gather_into(
+        self,
+        seed: int,
+        positions: NDArray[np.int64],
+        out: dict[str, Rows],
+        *,
+        at_hand: bool = False,
+    ) -> None:
+        """As `gather`, into memory of the caller's: one element a row, by array name.
+
+        Raises:
+            NotAtHandError: `at_hand` was asked for, and storage would have to be touched.
+        """
         inside = (positions >= 0) & (positions < self.spec.dataset.num_samples)
         if not inside.all():
             first = int(positions[~inside][0])
@@ -144,19 +192,17 @@ class Cache:
                 f"position {first} of seed {seed} was asked for; {self.url} records positions "
                 f"[0, {self.spec.dataset.num_samples})."
             )
-        shards = positions // self.spec.layout.shard_rows
-        out: Arrays = {
-            array.name: np.empty((len(positions), *array.row_shape), array.dtype)
-            for array in self._arrays
-            if array.name in names
-        }
-        for shard in np.unique(shards):
-            where = np.flatnonzero(shards == shard)
-            local = positions[where] - int(shard) * self.spec.layout.shard_rows
-            rows = self._shard(seed, int(shard)).gather(names, local)
-            for name in names:
-                out[name][where] = rows[name]
-        return out
+        shards, local = np.divmod(positions, self.spec.layout.shard_rows)
+        if len(shards) and (shards == shards[0]).all():
+            only = self._shard(seed, int(shards[0]), at_hand=at_hand)
+            only.gather_into(local, out, slice(None), at_hand=at_hand)
+            return
+        order = np.argsort(shards, kind="stable")
+        edges = np.flatnonzero(np.diff(shards[order])) + 1
+        for where in np.split(order, edges):
+            if len(where):
+                shard = self._shard(seed, int(shards[where[0]]), at_hand=at_hand)
+                shard.gather_into(local[where], out, where, at_hand=at_hand)
 
     def lookup(
         self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
@@ -167,20 +213,30 @@ class Cache:
             RowsNotBuiltError: a sample outside the dataset, or not recorded yet.
             CorruptError: stored bytes are not those committed.
         """
-        inside = (samples >= 0) & (samples < self.spec.dataset.num_samples)
-        if not inside.all():
-            raise RowsNotBuiltError(
-                f"sample {int(samples[~inside][0])} was asked for; {self.url} holds samples "
-                f"[0, {self.spec.dataset.num_samples})."
-            )
-        positions = self._positions_of(seed)[samples].astype(np.int64)
+        return self.gather(seed, self.locate(seed, samples), arrays=arrays)
+
+    def locate(
+        self, seed: int, samples: NDArray[np.int64], *, at_hand: bool = False
+    ) -> NDArray[np.int64]:
+        """Where samples are recorded under a seed. Raises as `lookup` and `gather_into` do."""
+        self.check_samples(samples)
+        positions = self._positions_of(seed, at_hand=at_hand)[samples].astype(np.int64)
         if (positions < 0).any():
             missing = int(samples[positions < 0][0])
             raise RowsNotBuiltError(
                 f"sample {missing} of seed {seed} is not recorded yet in {self.url}.",
                 hint="Run the same `kd-cache build` again to finish it.",
             )
-        return self.gather(seed, positions, arrays=arrays)
+        return positions
+
+    def check_samples(self, samples: NDArray[np.int64]) -> None:
+        """Raise RowsNotBuiltError where a sample is not one of the dataset."""
+        inside = (samples >= 0) & (samples < self.spec.dataset.num_samples)
+        if not inside.all():
+            raise RowsNotBuiltError(
+                f"sample {int(samples[~inside][0])} was asked for; {self.url} holds samples "
+                f"[0, {self.spec.dataset.num_samples})."
+            )
 
     def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
         """The whole views kept of a shard, uint8 [W, H, W, 3]; see `layout.witness_positions`."""
@@ -188,37 +244,40 @@ class Cache:
 
     def head(self) -> Head | None:
         """The linear head of a `features` cache, else None."""
-        shapes = head_arrays(self.spec)
-        if not shapes:
-            return None
-        parts = {}
-        for name, shape in shapes.items():
-            key = head_key(name, shape)
-            payload = decode_chunk(
-                self.storage.get(key) or b"",
-                checksum=self.group.head_crc32c[name],
-                compression="none",
-                num_bytes=4 * math.prod(shape),
-                what=f"{self.url}/{key}",
-            )
-            parts[name] = np.frombuffer(payload, "<f4").reshape(shape).astype(np.float32)
-        return Head(parts["head_weight"], parts["head_bias"])
+        return read_head(self.storage, self.group)
 
-    def _shard(self, seed: int, shard: int) -> ShardRows:
-        rows = self._shards.get((seed, shard))
-        if rows is None:
-            rows = ShardRows(self.storage, self.spec, self.commit(seed, shard))
+    def _check_range(self, seed: int, start: int, stop: int) -> None:
+        if not 0 <= start < stop <= self.spec.dataset.num_samples:
+            raise RowsNotBuiltError(
+                f"positions [{start}, {stop}) of seed {seed} were asked for; "
+                f"{self.url} records positions [0, {self.spec.dataset.num_samples})."
+            )
+
+    def _shard(self, seed: int, shard: int, *, at_hand: bool = False) -> ShardRows:
+        with self._lock:
+            rows = self._shards.get((seed, shard))
+            if rows is not None:
+                self._shards.move_to_end((seed, shard))
+                return rows
+        if at_hand:
+            raise NotAtHandError
+        # Opened outside of the lock: two threads may both do it, and the later one's is kept.
+        rows = ShardRows(self.storage, self.spec, self.commit(seed, shard))
+        with self._lock:
             self._shards[seed, shard] = rows
             while len(self._shards) > self._open_shards:
                 self._shards.popitem(last=False)
-        self._shards.move_to_end((seed, shard))
         return rows
 
-    def _positions_of(self, seed: int) -> NDArray[np.int32]:
+    def _positions_of(self, seed: int, *, at_hand: bool = False) -> NDArray[np.int32]:
         """Position of every sample under a seed; -1 where its shard is not recorded yet."""
-        known = self._positions.get(seed)
-        if known is not None:
-            return known
+        with self._lock:
+            known = self._positions.get(seed)
+            if known is not None:
+                self._positions.move_to_end(seed)
+                return known
+        if at_hand:
+            raise NotAtHandError
         shards = self.commits().get(seed, [])
         if not shards:
             raise self._unbuilt(seed, 0)
@@ -233,9 +292,10 @@ class Cache:
                 )
             inverse[order] = np.arange(start, stop, dtype=np.int32)
         if len(shards) == self.spec.num_shards:  # a growing seed is looked up afresh each time
-            self._positions[seed] = inverse
-            while len(self._positions) > self._open_shards:
-                self._positions.popitem(last=False)
+            with self._lock:
+                self._positions[seed] = inverse
+                while len(self._positions) > KEPT_ORDERS:
+                    self._positions.popitem(last=False)
         return inverse
 
     def _unbuilt(self, seed: int, shard: int) -> RowsNotBuiltError:
@@ -263,7 +323,17 @@ def open_cache(
         CorruptError: a metadata document is not what was written.
         SpecMismatchError: it has another fingerprint.
     """
-    storage = open_storage(url)
+    return open_stored(open_storage(url), fingerprint=fingerprint, open_shards=open_shards)
+
+
+def open_stored(
+    storage: Storage,
+    *,
+    fingerprint: str | None = None,
+    open_shards: int = DEFAULT_OPEN_SHARDS,
+) -> Cache:
+    """As `open_cache`, of a storage that is open."""
+    url = storage.url
     content = storage.get(ROOT_KEY)
     if content is None:
         raise NotACacheError(
@@ -276,21 +346,5 @@ def open_cache(
             f"{url} has fingerprint {group.fingerprint}, but {fingerprint} was asked for: it was "
             "recorded from another teacher, recipe, dataset or codec."
         )
-    _check_array_documents(storage, group)
+    check_array_documents(storage, group)
     return Cache(storage, group, open_shards=open_shards)
-
-
-def _check_array_documents(storage: Storage, group: Group) -> None:
-    for name in array_documents(group.spec, 1):
-        key = f"{name}/zarr.json"
-        content = storage.get(key) or b"{}"
-        try:
-            num_seeds = int(json.loads(content)["shape"][0])
-            wanted = canonical_json(array_documents(group.spec, num_seeds)[name])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
-            wanted = b""
-        if content != wanted:
-            raise CorruptError(
-                f"{storage.url}/{key} is missing or does not describe this cache.",
-                hint="Run the same `kd-cache build` again: it writes the metadata anew.",
-            )

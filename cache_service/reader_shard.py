@@ -1,14 +1,19 @@
 """Rows of one committed shard, each chunk checked before its first row is handed out.
 
-An uncompressed shard on a local disk is one strided memory map, and reading a batch is one gather.
-Everything else is read by whole chunks, several in one request, with the last few kept.
+An uncompressed shard on a local disk is one memory map, and reading a batch is one gather from it
+into the caller's memory. Everything else is read by whole chunks, several in one request, with the
+last few kept. Rows are bytes here: what they mean is the caller's.
+
+Shape letters: B rows.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +41,34 @@ from cache_service.format.shard import (
 from cache_service.format.spec import CacheSpec
 from cache_service.storage import Storage
 
+Rows: TypeAlias = NDArray[np.void]
+"""Rows of one array as they are stored, one element a row."""
+
 KEPT_CHUNKS = 4
 """Decoded chunks kept per array. A sequential scan needs one, a batch across an edge two."""
+
+
+def blank_rows(
+    known: Iterable[RowArray], num_rows: int, names: tuple[str, ...] | None
+) -> dict[str, Rows]:
+    """Memory for rows of the arrays named (all by default), in the order of the names."""
+    sizes = {array.name: array.row_bytes for array in known}
+    chosen = tuple(sizes) if names is None else names
+    return {name: np.empty(num_rows, f"V{sizes[name]}") for name in chosen}
+
+
+def typed_rows(known: Iterable[RowArray], rows: dict[str, Rows]) -> Arrays:
+    """The same bytes as numbers, each array [B, ...]."""
+    arrays = {array.name: array for array in known}
+    typed: Arrays = {}
+    for name, values in rows.items():
+        dtype = np.dtype(arrays[name].dtype).newbyteorder("<")
+        typed[name] = values.view(dtype).reshape(len(values), *arrays[name].row_shape)
+    return typed
+
+
+class NotAtHandError(Exception):
+    """The rows cannot be had without touching storage. Internal to those who ask `at_hand`."""
 
 
 class ShardRows:
@@ -50,13 +81,34 @@ class ShardRows:
         self._specs = {array.name: array for array in row_arrays(spec)}
         self._readers: dict[str, _MappedArray | _FetchedArray] = {}
 
-    def slice(self, names: tuple[str, ...], start: int, stop: int) -> Arrays:
-        """Rows [start, stop) of the shard, by array name."""
-        return {name: self._reader(name).slice(start, stop) for name in names}
+    def read_into(
+        self, start: int, stop: int, out: dict[str, Rows], at: int, *, at_hand: bool
+    ) -> None:
+        """Copy rows [start, stop) of the shard into each array of `out`, from element `at` on."""
+        for name, rows in out.items():
+            reader = self._reader(name, at_hand=at_hand)
+            reader.read_into(start, stop, rows[at : at + stop - start], at_hand=at_hand)
 
-    def gather(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> Arrays:
-        """Scattered rows of the shard, in the order given, by array name."""
-        return {name: self._reader(name).gather(rows) for name in names}
+    def gather_into(
+        self,
+        positions: NDArray[np.int64],
+        out: dict[str, Rows],
+        where: NDArray[np.int64] | slice,
+        *,
+        at_hand: bool,
+    ) -> None:
+        """Copy scattered rows of the shard into the elements `where` of each array of `out`."""
+        chunks, inside = np.divmod(positions, self._spec.layout.chunk_rows)
+        for name, rows in out.items():
+            reader = self._reader(name, at_hand=at_hand)
+            rows[where] = reader.gather(chunks, inside, at_hand=at_hand)
+
+    def check_ahead(self, names: Iterable[str], start: int, num_bytes: int) -> None:
+        """Check chunks from row `start` on, so many bytes of each array: they are read next."""
+        for name in names:
+            reader = self._reader(name, at_hand=False)
+            if isinstance(reader, _MappedArray):
+                reader.check_ahead(start, num_bytes)
 
     def witnesses(self) -> NDArray[np.uint8]:
         """The whole views kept of this shard, uint8 [W, H, W, 3]."""
@@ -83,8 +135,10 @@ class ShardRows:
         )
         return np.frombuffer(payload, np.uint8).reshape(shape)
 
-    def _reader(self, name: str) -> _MappedArray | _FetchedArray:
+    def _reader(self, name: str, *, at_hand: bool) -> _MappedArray | _FetchedArray:
         if name not in self._readers:
+            if at_hand:
+                raise NotAtHandError
             array = self._specs[name]
             start, stop = self._spec.shard_range(self._commit.shard)
             stored = _StoredArray(
@@ -156,42 +210,55 @@ def _check_size(size: int, table: ChunkTable, what: str) -> None:
 
 
 class _MappedArray:
-    """Rows through one strided view: chunk c, row r is view[c, r]."""
+    """Rows through a window that begins at any byte of the map: a gather is one index of it."""
 
     def __init__(self, stored: _StoredArray, mapped: NDArray[np.uint8]) -> None:
         self._stored = stored
-        self._mapped = mapped
+        # Plain arrays over the same bytes: slicing a np.memmap costs ten times as much.
+        self._mapped: NDArray[np.uint8] = np.ndarray(len(mapped), np.uint8, buffer=mapped.data)
         self._stride = stored.chunk_bytes + CRC_BYTES
         self._checked = np.zeros(len(stored.table.sizes), np.bool_)
-        array = stored.array
-        dtype = np.dtype(array.dtype).newbyteorder("<")
-        inner = np.empty((2, *array.row_shape), dtype).strides
-        self._view: NDArray[np.generic] = np.ndarray(
-            shape=(len(stored.table.sizes), stored.chunk_rows, *array.row_shape),
-            dtype=dtype,
+        self._row_bytes = stored.array.row_bytes
+        self._window: Rows = np.ndarray(
+            len(mapped) - self._row_bytes + 1,
+            f"V{self._row_bytes}",
             buffer=mapped.data,
-            strides=(self._stride, *inner),
+            strides=(1,),
         )
 
-    def slice(self, start: int, stop: int) -> NDArray[np.generic]:
-        size = self._stored.chunk_rows
+    def read_into(self, start: int, stop: int, out: Rows, *, at_hand: bool) -> None:
+        size, row_bytes = self._stored.chunk_rows, self._row_bytes
         first, last = start // size, (stop - 1) // size
-        self._check(np.arange(first, last + 1))
-        if first == last:
-            return self._view[first, start - first * size : stop - first * size].copy()
-        pieces = [
-            self._view[chunk, max(start - chunk * size, 0) : stop - chunk * size]
-            for chunk in range(first, last + 1)
-        ]
-        return np.concatenate(pieces)
+        self._make_sure(slice(first, last + 1), at_hand=at_hand)
+        flat, done = out.view(np.uint8), 0
+        for chunk in range(first, last + 1):
+            low, high = max(start - chunk * size, 0), min(stop - chunk * size, size)
+            offset, count = chunk * self._stride, (high - low) * row_bytes
+            low_byte = offset + low * row_bytes
+            flat[done : done + count] = self._mapped[low_byte : low_byte + count]
+            done += count
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        chunks, inside = np.divmod(rows, self._stored.chunk_rows)
-        self._check(np.unique(chunks))
-        return self._view[chunks, inside]
+    def gather(
+        self, chunks: NDArray[np.int64], inside: NDArray[np.int64], *, at_hand: bool
+    ) -> Rows:
+        self._make_sure(chunks, at_hand=at_hand)
+        first_bytes = chunks * self._stride + inside * self._row_bytes
+        rows: Rows = self._window[first_bytes]
+        return rows
 
-    def _check(self, chunks: NDArray[np.int64]) -> None:
-        for chunk in chunks[~self._checked[chunks]].tolist():
+    def check_ahead(self, start: int, num_bytes: int) -> None:
+        first = start // self._stored.chunk_rows
+        self._make_sure(slice(first, first + 1 + num_bytes // self._stride), at_hand=False)
+
+    def _make_sure(self, chunks: NDArray[np.int64] | slice, *, at_hand: bool) -> None:
+        """Check those chunks that nobody has checked yet."""
+        if self._checked[chunks].all():
+            return
+        if at_hand:
+            raise NotAtHandError
+        for chunk in np.unique(np.arange(len(self._checked))[chunks]).tolist():
+            if self._checked[chunk]:
+                continue
             offset = chunk * self._stride
             check_chunk(
                 self._mapped[offset : offset + self._stride].data,
@@ -207,37 +274,45 @@ class _FetchedArray:
     def __init__(self, stored: _StoredArray) -> None:
         self._stored = stored
         self._offsets = stored.table.offsets
-        self._kept: OrderedDict[int, NDArray[np.generic]] = OrderedDict()
+        self._kept: OrderedDict[int, Rows] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def slice(self, start: int, stop: int) -> NDArray[np.generic]:
+    def read_into(self, start: int, stop: int, out: Rows, *, at_hand: bool) -> None:
+        if at_hand:
+            raise NotAtHandError
         size = self._stored.chunk_rows
-        first, last = start // size, (stop - 1) // size
-        chunks = self._chunks(list(range(first, last + 1)))
-        rows = np.concatenate([chunks[chunk] for chunk in range(first, last + 1)])
-        return rows[start - first * size : stop - first * size].copy()
+        for number, chunk in self._chunks(
+            list(range(start // size, (stop - 1) // size + 1))
+        ).items():
+            first = number * size
+            low, high = max(start, first), min(stop, first + size)
+            out[low - start : high - start] = chunk[low - first : high - first]
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        numbers, inside = np.divmod(rows, self._stored.chunk_rows)
-        chunks = self._chunks(np.unique(numbers).tolist())
-        dtype = np.dtype(self._stored.array.dtype)
-        out = np.empty((len(rows), *self._stored.array.row_shape), dtype)
-        for number, chunk in chunks.items():
-            where = numbers == number
+    def gather(
+        self, chunks: NDArray[np.int64], inside: NDArray[np.int64], *, at_hand: bool
+    ) -> Rows:
+        if at_hand:
+            raise NotAtHandError
+        out = np.empty(len(chunks), f"V{self._stored.array.row_bytes}")
+        for number, chunk in self._chunks(np.unique(chunks).tolist()).items():
+            where = chunks == number
             out[where] = chunk[inside[where]]
         return out
 
-    def _chunks(self, numbers: list[int]) -> dict[int, NDArray[np.generic]]:
-        found = {n: self._kept[n] for n in numbers if n in self._kept}
+    def _chunks(self, numbers: list[int]) -> dict[int, Rows]:
+        with self._lock:
+            found = {n: self._kept[n] for n in numbers if n in self._kept}
         missing = [n for n in numbers if n not in found]
         found.update(zip(missing, self._fetch(missing), strict=True))
-        for number in numbers:
-            self._kept[number] = found[number]
-            self._kept.move_to_end(number)
-        while len(self._kept) > KEPT_CHUNKS:
-            self._kept.popitem(last=False)
+        with self._lock:
+            for number in numbers:
+                self._kept[number] = found[number]
+                self._kept.move_to_end(number)
+            while len(self._kept) > KEPT_CHUNKS:
+                self._kept.popitem(last=False)
         return found
 
-    def _fetch(self, numbers: list[int]) -> list[NDArray[np.generic]]:
+    def _fetch(self, numbers: list[int]) -> list[Rows]:
         stored, sizes = self._stored, self._stored.table.sizes
         if not numbers:
             return []
@@ -247,7 +322,6 @@ class _FetchedArray:
         pieces = stored.storage.get_ranges(stored.key, ranges)
         if pieces is None:
             raise CorruptError(f"{stored.what} is gone.", hint=REPAIR)
-        dtype = np.dtype(stored.array.dtype).newbyteorder("<")
         return [
             np.frombuffer(
                 decode_chunk(
@@ -257,7 +331,7 @@ class _FetchedArray:
                     num_bytes=stored.chunk_bytes,
                     what=f"chunk {number} of {stored.what}",
                 ),
-                dtype,
-            ).reshape(stored.chunk_rows, *stored.array.row_shape)
+                f"V{stored.array.row_bytes}",
+            )
             for number, piece in zip(numbers, pieces, strict=True)
         ]

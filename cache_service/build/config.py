@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from cache_service.datasets import DatasetConfig
+from cache_service.datasets.config import DatasetConfig
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import Codec, DenseCodec, Layout, Scales
-from cache_service.teacher import TeacherConfig
+from cache_service.teacher.config import TeacherConfig
 
 
 class BuildConfig(Frozen):

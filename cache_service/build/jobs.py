@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,10 +65,11 @@ def my_shards(shards: list[Shard], part: Part) -> list[Shard]:
     return shards[part.index :: part.count]
 
 
-def teacher_batches(spec: CacheSpec, shards: Sequence[Shard], batch_size: int) -> Iterator[Job]:
+def teacher_batches(spec: CacheSpec, shards: Iterable[Shard], batch_size: int) -> Iterator[Job]:
     """Cut shards into batches. A batch never crosses a shard's edge.
 
-    So a shard's bytes do not depend on which shards were recorded before it.
+    So a shard's bytes do not depend on which shards were recorded before it. Shards are taken one
+    by one as batches are asked for, so their order may still change.
     """
     for seed, shard in shards:
         first, last = spec.shard_range(shard)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cache_service.build.encoding import EncodedBatch, encode_batch, join_batches
 from cache_service.build.jobs import WHOLE, Part, Shard, all_shards, my_shards, teacher_batches
 from cache_service.build.opened import OpenedBuild
+from cache_service.build.order import ShardOrder
 from cache_service.build.progress import Meter, OnProgress
 from cache_service.build.render import Rendered, rendered
 from cache_service.format.codecs import Floats
@@ -35,10 +36,11 @@ AUTO_WORKERS_FROM = 50_000
 
 
 class _Watch(NamedTuple):
-    """Who is told, and who may ask to stop, between two teacher batches."""
+    """Who is told, who may ask to stop, and who says which shard is next."""
 
     meter: Meter
     stop: StopRequest
+    order: ShardOrder
 
 
 def open_writer(build: OpenedBuild) -> CacheWriter:
@@ -60,8 +62,11 @@ def record(
     seeds: tuple[int, ...],
     part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
+    order: ShardOrder | None = None,
 ) -> int:
     """Record the shards of these seeds that are not recorded yet.
+
+    `order` may be told meanwhile, from another thread, which shard to record next.
 
     Returns:
         The number of shards that this call committed.
@@ -75,11 +80,12 @@ def record(
     mine = my_shards(all_shards(build.spec, seeds), part)
     todo = [shard for shard in mine if not writer.is_committed(*shard)]
     meter = Meter(build.spec, mine=mine, todo=todo, listener=on_progress)
+    order = order or ShardOrder()
     writer.storage.sweep()
     try:
         while todo:
             with stop_on_signal() as stop:
-                watch = _Watch(meter, stop)
+                watch = _Watch(meter, stop, order)
                 with closing(_recorded(build, writer, todo, watch)) as made:
                     for shard in made:
                         meter.committed(shard)
@@ -96,7 +102,7 @@ def _recorded(
     build: OpenedBuild, writer: CacheWriter, todo: list[Shard], watch: _Watch
 ) -> Generator[Shard]:
     """Yield each shard once it is committed; the next one is answered while it is written."""
-    jobs = teacher_batches(build.spec, todo, build.config.batch_size)
+    jobs = teacher_batches(build.spec, watch.order.through(todo), build.config.batch_size)
     stream = rendered(build.views, jobs, workers=_num_workers(build, todo))
     pending: Future[Shard | None] | None = None
     with _pool("encoder") as encoder, _pool("writer") as pool:

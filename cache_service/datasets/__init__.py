@@ -1,58 +1,31 @@
-"""Datasets by name: numbered RGB images, labels, and an identity that names no place."""
+"""Datasets by name: numbered RGB images, labels, and an identity that names no place.
+
+What opens datasets is imported on first use: the service checks `dataset:` sections without Pillow.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING
 
 from cache_service.datasets.config import DatasetConfig
-from cache_service.datasets.digits import open_digits
-from cache_service.datasets.folder import open_folder
-from cache_service.datasets.images import ImageDataset, Source
-from cache_service.datasets.mapped import MapSource
-from cache_service.datasets.named import STREAMS, factory_name, open_factory, open_named
-from cache_service.errors import DatasetError
+
+if TYPE_CHECKING:
+    from cache_service.datasets.images import ImageDataset, Source
+    from cache_service.datasets.opening import open_dataset, wrap_dataset
 
 __all__ = ["DatasetConfig", "ImageDataset", "Source", "open_dataset", "wrap_dataset"]
 
-PREFIXES = ("torch", "hfds", *STREAMS)
+_HOMES = {
+    "ImageDataset": "images",
+    "Source": "images",
+    "open_dataset": "opening",
+    "wrap_dataset": "opening",
+}
 
+if not TYPE_CHECKING:  # a type checker must go on refusing names that do not exist
 
-def open_dataset(config: DatasetConfig) -> ImageDataset:
-    """Open a dataset by its name.
-
-    Raises:
-        DatasetError: there is no such dataset, or it is not usable; the message says what was
-            looked for and where.
-        UnreadableSampleError: one of the samples that identify it cannot be decoded.
-    """
-    name = config.name
-    source: Source
-    if name == "folder":
-        source = open_folder(config)
-    elif name == "digits":
-        source = open_digits(config)
-    elif ":" in name:
-        source, name = open_factory(config), factory_name(name)
-    elif name.partition("/")[0].lower() in PREFIXES:
-        source = open_named(config)
-    else:
-        raise DatasetError(
-            f"dataset {name!r} is not known: wanted folder, digits, torch/NAME, hfds/NAME or "
-            "module:factory."
-        )
-    return ImageDataset(source, name=name, split=config.split)
-
-
-def wrap_dataset(map_style: Any, *, name: str = "custom", split: str = "train") -> ImageDataset:
-    """A dataset of your own: `map_style[i]` is (image, label), and the same at every call.
-
-    Images are PIL images or uint8 pixels [H, W] or [H, W, 3]; labels are integers from 0. An
-    ImageDataset is returned as it is.
-
-    Raises:
-        DatasetError: it cannot be read by number, or its labels are no class numbers.
-        UnreadableSampleError: one of the samples that identify it cannot be decoded.
-    """
-    if isinstance(map_style, ImageDataset):
-        return map_style
-    return ImageDataset(MapSource(map_style), name=name, split=split)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

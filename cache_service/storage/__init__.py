@@ -86,9 +86,11 @@ def open_storage(url: str) -> Storage:
         return _local(rest)
     if scheme in ("s3", "gs", "az"):
         return _object_store(url)
+    if scheme in ("http", "https"):
+        return _server(url)
     raise ConfigError(
         f"cannot open {url}: the scheme {scheme!r} is not known.",
-        hint="Use a path, s3://bucket/prefix, gs:// or az://.",
+        hint="Use a path, s3://bucket/prefix, gs://, az:// or http(s)://HOST/v1/caches/NAME.",
     )
 
 
@@ -106,3 +108,9 @@ def _object_store(url: str) -> Storage:
             f"cannot open {url}: obstore is not installed.", hint="pip install 'kd-cache[s3]'"
         ) from missing
     return ObjectStorage(url)
+
+
+def _server(url: str) -> Storage:
+    from cache_service.storage.http import HttpStorage
+
+    return HttpStorage(url)

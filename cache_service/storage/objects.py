@@ -93,6 +93,12 @@ class ObjectStorage:
             pages = obstore.list(self._client(), prefix=check_prefix(prefix) or None)
             return sorted(str(entry["path"]) for page in pages for entry in page)
 
+    def folders(self) -> tuple[str, ...]:
+        """First parts of the keys that have more than one, sorted."""
+        with self._errors("list", ""):
+            found = obstore.list_with_delimiter(self._client())
+            return tuple(sorted(str(each).rstrip("/") for each in found["common_prefixes"]))
+
     def map(self, key: str) -> NDArray[np.uint8] | None:  # noqa: ARG002  one signature for all
         """Objects of a bucket cannot be mapped."""
         return None

@@ -1,0 +1,164 @@
+"""Answers with rows: which arrays, how many at most, their ETag, and the bytes or the JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from cache_service.api.problems import RequestError, TooLargeError
+from cache_service.api.service import Service
+from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.format.frame import (
+    CHECKSUM_HEADER,
+    MEDIA_TYPE,
+    blank_frame,
+    checksum_of,
+    frame_header,
+    values_size,
+)
+from cache_service.format.layout import RowArray
+from cache_service.reader_shard import NotAtHandError
+
+MAX_JSON_ROWS = 64
+"""JSON is for eyes; programs read frames."""
+
+MAX_LOOP_BYTES = 2 << 20
+"""Copying and summing so much takes a millisecond at most."""
+
+FRAME = {
+    "description": "The rows as safetensors, or as JSON for up to 64 of them.",
+    "headers": {
+        CHECKSUM_HEADER: {
+            "description": "CRC-32C of the body, 8 hexadecimal digits.",
+            "schema": {"type": "string", "pattern": "^[0-9a-f]{8}$"},
+        }
+    },
+    "content": {
+        MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+        "application/json": {"schema": {"type": "object"}},
+    },
+}
+"""How OpenAPI describes an answer with rows."""
+
+
+def chosen_arrays(known: tuple[RowArray, ...], names: Sequence[str] | None) -> tuple[RowArray, ...]:
+    """The arrays asked for, in the order in which the cache has them.
+
+    Raises:
+        RequestError: one that the cache does not have, or none at all.
+    """
+    if names is None:
+        return known
+    unknown = sorted(set(names) - {array.name for array in known})
+    if unknown or not names:
+        asked = f"array {unknown[0][:64]!r} was" if unknown else "no array was"
+        listed = ", ".join(array.name for array in known)
+        raise RequestError(f"{asked} asked for; this cache has {listed}.")
+    return tuple(array for array in known if array.name in names)
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """`a,b` as a list."""
+    return None if names is None else names.split(",")
+
+
+def check_size(service: Service, arrays: Sequence[RowArray], num_rows: int) -> None:
+    """Refuse what is more than one answer may hold, before memory is taken for it.
+
+    Raises:
+        TooLargeError: too many rows, or too many bytes.
+    """
+    limits = service.config.limits
+    row_bytes = values_size(arrays, 1)
+    most = max(1, min(limits.max_rows, limits.max_response_bytes // row_bytes))
+    if num_rows > most:
+        raise TooLargeError(
+            f"{num_rows} rows of {row_bytes} bytes were asked for; one answer has {most} at most.",
+            hint=f"Ask for up to {most} rows at a time.",
+        )
+
+
+def refuse_large(arrays: Sequence[RowArray], num_rows: int, *, at_hand: bool) -> None:
+    """Leave to a thread what would hold up the event loop, at hand or not."""
+    if at_hand and values_size(arrays, num_rows) > MAX_LOOP_BYTES:
+        raise NotAtHandError
+
+
+def wants_json(request: Request) -> bool:
+    """Whether the client takes JSON and not a frame."""
+    accept = request.headers.get("accept", "")
+    return "application/json" in accept and MEDIA_TYPE not in accept
+
+
+def check_json(num_rows: int) -> None:
+    """Refuse JSON of many rows.
+
+    Raises:
+        RequestError: more than there are eyes for.
+    """
+    if num_rows > MAX_JSON_ROWS:
+        raise RequestError(
+            f"{num_rows} rows were asked for as JSON, which is for up to {MAX_JSON_ROWS}.",
+            hint=f"Ask with `Accept: {MEDIA_TYPE}`.",
+        )
+
+
+def entity_tag(*parts: object) -> str:
+    """A strong ETag of what identifies an answer."""
+    return f'"{sha256_hex(canonical_json(parts))[:32]}"'
+
+
+def matches(request: Request, etag: str) -> bool:
+    """Whether the client has this answer already (`If-None-Match`)."""
+    known = request.headers.get("if-none-match")
+    if known is None:
+        return False
+    return known.strip() == "*" or etag in {
+        tag.strip().removeprefix("W/") for tag in known.split(",")
+    }
+
+
+class Frame:
+    """Rows on their way out: memory for them with the header before it, filled in place.
+
+    Attributes:
+        metadata: what the frame says of itself.
+        places: in it each array, one element a row.
+    """
+
+    def __init__(
+        self, arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[str, str]
+    ) -> None:
+        self._arrays = arrays
+        self.metadata = metadata
+        header = frame_header(arrays, num_rows, metadata)
+        self._bytes, self.places = blank_frame(arrays, num_rows, header)
+
+    def response(self, headers: Mapping[str, str], *, as_json: bool) -> Response:
+        """The filled frame with its checksum, or what it says as JSON."""
+        if as_json:
+            return self._json(headers)
+        body = self._bytes.data
+        told = {**headers, CHECKSUM_HEADER: checksum_of(body), "Vary": "Accept"}
+        return Response(body, headers=told, media_type=MEDIA_TYPE)
+
+    def _json(self, headers: Mapping[str, str]) -> Response:
+        rows: dict[str, Any] = {}
+        for array in self._arrays:
+            flat = self.places[array.name].view(np.dtype(array.dtype).newbyteorder("<"))
+            rows[array.name] = _plain(flat.reshape(-1, *array.row_shape).tolist())
+        return JSONResponse(
+            {**self.metadata, "arrays": rows}, headers={**headers, "Vary": "Accept"}
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Nested lists with null where a number is not finite: JSON has no NaN."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,144 @@
+"""Who may ask: bearer tokens, known by their sha256 only, with the scopes read and build.
+
+Nothing is open but what `OPEN` lists. Where the configuration has no tokens everything is, and the
+service listens on loopback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cache_service.api.config import TokenConfig
+from cache_service.api.problems import problem_response
+
+COOKIE = "kd_cache_token"
+"""Holds a browser's token, for reading only: another site's form must not start a build."""
+
+OPEN = frozenset(
+    {
+        ("GET", "/healthz"),
+        ("HEAD", "/healthz"),
+        ("GET", "/readyz"),
+        ("HEAD", "/readyz"),
+        ("POST", "/login"),
+    }
+)
+
+_READING = {"GET", "HEAD", "OPTIONS", "PROPFIND"}
+_LOOKUP = re.compile(r"/v1/caches/[^/]+/lookup")
+
+
+class Tokens:
+    """The tokens of a configuration."""
+
+    def __init__(self, tokens: Sequence[TokenConfig]) -> None:
+        self._tokens = tuple(tokens)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._tokens)
+
+    def find(self, secret: str) -> TokenConfig | None:
+        """The token that this is. All are compared, each in constant time."""
+        digest = token_sha256(secret)
+        found = None
+        for token in self._tokens:
+            if hmac.compare_digest(token.sha256, digest):
+                found = token
+        return found
+
+
+def token_sha256(secret: str) -> str:
+    """What the configuration holds of a token."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class AuthMiddleware:
+    """Answers 401 and 403 before a route is looked for.
+
+    Args:
+        app: what is behind it.
+        tokens: who may ask.
+        login: what a browser is answered instead of a problem document: a form to sign in.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: Tokens,
+        login: Callable[[Request], Response] | None = None,
+    ) -> None:
+        self.app = app
+        self._tokens = tokens
+        self._login = login
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or not."""
+        if scope["type"] == "lifespan" or not self._tokens:
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']} is not served")
+        if (scope["method"], scope["path"]) in OPEN:
+            await self.app(scope, receive, send)
+            return
+        secret = _secret(scope)
+        token = self._tokens.find(secret) if secret else None
+        scope.setdefault("state", {})["token"] = token.name if token else ""
+        wanted = wanted_scope(scope["method"], scope["path"])
+        if token is None:
+            await self._unknown(scope)(scope, receive, send)
+        elif wanted not in token.scopes:
+            refusal = problem_response(
+                scope,
+                403,
+                f"this needs a token with the scope {wanted}; yours has {', '.join(token.scopes)}.",
+                hint="Ask whoever runs the service for such a token.",
+            )
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _unknown(self, scope: Scope) -> Response:
+        accept = Headers(scope=scope).get("accept", "")
+        if self._login is not None and scope["method"] == "GET" and "text/html" in accept:
+            return self._login(Request(scope))
+        return problem_response(
+            scope,
+            401,
+            "this needs a token, and none that is known was sent.",
+            hint="Send `Authorization: Bearer TOKEN`; kd-cache takes it from KD_CACHE_TOKEN.",
+            headers={"WWW-Authenticate": 'Bearer realm="kd-cache"'},
+        )
+
+
+def wanted_scope(method: str, path: str) -> str:
+    """The scope that a request needs: what changes nothing reads, everything else builds."""
+    reads = method in _READING or (method == "POST" and _LOOKUP.fullmatch(path) is not None)
+    return "read" if reads else "build"
+
+
+def _secret(scope: Scope) -> str:
+    headers = Headers(scope=scope)
+    kind, _, secret = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return secret.strip()
+    if kind or scope["method"] not in ("GET", "HEAD"):
+        return ""
+    cookies: SimpleCookie = SimpleCookie()
+    try:
+        cookies.load(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    morsel: Any = cookies.get(COOKIE)
+    return str(morsel.value) if morsel is not None else ""

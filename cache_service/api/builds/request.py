@@ -1,0 +1,137 @@
+"""What a client asks to be recorded, and what is checked before it is queued. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from cache_service.api.builds.config import BuildLimits, BuildsConfig, Name
+from cache_service.build.config import BuildConfig
+from cache_service.configfile import suggest, validate_config
+from cache_service.errors import ConfigError
+from cache_service.format.frozen import Frozen
+from cache_service.format.recipe import AugmentConfig
+from cache_service.format.seeds import describe_seeds, parse_seeds
+from cache_service.format.spec import Codec, DenseCodec, Layout, Scales
+
+MOST_SEEDS = 100_000
+"""Seeds are counted against this before a range is written out; a server's own limit is lower."""
+
+
+def parse_few_seeds(written: Any) -> tuple[int, ...]:
+    """As `parse_seeds`, but a range of two billion is refused before it costs memory.
+
+    Raises:
+        ValueError: not of the form, or more seeds than any server takes.
+    """
+    parts = written if isinstance(written, list | tuple) else [written]
+    count = len(parts)
+    for part in parts:
+        if not isinstance(part, int | str):
+            raise ValueError("seeds are written as 0:30, as 7, or as a list of those")
+        first, _, last = str(part)[:40].partition(":")
+        if first.isdecimal() and last.isdecimal():
+            count += int(last) - int(first)
+    if count > MOST_SEEDS:
+        raise ValueError(f"names more than {MOST_SEEDS} seeds")
+    return parse_seeds(written)
+
+
+_SEED = {"type": "integer", "minimum": 0, "maximum": MOST_SEEDS}
+
+FewSeeds = Annotated[
+    tuple[int, ...],
+    BeforeValidator(parse_few_seeds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9]{1,6}(:[0-9]{1,6})?$"},
+                _SEED,
+                {"type": "array", "minItems": 1, "maxItems": MOST_SEEDS, "items": _SEED},
+            ],
+            "description": "Seeds to record, such as 0:30.",
+            "examples": ["0:30"],
+        }
+    ),
+]
+
+
+class BuildRequest(Frozen):
+    """One recording, by names from the server's configuration."""
+
+    teacher: Annotated[Name, Field(description="One of the server's teachers.")]
+    dataset: Annotated[Name, Field(description="One of the server's datasets.")]
+    cache: Annotated[Name, Field(description="The cache to make, extend or finish.")]
+    augment: AugmentConfig
+    seeds: FewSeeds
+    scales: Annotated[Scales, Field(description="Sides of the grids of cells.")] = (1,)
+    codec: Codec = DenseCodec()
+    layout: Annotated[
+        Layout | None, Field(description="Rows per shard and per chunk; worked out if absent.")
+    ] = None
+    priority: Annotated[
+        int, Field(ge=-100, le=100, description="Larger is sooner; within one, first come first.")
+    ] = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal in two builds of one cache."""
+        return self.model_dump(mode="json", exclude={"seeds", "priority"})
+
+
+def build_config(
+    request: BuildRequest, builds: BuildsConfig, *, cache_url: str, device: str
+) -> BuildConfig:
+    """The build file that a request stands for.
+
+    Raises:
+        ConfigError: a name that is not listed, beyond a limit, or not a usable build. The message
+            holds nothing of the server's configuration but names.
+    """
+    _check_limits(request, builds.limits)
+    document = {
+        "cache": cache_url,
+        "teacher": _listed(request.teacher, builds.teachers, "teacher"),
+        "dataset": _listed(request.dataset, builds.datasets, "dataset"),
+        "augment": request.augment,
+        "scales": request.scales,
+        "codec": request.codec,
+        "layout": request.layout,
+        "seeds": request.seeds,
+        "batch_size": builds.batch_size,
+        "workers": builds.workers,
+        "threads": builds.threads,
+        "device": device,
+    }
+    return validate_config(BuildConfig, document, where="this request")
+
+
+def describe(request: BuildRequest) -> str:
+    """The seeds as people write them."""
+    return describe_seeds(request.seeds)
+
+
+def _listed(name: str, known: dict[str, Any], what: str) -> Any:
+    if name not in known:
+        raise ConfigError(
+            f"{what} {name!r} is not one of this server's: {suggest(name, sorted(known))}",
+            hint=f"The server's operator lists it under builds.{what}s.",
+        )
+    return known[name]
+
+
+def _check_limits(request: BuildRequest, limits: BuildLimits) -> None:
+    if request.augment.callable is not None:
+        raise ConfigError(
+            "augment.callable names code, and a request may not.",
+            hint="Use augment.preset or augment.ops, or build with `kd-cache build`.",
+        )
+    num_ops = len(request.augment.ops or ())
+    for what, asked, limit in (
+        ("the largest seed", request.seeds[-1], limits.max_seeds - 1),
+        ("augment.size", request.augment.size, limits.max_view_size),
+        ("the number of augment.ops", num_ops, limits.max_ops),
+    ):
+        if asked > limit:
+            raise ConfigError(f"{what} is {asked}; this server takes at most {limit}.")

@@ -1,0 +1,161 @@
+"""Which caches there are, and what one holds: the manifest that clients open a cache by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from cache_service.api.answers import entity_tag, matches
+from cache_service.api.catalog import Catalog, Served
+from cache_service.api.problems import responses
+from cache_service.api.service import TheService
+from cache_service.errors import KdCacheError
+from cache_service.format.canonical import canonical_json
+from cache_service.format.frozen import Frozen
+from cache_service.format.layout import row_arrays, row_bytes
+from cache_service.format.spec import FORMAT_VERSION
+
+router = APIRouter(tags=["caches"])
+
+
+class SeedCounts(Frozen):
+    """Seeds of a cache: those recorded in full, and those that somebody means to record."""
+
+    complete: int
+    planned: int
+
+
+class CacheLine(Frozen):
+    """One cache of a listing. `error` is set where it cannot be opened, and then nothing else is.
+
+    Attributes:
+        bytes: of the rows recorded so far, uncompressed.
+    """
+
+    name: str
+    error: str | None = None
+    fingerprint: str | None = None
+    dataset: str | None = None
+    num_samples: int | None = None
+    teacher: str | None = None
+    codec: str | None = None
+    seeds: SeedCounts | None = None
+    rows: int | None = None
+    bytes: int | None = None
+
+
+class CacheList(Frozen):
+    """The caches by name."""
+
+    caches: tuple[CacheLine, ...]
+
+
+class ArrayLine(Frozen):
+    """One array of a cache: what a row of it is."""
+
+    name: str
+    dtype: str
+    row_shape: tuple[int, ...]
+
+
+class Manifest(Frozen):
+    """What a client needs to know of a cache.
+
+    Attributes:
+        format: version of the stored form.
+        spec: the identity of the cache, of which `fingerprint` is the hash.
+        versions: of the libraries that rendered its views.
+        num_seeds: planned; every seed is below.
+        num_shards: per seed.
+        commits: recorded shards by seed.
+        arrays: what a row has.
+    """
+
+    name: str
+    fingerprint: str
+    format: int
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    num_seeds: int
+    num_shards: int
+    commits: dict[str, list[int]]
+    arrays: tuple[ArrayLine, ...]
+
+
+@router.get("/v1/caches", response_model=CacheList, responses=responses(503))
+async def listed(request: Request, service: TheService) -> CacheList:
+    """The caches of this service."""
+    return await service.gate.read(request, _listing, service.catalog)
+
+
+@router.head("/v1/caches/{name}", response_class=Response, include_in_schema=False)
+@router.get(
+    "/v1/caches/{name}",
+    response_class=Response,
+    responses={
+        200: {"model": Manifest},
+        304: {"description": "Not Modified"},
+        **responses(404, 503),
+    },
+)
+async def manifest(request: Request, service: TheService, name: str) -> Response:
+    """What one cache holds now. It grows while a build runs."""
+
+    def read() -> bytes:
+        return canonical_json(manifest_of(service.catalog.open(name)).model_dump(mode="json"))
+
+    body = await service.gate.read(request, read)
+    etag = entity_tag(body.decode())
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if matches(request, etag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def manifest_of(served: Served) -> Manifest:
+    """The manifest of a cache, its commits as they are now."""
+    cache = served.cache
+    return Manifest(
+        name=served.name,
+        fingerprint=cache.fingerprint,
+        format=FORMAT_VERSION,
+        spec=cache.spec.model_dump(mode="json"),
+        versions=cache.versions,
+        num_seeds=cache.num_seeds(),
+        num_shards=cache.spec.num_shards,
+        commits={str(seed): shards for seed, shards in cache.commits().items()},
+        arrays=tuple(
+            ArrayLine(name=array.name, dtype=array.dtype, row_shape=array.row_shape)
+            for array in row_arrays(cache.spec)
+        ),
+    )
+
+
+def _listing(catalog: Catalog) -> CacheList:
+    return CacheList(caches=tuple(_line(catalog, name) for name in catalog.names()))
+
+
+def _line(catalog: Catalog, name: str) -> CacheLine:
+    try:
+        served = catalog.open(name)
+        commits, planned = served.commits(), served.cache.num_seeds()
+    except KdCacheError as refusal:
+        return CacheLine(name=name, error=refusal.message)
+    spec = served.cache.spec
+    rows = sum(
+        stop - start for shards in commits.values() for start, stop in map(spec.shard_range, shards)
+    )
+    complete = sum(len(shards) == spec.num_shards for shards in commits.values())
+    return CacheLine(
+        name=name,
+        fingerprint=served.cache.fingerprint,
+        dataset=f"{spec.dataset.name} {spec.dataset.split}",
+        num_samples=spec.dataset.num_samples,
+        teacher=spec.teacher.model,
+        codec=spec.codec.kind,
+        seeds=SeedCounts(complete=complete, planned=planned),
+        rows=rows,
+        bytes=rows * row_bytes(spec),
+    )

@@ -1,0 +1,97 @@
+"""What Prometheus reads at `/metrics`: one registry an application, labels with few values."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import generate_latest
+
+from cache_service.api.limits import STREAM_SUFFIX, Gate
+from cache_service.api.observe import Seen
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for every series
+
+NO_CODE = "error"
+"""Code of a failure that no error class of ours explains."""
+
+
+class Metrics:
+    """The figures of one application. Labels are route templates and codes, never names or rows.
+
+    Attributes:
+        registry: where other parts of the service add their own.
+        rows: rows handed out; routes that answer rows count them.
+        refused_connections: connections that the guard closed, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "kdcache_requests", "Requests that ended.", ("route", "code"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "kdcache_request_duration_seconds",
+            "From the whole header to the last byte; event streams are left out.",
+            ("route",),
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self._bytes = Counter(
+            "kdcache_response_bytes", "Bytes of response bodies.", registry=self.registry
+        )
+        self._read_errors = Counter(
+            "kdcache_read_errors", "Answers of status 5xx.", ("code",), registry=self.registry
+        )
+        self.rows = Counter("kdcache_rows", "Rows handed out.", registry=self.registry)
+        self.refused_connections = Counter(
+            "kdcache_refused_connections",
+            "Connections closed by the guard.",
+            ("reason",),
+            registry=self.registry,
+        )
+        build_info = Gauge(
+            "kdcache_build_info", "The version that runs.", ("version",), registry=self.registry
+        )
+        build_info.labels(version("kd-cache")).set(1)
+
+    def watch(self, gate: Gate) -> None:
+        """Show what a gate holds, as it is when it is asked."""
+        in_flight = Gauge(
+            "kdcache_inflight_requests", "Requests being answered.", registry=self.registry
+        )
+        in_flight.set_function(lambda: gate.in_flight)
+        streams = Gauge("kdcache_event_streams", "Event streams open.", registry=self.registry)
+        streams.set_function(lambda: gate.event_streams)
+        reading = Gauge(
+            "kdcache_reading_threads", "Threads reading storage.", registry=self.registry
+        )
+        reading.set_function(lambda: gate.reading.borrowed_tokens)
+
+    def observe(self, seen: Seen) -> None:
+        """Count a request that has ended."""
+        self._requests.labels(seen.route, str(seen.status)).inc()
+        self._bytes.inc(seen.num_bytes)
+        if not seen.route.endswith(STREAM_SUFFIX):
+            self._seconds.labels(seen.route).observe(seen.seconds)
+        if seen.status >= 500:
+            self._read_errors.labels(seen.code or NO_CODE).inc()
+
+    def count_refusal(self, reason: str) -> None:
+        """Count a connection that the guard closed."""
+        self.refused_connections.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """The text that a scrape reads."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""The pages for people: rendered here, readable without a script, and served from the wheel."""

@@ -1,0 +1,81 @@
+// Live figures and arrow keys. Everything else works without this file.
+
+const REDRAW_MS = 10_000; // how often the pictures are fetched anew while a build runs
+const status = document.getElementById("live");
+
+function show(figures) {
+  for (const [id, text] of Object.entries(figures.shown)) {
+    const element = document.getElementById(id);
+    if (element && element.textContent !== text) element.textContent = text;
+  }
+  for (const [id, share] of Object.entries(figures.progress)) {
+    const element = document.getElementById(id);
+    if (element) element.value = share;
+  }
+  const active = document.getElementById("builds-active");
+  if (active) active.textContent = figures.active;
+}
+
+async function redraw() {
+  const answer = await fetch(location.pathname, { headers: { Accept: "text/html" } });
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const section of document.querySelectorAll("[data-live]")) {
+    if (section.contains(document.activeElement)) continue; // focus stays where it is
+    const other = fresh.querySelector(`[data-live="${section.dataset.live}"]`);
+    if (other) section.replaceWith(document.adoptNode(other));
+  }
+}
+
+function follow() {
+  let structure = status.dataset.structure;
+  let drawn = Date.now();
+  let source = null;
+
+  function say(words, on) {
+    status.hidden = false;
+    status.textContent = words;
+    status.classList.toggle("on", on);
+  }
+
+  function open() {
+    source = new EventSource("/v1/events");
+    source.onopen = () => say("live", true);
+    source.onerror = () => say("not connected", false);
+    source.onmessage = async (event) => {
+      const figures = JSON.parse(event.data);
+      const changed = structure !== figures.structure;
+      const stale = figures.active !== "0" && Date.now() - drawn > REDRAW_MS;
+      structure = figures.structure;
+      if (changed || stale) {
+        drawn = Date.now();
+        await redraw().catch(() => say("not connected", false));
+      }
+      show(figures);
+    };
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    source?.close();
+    if (!document.hidden) open();
+  });
+  open();
+}
+
+function steer(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target.closest("input, select, textarea, summary, [tabindex]")) return;
+  const key = (event.shiftKey ? "Shift+" : "") + event.key;
+  const link = document.querySelector(`a[data-key="${CSS.escape(key)}"]`);
+  if (link) {
+    event.preventDefault();
+    link.click();
+  }
+}
+
+if (status) follow();
+const keys = document.querySelector(".keys");
+if (keys) {
+  keys.hidden = false;
+  document.addEventListener("keydown", steer);
+}

@@ -1,0 +1,56 @@
+"""What the routes of one application share, and how a route gets at it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+
+from cache_service.api.builds.supervisor import Builds
+from cache_service.api.catalog import Catalog
+from cache_service.api.config import ServeConfig
+from cache_service.api.follow import Follow
+from cache_service.api.limits import Gate
+from cache_service.api.live import Live
+from cache_service.api.metrics import Metrics
+
+
+@dataclass
+class Service:
+    """One service, from start to stop.
+
+    Attributes:
+        catalog: the caches below the root.
+        follow: awaits shards of a running build.
+        gate: bounds what runs at a time, and reads on threads.
+        metrics: for Prometheus.
+        live: rates and latencies for the page.
+        builds: the queue; None where the configuration has none.
+        probes: limiter of the thread that lists the root for `/readyz`.
+        waiting: requests that await a running build.
+        stopping: set when the server stops: streams and waits end.
+    """
+
+    config: ServeConfig
+    catalog: Catalog
+    follow: Follow
+    gate: Gate
+    metrics: Metrics
+    live: Live
+    builds: Builds | None
+    stopping: asyncio.Event
+    probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    waiting: int = 0
+
+
+async def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(service_of)]
+"""The parameter of a route that needs it."""

@@ -1,0 +1,150 @@
+"""Rows on the wire: one safetensors document, the same bytes from every server. Pure.
+
+The header of a frame follows from what was asked, so a client works it out and compares: a response
+with other arrays, shapes, types or positions is refused before a value of it is used. safetensors
+has no checksum of its own; the one of the whole body travels in the header `CHECKSUM_HEADER`.
+
+Shape letters: B rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_service.errors import CorruptError
+from cache_service.format.canonical import Buffer, crc32c
+from cache_service.format.codecs import Arrays
+from cache_service.format.layout import RowArray
+
+MEDIA_TYPE = "application/vnd.safetensors"
+
+CHECKSUM_HEADER = "kd-cache-crc32c"
+"""HTTP header with the CRC-32C of the body, 8 hexadecimal digits."""
+
+_LENGTH_BYTES = 8
+_ALIGNMENT = 8
+
+_DTYPES = {
+    "float16": "F16",
+    "float32": "F32",
+    "int32": "I32",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+}
+
+
+def range_metadata(fingerprint: str, seed: int, start: int, stop: int) -> dict[str, str]:
+    """`__metadata__` of a frame of the recorded positions [start, stop)."""
+    return {
+        "fingerprint": fingerprint,
+        "seed": str(seed),
+        "start": str(start),
+        "stop": str(stop),
+    }
+
+
+def lookup_metadata(fingerprint: str, seed: int, num_rows: int) -> dict[str, str]:
+    """`__metadata__` of a frame that answers a lookup of so many samples, in request order."""
+    return {"fingerprint": fingerprint, "seed": str(seed), "rows": str(num_rows)}
+
+
+def frame_header(arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[str, str]) -> bytes:
+    """Everything before the values: 8 bytes of length, JSON, spaces up to a multiple of 8."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for array in arrays:
+        end = offset + num_rows * array.row_bytes
+        entries[array.name] = {
+            "dtype": _DTYPES[array.dtype],
+            "shape": [num_rows, *array.row_shape],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def values_size(arrays: Sequence[RowArray], num_rows: int) -> int:
+    """Bytes of a frame after its header."""
+    return num_rows * sum(array.row_bytes for array in arrays)
+
+
+def encode_frame(arrays: Sequence[RowArray], rows: Arrays, header: bytes) -> bytes:
+    """A whole frame. `rows` has the arrays that `header` was made of, B rows of each."""
+    pieces: list[bytes | memoryview] = [header]
+    for array in arrays:
+        dtype = np.dtype(array.dtype).newbyteorder("<")
+        values = np.ascontiguousarray(rows[array.name], dtype)
+        pieces.append(values.view(np.uint8).reshape(-1).data)
+    return b"".join(pieces)
+
+
+def blank_frame(
+    arrays: Sequence[RowArray], num_rows: int, header: bytes
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.void]]]:
+    """A frame to be filled in place: its bytes, and in them each array, one element a row."""
+    frame = np.empty(len(header) + values_size(arrays, num_rows), np.uint8)
+    frame[: len(header)] = np.frombuffer(header, np.uint8)
+    places: dict[str, NDArray[np.void]] = {}
+    offset = len(header)
+    for array in arrays:
+        end = offset + num_rows * array.row_bytes
+        places[array.name] = frame[offset:end].view(f"V{array.row_bytes}")
+        offset = end
+    return frame, places
+
+
+def checksum_of(body: Buffer) -> str:
+    """What `CHECKSUM_HEADER` says of a body."""
+    return f"{crc32c(body):08x}"
+
+
+def decode_frame(
+    body: bytes,
+    *,
+    checksum: str | None,
+    arrays: Sequence[RowArray],
+    num_rows: int,
+    metadata: Mapping[str, str],
+    what: str,
+) -> Arrays:
+    """The rows of a frame, each array [B, ...], read-only views of `body`.
+
+    Args:
+        body: of the response.
+        checksum: what its `CHECKSUM_HEADER` says; None where there is none.
+        arrays: those asked for.
+        num_rows: rows asked for.
+        metadata: what the frame must say of itself.
+        what: the request, for messages.
+
+    Raises:
+        CorruptError: it is not the answer to what was asked, or was damaged on the way.
+    """
+    header = frame_header(arrays, num_rows, metadata)
+    wanted = len(header) + values_size(arrays, num_rows)
+    if len(body) != wanted:
+        raise CorruptError(f"{what} answered {len(body)} bytes where {wanted} were to come.")
+    if checksum is None or checksum_of(body) != checksum:
+        raise CorruptError(
+            f"{what}: the body has CRC-32C {checksum_of(body)}, its header says "
+            f"{checksum or 'nothing'}: it was damaged on the way."
+        )
+    if body[: len(header)] != header:
+        raise CorruptError(f"{what} answered other arrays, rows or cache than was asked for.")
+    rows: Arrays = {}
+    offset = len(header)
+    for array in arrays:
+        count = num_rows * array.row_bytes
+        flat = np.frombuffer(body, np.uint8, count=count, offset=offset)
+        dtype = np.dtype(array.dtype).newbyteorder("<")
+        rows[array.name] = flat.view(dtype).reshape(num_rows, *array.row_shape)
+        offset += count
+    return rows

@@ -1,0 +1,122 @@
+"""A full house says so at once; health and metrics always get through; nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from support.sockets import connect, get, metric, probing
+from support.toyservice import toy_service
+
+from cache_service.api.limits import Gate
+
+
+@pytest.mark.parametrize(
+    ("clients", "seconds"), [(60, 0.05), pytest.param(200, 0.25, marks=pytest.mark.faults)]
+)
+def test_slow_lookups_do_not_slow_health_and_the_excess_is_told_to_wait(tmp_path, clients, seconds):
+    with toy_service(tmp_path, in_flight=32, threads=4) as toy, probing(toy.port) as probe:
+        with ThreadPoolExecutor(clients) as pool:
+            answers = [
+                pool.submit(get, toy.port, f"/v1/lookup/a?seconds={seconds}")
+                for _ in range(clients)
+            ]
+            time.sleep(seconds / 2)
+            begun = time.monotonic()
+            assert metric(toy.port, "kdcache_inflight_requests") <= 32
+            assert time.monotonic() - begun < 0.5
+            found = [answer.result() for answer in answers]
+        statuses = [status for status, _, _ in found]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) >= 32
+        for status, headers, body in found:
+            if status == 503:
+                assert headers["retry-after"] == "1"
+                assert headers["content-type"] == "application/problem+json"
+                assert json.loads(body)["code"] == "busy"
+        assert probe.failures == []
+        assert sorted(probe.seconds)[int(len(probe.seconds) * 0.99)] < 0.25
+        assert metric(toy.port, "kdcache_inflight_requests") == 0
+        assert metric(toy.port, "kdcache_reading_threads") == 0
+
+
+def test_the_caps_hold_under_64_clients(tmp_path):
+    with toy_service(tmp_path, in_flight=10, threads=2) as toy:
+        largest, ended = [], threading.Event()
+
+        def watch():
+            while not ended.is_set():
+                largest.append(
+                    (
+                        metric(toy.port, "kdcache_inflight_requests"),
+                        metric(toy.port, "kdcache_reading_threads"),
+                    )
+                )
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(64) as pool:
+            calls = [pool.submit(get, toy.port, "/v1/lookup/a?seconds=0.02") for _ in range(256)]
+            statuses = [call.result()[0] for call in calls]
+        ended.set()
+        watcher.join()
+    assert set(statuses) == {200, 503}
+    assert max(in_flight for in_flight, _ in largest) == 10
+    assert max(threads for _, threads in largest) == 2
+
+
+def settles(condition, seconds=5.0):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("clients", [30, pytest.param(200, marks=pytest.mark.faults)])
+def test_clients_that_leave_while_reading_leave_nothing_behind(tmp_path, clients):
+    with toy_service(tmp_path, in_flight=250, threads=4) as toy:
+        get(toy.port, "/healthz")
+        files = toy.num_files()
+        sockets = [connect(toy.port) for _ in range(clients)]
+        for each in sockets:
+            each.sendall(b"GET /v1/lookup/a?seconds=0.3 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert settles(lambda: metric(toy.port, "kdcache_reading_threads") == 4)
+        for each in sockets:
+            each.close()
+        # Reading for all of them would take 0.3 s * clients / 4; the ones that left are not read.
+        assert settles(lambda: metric(toy.port, "kdcache_inflight_requests") == 0, 2.0)
+        assert metric(toy.port, "kdcache_reading_threads") == 0
+        assert settles(lambda: toy.num_files() <= files)
+        left = 'kdcache_requests_total{code="499",route="/v1/lookup/{name}"}'
+        assert metric(toy.port, left) >= clients - 8
+
+
+def test_event_streams_have_places_of_their_own(tmp_path):
+    with toy_service(tmp_path, streams=2, in_flight=2) as toy:
+        streams = [connect(toy.port) for _ in range(2)]
+        for each in streams:
+            each.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert each.recv(4096).startswith(b"HTTP/1.1 200")
+        assert get(toy.port, "/v1/events")[0] == 503
+        assert get(toy.port, "/v1/lookup/a")[0] == 200
+        assert metric(toy.port, "kdcache_event_streams") == 2
+        for each in streams:
+            each.close()
+        assert settles(lambda: metric(toy.port, "kdcache_event_streams") == 0)
+
+
+def test_a_gate_counts_in_and_out():
+    gate = Gate(max_in_flight=1, max_event_streams=1, reading_threads=1)
+    assert gate.enter(stream=False)
+    assert not gate.enter(stream=False)
+    assert gate.enter(stream=True)
+    assert not gate.enter(stream=True)
+    gate.leave(stream=False)
+    gate.leave(stream=True)
+    assert (gate.in_flight, gate.event_streams) == (0, 0)
+    assert gate.enter(stream=False)

@@ -1,0 +1,243 @@
+"""The pages as HTML: well-formed, escaped, and saying what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+
+import pytest
+import urllib3
+from support.builds import record_toy
+from support.html_page import Page
+from support.page_ports import BUSY, FolderPorts, news
+
+from cache_service.api.page import routes
+from cache_service.api.page.pages import Pages
+from cache_service.api.page.renderer import Renderer
+from cache_service.errors import ConfigError, NotACacheError, RowsNotBuiltError, StorageError
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def parsed(page):
+    found = Page()
+    found.feed(page.html)
+    found.close()
+    assert found.open == []
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in found.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("href", "src", "action"):
+            assert attributes.get(name, "/").startswith(("/", "#", "?", "data:image/png;base64,"))
+    return found
+
+
+@pytest.fixture
+def make():
+    """Pages without a drawing process of any use."""
+    made = []
+
+    def make(ports, *, login=False):
+        made.append(Pages(ports, login=login, renderer=Renderer(command=("/bin/false",))))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_an_empty_root_says_what_to_type(tmp_path, make):
+    html = make(FolderPorts(tmp_path)).overview().html
+    assert "There is no cache here yet" in html
+    assert "kd-cache build FILE" in html
+    assert f"{tmp_path}/NAME" in html
+
+
+def test_every_cache_is_listed_with_what_identifies_it(pages, root):
+    found = parsed(pages.overview())
+    links = [attributes.get("href") for attributes in found.all("a")]
+    for name in ("mixed", "partial", "plain"):
+        assert f"/caches/{name}" in links
+        assert f"/caches/{name}/explore" in links
+    labels = [svg.get("aria-label") for svg in found.all("svg") if svg.get("role") == "img"]
+    assert "2 of 2 seeds complete, 6 of 6 shards recorded." in labels
+    assert "0 of 4 seeds complete, 3 of 16 shards recorded." in labels
+
+
+def test_a_cache_that_cannot_be_opened_is_listed_with_the_reason(root, tmp_path, make):
+    shutil.copytree(root / "partial", tmp_path / "good")
+    shutil.copytree(root / "partial", tmp_path / "damaged")
+    file = tmp_path / "damaged" / "zarr.json"
+    file.write_text(file.read_text().replace('"toy"', '"tow"'))
+    html = make(FolderPorts(tmp_path)).overview().html
+    assert "Cannot be opened." in html
+    assert "/caches/good" in html
+
+
+def test_states_of_builds_are_said_and_errors_shown(root, make):
+    ports = FolderPorts(root)
+    pages = make(ports)
+    assert "No build was asked for yet" in pages.overview().html
+    assert "No requests in the last minute" in pages.overview().html
+    ports.builds_enabled = False
+    assert "This server records nothing itself" in pages.overview().html
+    ports.news = [news(), news(state="failed", error=EVIL), news(state="queued", rows_total=0)]
+    ports.seen = BUSY
+    found = parsed(pages.overview())
+    assert [bar["value"] for bar in found.all("progress")] == ["0.2747", "0.2747", "0.0"]
+    texts = [text for _, text in found.texts]
+    for text in ("412,000 of 1,500,000", "5,312 rows/s", "3 min", "2.1 ms", "18.4 ms", EVIL):
+        assert text in texts
+    assert len(found.all("script")) == 1
+
+
+def test_an_event_has_the_same_words_and_the_raw_figures(root, make):
+    ports = FolderPorts(root)
+    ports.news, ports.seen = [news()], BUSY
+    pages = make(ports)
+    event = pages.event()
+    html = pages.overview().html
+    for name, text in event["shown"].items():
+        assert re.search(rf'id="{name}"[^>]*>{re.escape(text)}<', html), name
+    assert event["builds"][0]["rows_per_s"] == 5312.0
+    assert event["traffic"]["p99_s"] == BUSY.p99_s
+    assert event is pages.event()
+
+
+def test_events_go_on_after_a_moment_in_which_the_queue_cannot_be_read(root, make):
+    class Failing(FolderPorts):
+        def builds(self):
+            raise StorageError("the builds database cannot be used.")
+
+    async def two():
+        stopping = asyncio.Event()
+        events = routes._events(make(Failing(root)), stopping)
+        first = await anext(events)
+        stopping.set()
+        return [first, *[event async for event in events]]
+
+    assert asyncio.run(two()) == [b": storage\n\n"]
+
+
+def test_figures_change_the_words_only_and_states_the_structure(root, make):
+    def structure(**changes):
+        ports = FolderPorts(root)
+        ports.news = [news(**changes)]
+        return make(ports).event()["structure"]
+
+    assert structure() == structure(rows_done=500_000, eta_s=3.0)
+    assert structure() != structure(state="done")
+
+
+def test_hostile_names_are_shown_as_text(tmp_path, make):
+    dataset = {
+        "name": "support.toys:patches",
+        "args": {"num_samples": 96},
+        "split": EVIL.replace("/", ""),
+    }
+    record_toy(str(tmp_path / "c"), seeds="0:1", dataset=dataset)
+    pages = make(FolderPorts(tmp_path))
+    for page in (pages.overview(), pages.cache("c"), pages.explore("c", "", "")):
+        assert "<script>alert" not in page.html
+        assert "&lt;script&gt;alert" in page.html
+        parsed(page)
+    with pytest.raises(NotACacheError) as refused:
+        pages.cache(EVIL)
+    assert "<script>alert" not in pages.refused(refused.value).html
+
+
+def test_the_page_of_a_cache_says_everything_that_identifies_it(pages, root):
+    found = parsed(pages.cache("plain"))
+    texts = " ".join(text for _, text in found.texts)
+    spec = FolderPorts(root).open("plain").cache.spec
+    for fact in (
+        spec.fingerprint,
+        spec.teacher.weights_sha256,
+        spec.dataset.sha256,
+        "pad_crop, horizontal_flip; 16 px",
+        "1, 2, 4: 21 cells a view, of which scale 4 is stored and the rest follows",
+        "dense float16",
+        "Complete seeds: 0:2.",
+    ):
+        assert fact in texts
+    assert "Begun: seed 0 (2 of 4 shards), seed 2 (1 of 4 shards).<" in pages.cache("partial").html
+
+
+def test_a_mixed_view_names_its_partner(pages):
+    html = pages.explore("mixed", "0", "0").html
+    assert "the larger part of a mixed view" in html
+    assert re.search(r'href="\?seed=0&amp;sample=\d+">sample \d+</a> \(place\d\); own share', html)
+
+
+def test_a_sample_page_links_its_neighbors_and_other_seeds(pages):
+    page = pages.explore("plain", "0", "0")
+    found = parsed(page)
+    keys = {a["data-key"]: a["href"] for a in found.all("a") if "data-key" in a}
+    assert keys == {"ArrowRight": "?seed=0&sample=1", "Shift+ArrowRight": "?seed=1&sample=0"}
+    assert "?seed=1&sample=0" in [a.get("href") for a in found.all("a")]
+    last = {
+        a["data-key"] for a in parsed(pages.explore("plain", "1", "95")).all("a") if "data-key" in a
+    }
+    assert last == {"ArrowLeft", "Shift+ArrowLeft"}
+
+
+def test_without_its_dataset_the_answers_are_shown_and_what_to_configure(root, make):
+    page = make(FolderPorts(root)).explore("plain", "0", "3")
+    parsed(page)
+    assert "The server may not open the dataset" in page.html
+    assert "builds.datasets" in page.html
+    assert "because the label is not known here" in page.html
+    assert "Views that the cache keeps whole" in page.html or "kept in the cache" in page.html
+    assert "complementary" not in page.html
+    assert page.html.count("data-cell=") == 21
+
+
+def test_a_picture_that_fails_leaves_the_answers_and_the_reason(root, make):
+    page = make(FolderPorts(root, ({"name": "support.toys:patches"},))).explore("plain", "0", "3")
+    parsed(page)
+    assert "drawing process" in page.html
+    assert page.html.count("data-cell=") == 21
+
+
+def test_rows_that_are_not_recorded_are_told_on_the_page(pages):
+    page = pages.explore("plain", "7", "3")
+    parsed(page)
+    assert page.status == RowsNotBuiltError.http_status
+    assert "not recorded yet" in page.html
+    assert pages.explore("plain", "0", "96").status == RowsNotBuiltError.http_status
+
+
+@pytest.mark.parametrize("written", ["-1", "x", "1e3", "9" * 40, "\u0663", "0x1", " 1", EVIL])
+def test_what_is_no_number_is_refused(pages, written):
+    with pytest.raises(ConfigError, match="is not a number from 0"):
+        pages.explore("plain", "0", written)
+    with pytest.raises(ConfigError, match="is not a number from 0"):
+        pages.explore("plain", written, "0")
+
+
+def test_pages_carry_the_headers_that_keep_them_alone(server):
+    with urllib3.PoolManager(retries=False) as pool:
+        for path in ("/", "/caches/plain", "/caches/nope", "/caches/plain/explore?seed=x"):
+            answer = pool.request("GET", server + path)
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+            assert "unsafe" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert [pool.request("GET", server + p).status for p in ("/", "/caches/nope")] == [200, 404]
+        assert pool.request("GET", f"{server}/caches/plain/explore?seed=x").status == 422
+
+
+def test_static_files_are_named_ones_with_an_etag(server):
+    with urllib3.PoolManager(retries=False) as pool:
+        answer = pool.request("GET", f"{server}/static/page.css")
+        assert answer.headers["content-type"].startswith("text/css")
+        again = pool.request(
+            "GET", f"{server}/static/page.css", headers={"If-None-Match": answer.headers["etag"]}
+        )
+        assert again.status == 304
+        for path in ("page.html", "..%2fpages.py", "%2e%2e/pages.py", "base.html", "", "x" * 500):
+            assert pool.request("GET", f"{server}/static/{path}", redirect=False).status == 404
