@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import File, Json, Settings, emit, human_bytes, human_seconds
+from cache_service.wording import human_bytes, human_seconds
+from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:
     from cache_service.build.plan import Plan

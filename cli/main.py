@@ -15,7 +15,16 @@ from typing import Annotated
 import typer
 
 from cache_service.errors import ConfigError, KdCacheError
-from cli import build_commands, cache_commands, demo_command, reproduce_command, train_commands
+from cli import (
+    bench_command,
+    build_commands,
+    cache_commands,
+    cycle_command,
+    demo_command,
+    reproduce_command,
+    serve_command,
+    train_commands,
+)
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
@@ -26,6 +35,11 @@ EXTRAS = {
     "timm": "train",
     "PIL": "train",
     "sklearn": "demo",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "jinja2": "serve",
 }
 """Which extra brings a module: the core alone reads, checks and serves rows."""
 
@@ -34,7 +48,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Record a teacher once per augmentation seed; train students from the recording.",
 )
-for module in (demo_command, build_commands, cache_commands, train_commands, reproduce_command):
+COMMANDS = (
+    demo_command,
+    build_commands,
+    cache_commands,
+    serve_command,
+    train_commands,
+    cycle_command,
+    reproduce_command,
+    bench_command,
+)
+for module in COMMANDS:
     module.register(app)
 
 

@@ -10,7 +10,8 @@ import typer
 
 File = Annotated[str, typer.Argument(help="A YAML file.", metavar="FILE", show_default=False)]
 CacheUrl = Annotated[
-    str, typer.Argument(help="A path or s3://bucket/prefix.", metavar="CACHE", show_default=False)
+    str,
+    typer.Argument(help="A path, s3://... or http(s)://...", metavar="CACHE", show_default=False),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -33,22 +34,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | set):
         return list(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def human_bytes(count: float) -> str:
-    """`1536` -> `1.5 kB`; powers of ten, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def human_seconds(seconds: float | None) -> str:
-    """`3700` -> `1 h 02 min`."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = round(seconds / 60), int(seconds // 3600)
-    return f"{minutes} min" if hours == 0 else f"{hours} h {minutes - 60 * hours:02d} min"

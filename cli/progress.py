@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.options import human_bytes
+from cache_service.wording import human_bytes
 
 if TYPE_CHECKING:
     from cache_service.build.progress import Progress as BuildProgress

@@ -16,30 +16,29 @@ def register(app: typer.Typer) -> None:
 
 
 def train(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Train a student from recorded teachers. Resumes from the checkpoint in the file's `out`."""
-    from distill.config import load_config
+    """Train students from recorded teachers. Resumes from the checkpoints in the file's `out`."""
     from distill.progress import show_progress
-    from distill.train import train as run
+    from distill.several import load_students
+    from distill.train import train_students
 
-    config = load_config(file, settings or [])
+    configs = load_students(file, settings or [])
     with show_progress() as listener:
-        result = run(config, on_event=listener)
-    history = result.history
-    scores = None if history.last is None else _scores(history.last)
-    document = {"out": config.out, "steps": history.step, "method": config.method.name}
-    lines = [f"{config.out}: {history.step} steps of {config.method.name}"]
-    if scores is not None:
-        document["evaluation"] = scores
-        document["best"] = _best(history)
-        lines.append(_score_line(scores))
-    emit(document, as_json=json, text="\n".join(lines))
+        results = train_students(configs, on_event=listener)
+    documents = {name: _outcome(configs[name], result.history) for name, result in results.items()}
+    lines = [
+        f"{each['out']}: {each['steps']} steps of {each['method']}" for each in documents.values()
+    ]
+    scores = {name: each["evaluation"] for name, each in documents.items() if "evaluation" in each}
+    _emit_students(documents, as_json=json, lines=[*lines, *_score_lines(scores)])
 
 
 def evaluate(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="checkpoint.pt or its folder.", show_default=False
+            metavar="CHECKPOINT",
+            help="checkpoint.pt, its folder, or the `out` of several students.",
+            show_default=False,
         ),
     ],
     cache: Annotated[
@@ -59,22 +58,48 @@ def evaluate(
     from cache_service.configfile import validate_config
     from cache_service.datasets import DatasetConfig
     from cache_service.yamltext import parse_yaml
+    from distill.checkpoint import find_checkpoints
     from distill.evaluate import evaluate_checkpoint
 
     chosen = None
     if dataset is not None:
         document = parse_yaml(dataset, where="--dataset")
         chosen = validate_config(DatasetConfig, document, where="--dataset")
-    scores = _scores(evaluate_checkpoint(checkpoint, dataset=chosen, cache=cache, device=device))
-    emit(scores, as_json=json, text=_score_line(scores))
+    scores = {
+        name: _scores(evaluate_checkpoint(path, dataset=chosen, cache=cache, device=device))
+        for name, path in find_checkpoints(checkpoint).items()
+    }
+    _emit_students(scores, as_json=json, lines=_score_lines(scores))
+
+
+def _outcome(config: Any, history: Any) -> dict[str, Any]:
+    document = {"out": config.out, "steps": history.step, "method": config.method.name}
+    if history.last is not None:
+        document["evaluation"] = _scores(history.last)
+        document["best"] = None if history.best is None else _scores(history.best)
+    return document
 
 
 def _scores(evaluation: Any) -> dict[str, Any]:
     return dict(evaluation._asdict())
 
 
-def _best(history: Any) -> dict[str, Any] | None:
-    return None if history.best is None else _scores(history.best)
+def _emit_students(
+    documents: dict[str, dict[str, Any]], *, as_json: bool, lines: list[str]
+) -> None:
+    """One student's document as it is; those of several in a list, each with its name."""
+    document: dict[str, Any] = {
+        "students": [{"name": name, **each} for name, each in documents.items()]
+    }
+    if set(documents) == {""}:
+        document = documents[""]
+    emit(document, as_json=as_json, text="\n".join(lines))
+
+
+def _score_lines(scores: dict[str, dict[str, Any]]) -> list[str]:
+    """A line of scores for each student, behind its name where it has one."""
+    width = max(map(len, scores), default=0)
+    return [f"{name:{width}}  {_score_line(each)}".lstrip() for name, each in scores.items()]
 
 
 def _score_line(scores: dict[str, Any]) -> str:

@@ -14,10 +14,11 @@ from cli.demo.way import WayJob, live_teacher
 from distill.config import TrainConfig
 from distill.finite import FiniteWatch
 from distill.learner import make_learner
+from distill.lesson import Run
 from distill.optim import set_learning_rate
 from distill.randomness import private_random
 from distill.schedule import learning_rate
-from distill.step import Run, train_step
+from distill.step import train_step
 from distill.stream import LiveStream, open_stream
 from distill.students import choose_device
 
@@ -38,8 +39,7 @@ def compare_steps(cached: TrainConfig, live: WayJob) -> Agreement:
     teacher = live_teacher(live.teacher, live.train, device)
     beside = LiveStream(open_stream(live.train, device=device), [teacher])
     watch = FiniteWatch(device)
-    from_cache = Run(cached, recorded, device, watch)
-    from_live = Run(live.train, beside, device, watch)
+    from_cache, from_live = Run(recorded, device, watch), Run(beside, device, watch)
     num_steps = recorded.facts.plan.steps_per_epoch
     losses: list[tuple[float, float]] = []
     with private_random(device):
@@ -54,11 +54,8 @@ def compare_steps(cached: TrainConfig, live: WayJob) -> Agreement:
             )
             set_learning_rate(learner.optimizer, rate)
             twin = copy.deepcopy(learner)
-            losses.append(
-                (
-                    train_step(from_live, twin, [batch]).floats()["loss"],
-                    train_step(from_cache, learner, [batch]).floats()["loss"],
-                )
-            )
-    with_live, with_cache = zip(*losses, strict=True)
-    return Agreement(with_live, with_cache, TOLERANCE)
+            (with_live,) = train_step(from_live, [twin], [batch])
+            (with_cache,) = train_step(from_cache, [learner], [batch])
+            losses.append((with_live.floats()["loss"], with_cache.floats()["loss"]))
+    live_losses, cached_losses = zip(*losses, strict=True)
+    return Agreement(live_losses, cached_losses, TOLERANCE)

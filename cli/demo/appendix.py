@@ -6,8 +6,8 @@ import shlex
 from html import escape
 from pathlib import Path
 
+from cache_service.wording import human_bytes, human_seconds
 from cli.demo.result import DemoResult
-from cli.options import human_bytes, human_seconds
 
 EACH_WAY = (
     "Each way was trained in a fresh process, one after the other, on the same views in the same "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+from cache_service.wording import human_bytes
 from cli.demo import table as text
 from cli.demo.result import DemoResult
 from cli.demo.settings import CACHED_KD, LIVE
 from cli.demo.svg import LineChart, Series, bar_chart, line_chart, swatch
-from cli.options import human_bytes
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

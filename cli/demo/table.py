@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from cache_service.wording import human_bytes, human_seconds
 from cli.demo.result import DemoResult
 from cli.demo.settings import CACHED_KD, LIVE
-from cli.options import human_bytes, human_seconds
 
 COLUMNS = ("Student", "Test accuracy", "Per step", "Peak memory")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from cache_service.errors import UntrainedTeacherError
 from cli.reproduce.hinton import (
     HintonSettings,
+    Transfer,
     build_document,
     student_document,
     teacher_document,
@@ -23,18 +24,22 @@ class Classroom(NamedTuple):
         name: of the reproduction; its students and its cache lie in a folder of that name.
         settings: networks, lengths and rates.
         order: folders, seeds, and who is told.
+        transfer: what students see.
+        prefix: of the folders of this transfer set's runs, where a reproduction has several.
         omit: digits that the transfer set does not have.
     """
 
     name: str
     settings: HintonSettings
     order: Order
+    transfer: Transfer
+    prefix: str = ""
     omit: tuple[int, ...] = ()
 
     @property
     def cache(self) -> str:
         """The recording's folder."""
-        return self.order.folder(self.name, "cache")
+        return self.order.folder(self.name, f"{self.prefix}cache")
 
     def teacher_run(self) -> Measured:
         """The teacher, which has seen every digit; all reproductions share it."""
@@ -67,19 +72,23 @@ class Classroom(NamedTuple):
         return self._document("soft", seed)
 
     def _record(self) -> float:
-        document = build_document(self.settings, self.order, cache=self.cache, omit=self.omit)
-        return record_teacher(document, title=f"{self.name} recording", say=self.order.say)
+        document = build_document(
+            self.settings, self.order, self.transfer, cache=self.cache, omit=self.omit
+        )
+        title = f"{self.name} {self.prefix}recording"
+        return record_teacher(document, title=title, say=self.order.say)
 
     def _train(self, kind: str, seed: int) -> Measured:
-        title = f"{self.name} {kind} seed {seed}"
+        title = f"{self.name} {self.prefix}{kind} seed {seed}"
         return train_run(self._document(kind, seed), title=title, say=self.order.say)
 
     def _document(self, kind: str, seed: int) -> dict[str, Any]:
         return student_document(
             self.settings,
             self.order,
+            self.transfer,
             seed=seed,
-            out=self.order.folder(self.name, f"{kind}-{seed}"),
+            out=self.order.folder(self.name, f"{self.prefix}{kind}-{seed}"),
             cache=self.cache if kind == "soft" else None,
             omit=self.omit,
         )

@@ -22,6 +22,41 @@ Count = Annotated[int, Field(ge=1)]
 Widths = tuple[Count, ...]
 
 
+class Transfer(Frozen):
+    """What students see and for how long: one and the same under labels and under soft targets."""
+
+    jitter: Annotated[int, Field(ge=0, description="px by which the views move.")]
+    epochs: Count
+    recorded: Annotated[int, Field(ge=1, description="Recorded epochs, used in turn.")]
+    label_optimizer: OptimizerConfig
+    soft_optimizer: OptimizerConfig
+    soft_clip: Annotated[
+        float | None, Field(gt=0, description="Largest norm of the gradient of soft targets.")
+    ] = None
+
+
+UNMOVED = Transfer(
+    jitter=0,
+    epochs=25,
+    recorded=4,
+    label_optimizer=SGD(lr=0.05, nesterov=True),
+    # At a high T the soft term is all but a squared distance of logits over 2 C: flatter than the
+    # cross-entropy, so it wants a higher rate, but unbounded, so it needs clipping with that.
+    soft_optimizer=SGD(lr=0.2, nesterov=True),
+    soft_clip=2.0,
+)
+"""The paper's: the digits as they are. Of moved ones a student knows what its teacher tells."""
+
+MOVED = Transfer(
+    jitter=2,
+    epochs=60,
+    recorded=30,
+    label_optimizer=AdamW(lr=0.001, weight_decay=0.0),
+    soft_optimizer=AdamW(lr=0.001, weight_decay=0.0),
+)
+"""What a recording is for: the teacher's answers to views such as it was trained on."""
+
+
 class HintonSettings(Frozen):
     """Networks, lengths and rates. The paper gives the networks, the regularizers and T.
 
@@ -29,7 +64,7 @@ class HintonSettings(Frozen):
     """
 
     teacher_hidden: Widths = (1200, 1200)
-    teacher_epochs: Count = 160
+    teacher_epochs: Count = 320
     teacher_optimizer: OptimizerConfig = AdamW(lr=0.002, weight_decay=0.0)
     teacher_batch: Count = 256
     drop_input: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -38,23 +73,22 @@ class HintonSettings(Frozen):
     jitter: Annotated[int, Field(ge=0, description="px by which the teacher's views move.")] = 2
 
     student_hidden: Widths = (800, 800)
-    student_epochs: Count = 25
-    label_optimizer: OptimizerConfig = SGD(lr=0.05, nesterov=True)
-    # At a high T the soft term is all but a squared distance of logits over 2 C: flatter than the
-    # cross-entropy, so it wants a higher rate, but unbounded, so it needs clipping with that.
-    soft_optimizer: OptimizerConfig = SGD(lr=0.2, nesterov=True)
-    soft_clip: Annotated[float, Field(gt=0, description="Largest norm of the gradient.")] = 2.0
     student_batch: Count = 128
     temperature: Annotated[float, Field(gt=0)] = 20.0
     alpha: Annotated[float, Field(gt=0, le=1, description="Weight of the soft targets.")] = 0.9
-    recorded: Annotated[int, Field(ge=1, description="Recorded epochs, used in turn.")] = 4
+    unmoved: Transfer = UNMOVED
+    moved: Transfer = MOVED
     workers: Annotated[int, Field(ge=0, description="Processes that render views.")] = 1
 
 
 FULL = HintonSettings()
 """Sized for an hour on two cores with three seeds."""
 
-QUICK = HintonSettings(teacher_epochs=12, student_epochs=6, recorded=2)
+QUICK = HintonSettings(
+    teacher_epochs=12,
+    unmoved=UNMOVED.model_copy(update={"epochs": 6, "recorded": 2}),
+    moved=MOVED.model_copy(update={"epochs": 6, "recorded": 6}),
+)
 """Sized for six minutes on two cores with one seed: shows that it works, not the figures."""
 
 TEACHER = "teacher"
@@ -64,7 +98,7 @@ def teacher_document(settings: HintonSettings, order: Order) -> dict[str, Any]:
     """The teacher's train file: labels, jitter, dropout, max-norm. Both reproductions share it."""
     return {
         "dataset": mnist_document(order.data, "train"),
-        "augment": {"size": SIDE, "ops": [{"op": "pad_crop", "padding": settings.jitter}]},
+        "augment": _augment(settings.jitter),
         "student": _network(_teacher_args(settings)),
         "method": {"name": "ce"},
         **_training(settings.teacher_optimizer, settings.teacher_epochs, settings.teacher_batch),
@@ -77,14 +111,19 @@ def teacher_document(settings: HintonSettings, order: Order) -> dict[str, Any]:
 
 
 def build_document(
-    settings: HintonSettings, order: Order, *, cache: str, omit: Sequence[int] = ()
+    settings: HintonSettings,
+    order: Order,
+    transfer: Transfer,
+    *,
+    cache: str,
+    omit: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The build file: the teacher on the transfer set, unmoved as in the paper."""
+    """The build file: the teacher on a transfer set."""
     return {
         "cache": cache,
         "dataset": mnist_document(order.data, "train", omit),
-        "augment": {"size": SIDE, "preset": "none"},
-        "seeds": f"0:{settings.recorded}",
+        "augment": _augment(transfer.jitter),
+        "seeds": f"0:{transfer.recorded}",
         "teacher": {
             **_network(_teacher_args(settings)),
             "checkpoint": f"{order.folder(TEACHER)}/{STUDENT_NAME}",
@@ -97,6 +136,7 @@ def build_document(
 def student_document(
     settings: HintonSettings,
     order: Order,
+    transfer: Transfer,
     *,
     seed: int,
     out: str,
@@ -106,25 +146,31 @@ def student_document(
     """A student's train file: soft targets from a cache, or labels on the same views without."""
     if cache is None:
         learns: dict[str, Any] = {
-            "augment": {"size": SIDE, "preset": "none"},
-            "seeds": f"0:{settings.recorded}",
+            "augment": _augment(transfer.jitter),
+            "seeds": f"0:{transfer.recorded}",
             "method": {"name": "ce"},
         }
-        optimizer = settings.label_optimizer
+        optimizer = transfer.label_optimizer
     else:
         soft = {"name": "kd", "temperature": settings.temperature, "alpha": settings.alpha}
-        learns = {"caches": cache, "method": soft, "clip_grad_norm": settings.soft_clip}
-        optimizer = settings.soft_optimizer
+        learns = {"caches": cache, "method": soft, "clip_grad_norm": transfer.soft_clip}
+        optimizer = transfer.soft_optimizer
     return {
         "dataset": mnist_document(order.data, "train", omit),
         **learns,
         "student": _network({"hidden": list(settings.student_hidden)}),
-        **_training(optimizer, settings.student_epochs, settings.student_batch),
+        **_training(optimizer, transfer.epochs, settings.student_batch),
         "workers": settings.workers,
         "seed": seed,
         "evaluate": {"dataset": mnist_document(order.data, "test")},
         "out": out,
     }
+
+
+def _augment(jitter: int) -> dict[str, Any]:
+    if jitter == 0:
+        return {"size": SIDE, "preset": "none"}
+    return {"size": SIDE, "ops": [{"op": "pad_crop", "padding": jitter}]}
 
 
 def _network(args: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from distill.students import choose_device
+
 PACKAGES = ("kd-cache", "torch", "torchvision", "timm", "numpy", "zarr", "pillow")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and device."""
+def describe_machine(device: str = "auto") -> dict[str, Any]:
+    """Processor, cores, threads, and the device that `device` of a train file means here."""
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -23,8 +25,9 @@ def describe_machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "device": "cpu",
     }
-    if torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(chosen)
     return found
 
 

@@ -7,10 +7,16 @@ from typing import Any
 
 import yaml
 
-from cli.options import human_seconds
-from cli.reproduce.table import Goal, Measured, Row, Table
+from cache_service.wording import human_seconds
+from cli.reproduce.table import Figure, Goal, Measured, Row, Table, Unit
 
 NOTHING = "-"
+
+UNITS: dict[Unit, str] = {
+    "errors": "numbers of test errors",
+    "accuracy": "shares of the test set classified right, in %",
+    "error rate": "shares of the test set classified wrong, in %",
+}
 
 VERDICTS = {True: "met", False: "**not met**", None: "**not measured**"}
 
@@ -31,14 +37,14 @@ def _lines(table: Table) -> Iterator[str]:
     yield f"Made by `{table.command}`."
     yield ""
     header = ("", "published", "measured, last epoch", "each run", "best epoch", "time per run")
-    yield from _grid(header, [_row(row) for row in table.rows])
+    yield from grid(header, [_row(row, table.unit) for row in table.rows])
     yield ""
     yield (
-        "Figures are numbers of test errors; measured ones are mean and standard deviation over "
+        f"Figures are {UNITS[table.unit]}; measured ones are mean and standard deviation over "
         "seeds. The best epoch is chosen on the test set, so it flatters: compare the last."
     )
     yield ""
-    yield from _grid(("wanted", "measured", ""), [_goal(goal) for goal in table.goals])
+    yield from grid(("wanted", "measured", ""), [_goal(goal) for goal in table.goals])
     for note in table.notes:
         yield ""
         yield note
@@ -49,35 +55,49 @@ def _lines(table: Table) -> Iterator[str]:
     yield "## Time"
     yield ""
     parts = [*table.seconds.items(), ("together", sum(table.seconds.values()))]
-    yield from _grid(("", "time"), [(name, human_seconds(value)) for name, value in parts])
+    yield from grid(("", "time"), [(name, human_seconds(value)) for name, value in parts])
 
 
-def _row(row: Row) -> tuple[str, ...]:
+def _row(row: Row, unit: Unit) -> tuple[str, ...]:
     return (
         row.what,
-        NOTHING if row.published is None else str(row.published),
-        _mean(row),
-        "; ".join(_run(run) for run in row.runs) or NOTHING,
-        "; ".join(_best(run) for run in row.runs if run.best is not None) or NOTHING,
+        _published(row, unit),
+        _mean(row, unit),
+        "; ".join(_run(run, unit) for run in row.runs) or NOTHING,
+        "; ".join(_best(run, unit) for run in row.runs if run.best is not None) or NOTHING,
         _time(row),
     )
 
 
-def _mean(row: Row) -> str:
+def _figure(value: Figure | None, unit: Unit) -> str:
+    return f"{value}" if unit == "errors" else f"{value:.2f}"
+
+
+def _published(row: Row, unit: Unit) -> str:
+    if row.published is None:
+        return NOTHING
+    if isinstance(row.published, tuple):
+        return " to ".join(_figure(end, unit) for end in row.published)
+    return _figure(row.published, unit)
+
+
+def _mean(row: Row, unit: Unit) -> str:
     if row.mean is None:
         return "**failed**"
-    text = f"{row.mean:.1f}" if len(row.values) > 1 else f"{row.mean:.0f}"
+    digits = 2 if unit != "errors" else int(len(row.values) > 1)
+    text = f"{row.mean:.{digits}f}"
     if row.spread is not None:
-        text += f" +- {row.spread:.1f}"
+        text += f" +- {row.spread:.{digits}f}"
     return f"{text} (**{len(row.failures)} failed**)" if row.failures else text
 
 
-def _run(run: Measured) -> str:
-    return f"seed {run.seed}: {run.last if run.failure is None else f'failed: {run.failure}'}"
+def _run(run: Measured, unit: Unit) -> str:
+    told = f"failed: {run.failure}" if run.failure is not None else _figure(run.last, unit)
+    return f"seed {run.seed}: {told}"
 
 
-def _best(run: Measured) -> str:
-    return f"{run.best} at {run.best_epoch} of {run.epochs}"
+def _best(run: Measured, unit: Unit) -> str:
+    return f"{_figure(run.best, unit)} at {run.best_epoch} of {run.epochs}"
 
 
 def _time(row: Row) -> str:
@@ -89,7 +109,8 @@ def _goal(goal: Goal) -> tuple[str, ...]:
     return (goal.text, goal.measured, VERDICTS[goal.met])
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table."""
     yield _grid_line(header)
     yield _grid_line(["---"] * len(header))
     for row in rows:

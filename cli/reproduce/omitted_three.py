@@ -73,7 +73,7 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
         ConfigError, SpecMismatchError: `order.out` holds runs of other settings.
     """
     settings = settings or (QUICK if order.quick else FULL)
-    room = Classroom(NAME, settings, order, omit=(OMITTED,))
+    room = Classroom(NAME, settings, order, settings.unmoved, omit=(OMITTED,))
     teacher = room.teacher_run()
     recording, soft = room.soft_runs(teacher)
     raised = [_raise_bias(room, run) for run in soft]

@@ -21,6 +21,8 @@ class Order(NamedTuple):
         seeds: runs per figure; they use seeds 0, 1, ...
         quick: the short form.
         say: told what is going on, in sentences.
+        pairs: teachers and students to compare, as typed; empty for the usual ones.
+        device: as in a train file.
     """
 
     out: str
@@ -28,6 +30,8 @@ class Order(NamedTuple):
     seeds: int
     quick: bool
     say: Say
+    pairs: tuple[str, ...] = ()
+    device: str = "auto"
 
     def folder(self, *parts: str) -> str:
         """A folder below `out`; the short form's runs are other runs, so they lie elsewhere."""
@@ -36,7 +40,8 @@ class Order(NamedTuple):
     def command(self, name: str) -> str:
         """What the user typed, less the folders, which are theirs."""
         quick = " --quick" if self.quick else ""
-        return f"kd-cache reproduce {name}{quick} --seeds {self.seeds}"
+        pairs = "".join(f" --pair {pair}" for pair in self.pairs)
+        return f"kd-cache reproduce {name}{quick}{pairs} --seeds {self.seeds}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Reproduction:
         data: where its dataset is looked for by default.
         seeds: runs per figure by default, in the full form; the quick one has 1.
         run: trains what is not trained yet, and measures.
+        options: of `pair` and `device`, those that mean something to it.
     """
 
     name: str
@@ -56,3 +62,4 @@ class Reproduction:
     data: str
     seeds: int
     run: Callable[[Order], Table]
+    options: frozenset[str] = frozenset()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cache_service.errors import ConfigError
-from cli.reproduce import hinton_mnist, omitted_three
+from cli.reproduce import ddgsd_cifar100, deit_cifar100, hinton_mnist, omitted_three, sdd_cifar100
 from cli.reproduce.order import Reproduction
 
 _ALL = (
     hinton_mnist.REPRODUCTION,
     omitted_three.REPRODUCTION,
+    sdd_cifar100.REPRODUCTION,
+    deit_cifar100.REPRODUCTION,
+    ddgsd_cifar100.REPRODUCTION,
 )
 
 REPRODUCTIONS = {reproduction.name: reproduction for reproduction in _ALL}
@@ -25,3 +28,14 @@ def find_reproduction(name: str) -> Reproduction:
             f"there is no reproduction {name!r}.", hint=f"There are {', '.join(REPRODUCTIONS)}."
         )
     return REPRODUCTIONS[name]
+
+
+def refuse_options(reproduction: Reproduction, **given: object) -> None:
+    """Refuse options that mean nothing to a reproduction.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    for option, value in given.items():
+        if value is not None and option not in reproduction.options:
+            raise ConfigError(f"{reproduction.name} takes no --{option}.", hint="Leave it out.")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 from cache_service.format.frozen import Frozen
+
+Figure = int | float
+"""A count of test errors, or a share of the test set in percent."""
+
+Unit = Literal["errors", "accuracy", "error rate"]
+"""What the figures of a table are; shares are in percent."""
 
 
 class Measured(Frozen):
@@ -14,17 +20,18 @@ class Measured(Frozen):
     Attributes:
         seed: of the run.
         last: after the last epoch.
-        best: the lowest of all epochs; chosen on the test set, so it flatters. None where a figure
-            belongs to the last epoch alone.
+        best: of the epoch that was best; chosen on the test set, so it flatters. None where a
+            figure belongs to the last epoch alone.
         best_epoch: epochs completed when it was reached.
         epochs: length of the run.
-        seconds: spent in these epochs, over all starts of the run.
+        seconds: spent in these epochs, over all starts of the run. None where several students
+            shared them.
         failure: what stopped the run.
     """
 
     seed: int
-    last: int | None = None
-    best: int | None = None
+    last: Figure | None = None
+    best: Figure | None = None
     best_epoch: int | None = None
     epochs: int | None = None
     seconds: float | None = None
@@ -32,14 +39,14 @@ class Measured(Frozen):
 
 
 class Row(Frozen):
-    """One quantity: the published figure and ours. Figures are counts of test errors."""
+    """One quantity: the published figure, or the range of several, and ours."""
 
     what: str
-    published: int | None
+    published: Figure | tuple[Figure, Figure] | None
     runs: tuple[Measured, ...]
 
     @property
-    def values(self) -> tuple[int, ...]:
+    def values(self) -> tuple[Figure, ...]:
         """Of the runs that did not fail."""
         return tuple(run.last for run in self.runs if run.last is not None)
 
@@ -83,6 +90,7 @@ class Table(Frozen):
         quick: whether this is the short form.
         command: what makes this table again.
         rows, goals: the figures.
+        unit: of the figures.
         notes: what a reader must know to read them right.
         settings: everything that was chosen.
         machine, versions: where and with what.
@@ -101,6 +109,7 @@ class Table(Frozen):
     machine: dict[str, Any]
     versions: dict[str, str]
     seconds: dict[str, float]
+    unit: Unit = "errors"
 
     def document(self) -> dict[str, Any]:
         """The table as JSON, with means and spreads worked out."""

@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from cli.demo.heatmap import SCALE, SIDE, cell_map, hex_color, scale_bar, scale_color, view_symbol
+from cache_service.api.page.cell_map import SCALE, SIDE, hex_color, scale_color
+from cli.demo.heatmap import cell_map, scale_bar, view_symbol
 from cli.demo.result import CellGrid
 from cli.demo.svg import (
     LEFT,

@@ -12,8 +12,21 @@ FROZEN = {
     "build": {"FILE", "--seeds", "--engine", "--shard", "--set", "--json"},
     "info": {"CACHE", "--json"},
     "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--json"},
+    "serve": {"ROOT", "--host", "--port", "--config", "--set", "--json"},
+    "token": {"--name", "--scope", "--json"},
     "train": {"FILE", "--set", "--json"},
-    "reproduce": {"NAME", "--quick", "--out", "--data", "--seeds", "--json"},
+    "cycle": {"FILE", "--set", "--json"},
+    "reproduce": {
+        "NAME",
+        "--quick",
+        "--out",
+        "--data",
+        "--seeds",
+        "--pair",
+        "--device",
+        "--json",
+    },
+    "bench": {"NAME", "--quick", "--json"},
     "evaluate": {"CHECKPOINT", "--cache", "--dataset", "--device", "--json"},
 }
 

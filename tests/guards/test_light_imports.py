@@ -41,8 +41,18 @@ def test_rows_are_read_written_and_checked_without_torch_or_pillow():
     assert not loaded_after(*ROWS) & {*HEAVY, *WEB}
 
 
+def test_rows_are_served_without_torch_or_pillow():
+    loaded = loaded_after("cache_service.api.app", "cache_service.api.server")
+    assert not loaded & {*HEAVY, "zarr", "distill"}
+
+
 def test_rows_are_read_without_zarr():
     assert "zarr" not in loaded_after("cache_service.reader", "cache_service.writer")
+
+
+def test_rows_of_a_server_are_read_without_torch_zarr_or_a_web_framework():
+    loaded = loaded_after("cache_service.remote.source", "cache_service.storage.http")
+    assert not loaded & {*HEAVY, *WEB, "zarr", "obstore"}
 
 
 def test_students_train_without_a_web_server_a_teacher_or_a_build():

@@ -11,6 +11,7 @@ from cli.reproduce.hinton import (
     FULL,
     QUICK,
     HintonSettings,
+    Transfer,
     build_document,
     student_document,
     teacher_document,
@@ -33,11 +34,13 @@ def test_the_teacher_is_the_papers_with_dropout_jitter_and_max_norm():
 
 
 def test_the_transfer_set_is_unmoved_and_the_student_plain():
-    build = BuildConfig.model_validate(build_document(FULL, ORDER, cache="c", omit=[3]))
+    build = BuildConfig.model_validate(
+        build_document(FULL, ORDER, FULL.unmoved, cache="c", omit=[3])
+    )
     assert build.augment.preset == "none"
     assert build.dataset.args["omit"] == [3]
     student = TrainConfig.model_validate(
-        student_document(FULL, ORDER, seed=2, out="o", cache="c", omit=[3])
+        student_document(FULL, ORDER, FULL.unmoved, seed=2, out="o", cache="c", omit=[3])
     )
     assert student.student.model_args == {"hidden": [800, 800]}
     assert (student.method.name, student.method.temperature, student.seed) == ("kd", 20, 2)
@@ -45,19 +48,36 @@ def test_the_transfer_set_is_unmoved_and_the_student_plain():
     assert student.evaluate.dataset.args == {"part": "test"}
 
 
-def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_order():
-    build = BuildConfig.model_validate(build_document(FULL, ORDER, cache="c"))
-    labels = TrainConfig.model_validate(student_document(FULL, ORDER, seed=0, out="o"))
-    soft = TrainConfig.model_validate(student_document(FULL, ORDER, seed=0, out="o", cache="c"))
+@pytest.mark.parametrize("name", ["moved", "unmoved"])
+def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_order(name):
+    transfer = getattr(FULL, name)
+    build = BuildConfig.model_validate(build_document(FULL, ORDER, transfer, cache="c"))
+    documents = (
+        student_document(FULL, ORDER, transfer, seed=0, out="o"),
+        student_document(FULL, ORDER, transfer, seed=0, out="o", cache="c"),
+    )
+    labels, soft = (TrainConfig.model_validate(document) for document in documents)
     assert (labels.augment, labels.seeds) == (build.augment, build.seeds)
     assert (labels.epochs, labels.batch_size) == (soft.epochs, soft.batch_size)
     assert labels.student == soft.student
 
 
+def test_moved_views_are_those_that_the_teacher_was_trained_on():
+    teacher = TrainConfig.model_validate(teacher_document(FULL, ORDER))
+    build = BuildConfig.model_validate(build_document(FULL, ORDER, FULL.moved, cache="c"))
+    assert build.augment == teacher.augment
+
+
 def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
-    shorter = {"teacher_epochs", "student_epochs", "recorded"}
-    assert FULL.model_dump(exclude=shorter) == QUICK.model_dump(exclude=shorter)
-    assert all(getattr(QUICK, name) < getattr(FULL, name) for name in shorter)
+    lengths = {"epochs", "recorded"}
+    transfers = {"unmoved", "moved"}
+    others = {"teacher_epochs", *transfers}
+    assert FULL.model_dump(exclude=others) == QUICK.model_dump(exclude=others)
+    assert FULL.teacher_epochs > QUICK.teacher_epochs
+    for name in sorted(transfers):
+        full, quick = getattr(FULL, name), getattr(QUICK, name)
+        assert full.model_dump(exclude=lengths) == quick.model_dump(exclude=lengths)
+        assert all(getattr(full, length) > getattr(quick, length) for length in lengths)
     assert ORDER.folder("x") != ORDER._replace(quick=True).folder("x")
 
 
@@ -72,19 +92,24 @@ def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
         ("max_norm", 0),
         ("jitter", -1),
         ("student_hidden", [0]),
-        ("student_epochs", 0),
         ("student_batch", 0),
-        ("soft_clip", 0),
         ("temperature", 0),
         ("alpha", 0),
         ("alpha", 1.1),
-        ("recorded", 0),
         ("workers", -1),
     ],
 )
 def test_settings_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ValidationError, match=setting):
         HintonSettings.model_validate({setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("jitter", -1), ("epochs", 0), ("recorded", 0), ("soft_clip", 0)]
+)
+def test_transfer_sets_out_of_bounds_are_refused(setting, value):
+    with pytest.raises(ValidationError, match=setting):
+        Transfer.model_validate(FULL.moved.model_dump() | {setting: value})
 
 
 def test_no_seed_is_refused():

@@ -13,7 +13,7 @@ from support.command import kd_cache
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
 from cli.reproduce import hinton_mnist, omitted_three
-from cli.reproduce.hinton import HintonSettings, student_document
+from cli.reproduce.hinton import HintonSettings, Transfer, student_document
 from cli.reproduce.markdown import render_markdown
 from cli.reproduce.order import Order
 from cli.reproduce.registry import REPRODUCTIONS, find_reproduction
@@ -33,6 +33,11 @@ def kept(out):
     return {key: value for key, value in files if "/cache/" in key or CHECKPOINT_NAME in key}
 
 
+def transfer(jitter):
+    rate = SGD(lr=0.05)
+    return Transfer(jitter=jitter, epochs=3, recorded=2, label_optimizer=rate, soft_optimizer=rate)
+
+
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """A folder with one finished run of both, in a few seconds."""
@@ -42,11 +47,9 @@ def finished(data, tmp_path_factory):
         teacher_batch=32,
         teacher_optimizer=SGD(lr=0.1),
         student_hidden=(24,),
-        student_epochs=3,
         student_batch=32,
-        label_optimizer=SGD(lr=0.05),
-        soft_optimizer=SGD(lr=0.05),
-        recorded=2,
+        unmoved=transfer(jitter=0),
+        moved=transfer(jitter=1),
         workers=0,
     )
     out = tmp_path_factory.mktemp("finished")
@@ -57,7 +60,7 @@ def finished(data, tmp_path_factory):
 
 def test_hinton_mnist_measures_teacher_plain_and_soft_beside_the_published_figures(finished):
     _, _, table, _ = finished
-    assert [row.published for row in table.rows] == [67, 146, 74]
+    assert [row.published for row in table.rows] == [67, 146, 74, None, None]
     for row in table.rows:
         (run,) = row.runs
         assert run.failure is None
@@ -103,7 +106,8 @@ def test_more_seeds_add_runs_to_those_that_are_there(finished, data):
     assert [row.runs[0] for row in more.rows] == [row.runs[0] for row in table.rows]
     assert [run.seed for run in more.rows[2].runs] == [0, 1]
     trained = {line.partition(":")[0] for line in said if not line.endswith("before")}
-    assert trained == {"hinton-mnist labels seed 1", "hinton-mnist soft seed 1"}
+    kinds = ("labels", "soft", "moved-labels", "moved-soft")
+    assert trained == {f"hinton-mnist {kind} seed 1" for kind in kinds}
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(finished, data, tmp_path):
@@ -131,7 +135,7 @@ def test_without_a_usable_teacher_students_on_soft_targets_are_failures(finished
     idle = settings.model_copy(update={"teacher_optimizer": SGD(lr=1e-9), "teacher_epochs": 1})
     order = make_order(tmp_path, data, seeds=2)
     table, threes = (module.reproduce(order, idle) for module in (hinton_mnist, omitted_three))
-    _, plain, soft = table.rows
+    _, plain, soft, *_ = table.rows
     assert (len(plain.values), soft.mean) == (2, None)
     assert [run.failure for run in soft.runs] == [soft.failures[0]] * 2
     assert soft.failures[0].startswith("no soft targets: ")
@@ -143,7 +147,9 @@ def test_without_a_usable_teacher_students_on_soft_targets_are_failures(finished
 def test_a_run_that_diverges_is_a_failure_that_says_where(finished, data, tmp_path):
     _, settings, *_ = finished
     order = make_order(tmp_path, data)
-    document = student_document(settings, order, seed=4, out=str(tmp_path / "run"))
+    document = student_document(
+        settings, order, settings.unmoved, seed=4, out=str(tmp_path / "run")
+    )
     document["student"]["model"] = "support.strokes:overflowing"
     said: list[str] = []
     run = train_run(document, title="wild", say=said.append)
@@ -194,5 +200,12 @@ def test_missing_data_is_one_line_before_anything_is_written(tmp_path):
 
 def test_every_reproduction_is_found_by_its_name():
     assert {name: find_reproduction(name).name for name in REPRODUCTIONS} == {
-        name: name for name in ("hinton-mnist", "omitted-three")
+        name: name
+        for name in (
+            "hinton-mnist",
+            "omitted-three",
+            "sdd-cifar100",
+            "deit-cifar100",
+            "ddgsd-cifar100",
+        )
     }

@@ -84,6 +84,25 @@ def test_settings_machine_versions_time_and_command_are_on_the_page():
     assert line_of(page, "together") == "| together | 2 h 01 min |"
 
 
+def test_shares_have_two_digits_and_published_ones_may_be_a_range():
+    rows = (
+        Row(what="kd", published=73.33, runs=(run(0, 73.0), run(1, 74.5, 75.0))),
+        Row(what="sd-kd", published=(75.3, 75.6), runs=(run(0, 75.25),)),
+    )
+    page = render_markdown(make_table(rows=rows, unit="accuracy"))
+    assert line_of(page, "kd").startswith(
+        "| kd | 73.33 | 73.75 +- 1.06 | seed 0: 73.00; seed 1: 74.50 | 73.00 at 3 of 5; 75.00 at"
+    )
+    assert line_of(page, "sd-kd").startswith("| sd-kd | 75.30 to 75.60 | 75.25 |")
+    assert "Figures are shares of the test set classified right, in %" in page
+
+
+def test_counts_stay_whole_numbers_in_json():
+    document = make_table().document()
+    assert document["unit"] == "errors"
+    assert [type(each["last"]) for each in document["rows"][1]["runs"]] == [int] * 3
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_only_the_quick_form_says_that_it_is_no_reproduction(quick):
     assert ("Quick form" in render_markdown(make_table(quick=quick))) == quick

@@ -55,7 +55,7 @@ class Classroom:
             augment=AUGMENT[way.augment],
             teacher__model_args={"width": WIDTHS[teacher]},
             codec=CODECS[way.codec or "dense"],
-            seeds="0:1",
+            seeds="0:2",
         )
 
     def url(self, way, teacher=0):
@@ -77,7 +77,7 @@ class Classroom:
 
     def config(self, out, way, teachers, **changes):
         if way.codec is None:
-            changes |= {"caches": [], "augment": AUGMENT[way.augment], "seeds": "0:1"}
+            changes |= {"caches": [], "augment": AUGMENT[way.augment], "seeds": "0:2"}
         else:
             changes |= {"caches": [self.url(way, teacher) for teacher in teachers]}
         settings = {

@@ -10,14 +10,20 @@ import typer
 
 from cache_service.build.config import BuildConfig
 from cache_service.configfile import load_yaml_config
+from cli.cycle.config import CycleConfig
 from cli.main import app
 from distill.config import TrainConfig
 from support.pages import ROOT
 
-FILES = {"plan": "cifar100.build", "build": "cifar100.build", "train": "cifar100.train"}
+FILES = {
+    "plan": "cifar100.build",
+    "build": "cifar100.build",
+    "train": "cifar100.train",
+    "cycle": "digits.cycle",
+}
 """What FILE stands for, by command."""
 
-MODELS = {"plan": BuildConfig, "build": BuildConfig, "train": TrainConfig}
+MODELS = {"plan": BuildConfig, "build": BuildConfig, "train": TrainConfig, "cycle": CycleConfig}
 
 
 def program() -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cache_service.format.cells import num_cells
 from cache_service.format.spec import Preprocess
-from distill.batches import Batch, BatchPlan
+from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
 from distill.methods import TeacherFacts
 from distill.stream import StreamFacts
@@ -51,6 +51,13 @@ class MemoryStream:
 
     def batch(self, step: int) -> Batch:
         cursor = self.facts.plan.cursor(step)
+        own = list(range(cursor.start, cursor.stop))
+        batch, other = self._views(cursor, own), cursor._replace(seed=cursor.seed + 100)
+        # Pairs for the methods that compare them; any will do.
+        mates = [(place + 1) % self.facts.plan.num_samples for place in own]
+        return batch._replace(again=self._views(other, own), classmates=self._views(cursor, mates))
+
+    def _views(self, cursor: Cursor, here: list[int]) -> Batch:
         count, size = self.facts.plan.num_samples, len(self.facts.teachers)
         drawn = torch.Generator().manual_seed(cursor.seed)
         images = torch.randint(0, 256, (count, SIDE, SIDE, 3), generator=drawn, dtype=torch.uint8)
@@ -59,7 +66,6 @@ class MemoryStream:
         weights = torch.rand(count, generator=drawn) if self.mixed else torch.ones(count)
         cells = num_cells(self.facts.teachers[0].scales) if size else 0
         logits = 3 * torch.randn(max(size, 1), count, cells, NUM_CLASSES, generator=drawn)
-        here = slice(cursor.start, cursor.stop)
         return Batch(
             images_BHW3=images[here],
             labels_B=labels[here],

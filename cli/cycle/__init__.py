@@ -1,0 +1,1 @@
+"""Learning cycles: a student becomes a teacher of the next student."""

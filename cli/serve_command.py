@@ -1,0 +1,81 @@
+"""`serve` and `token`: caches over HTTP, and what lets somebody in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import Json, Settings, emit
+
+TOKEN_BYTES = 32
+"""256 bits: nobody guesses one, so nothing has to slow guessing down."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(serve)
+    app.command()(token)
+
+
+def serve(
+    root: Annotated[
+        str,
+        typer.Argument(
+            help="The folder, or s3://bucket/prefix, that the caches lie in.",
+            metavar="ROOT",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if not given.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 8000 if not given, 0 takes a free one.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="A YAML file with tokens, limits and builds.", metavar="FILE"),
+    ] = None,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Serve the caches of a folder over HTTP, until it is interrupted."""
+    from cache_service.api.app import create_app
+    from cache_service.api.config import load_serve_config
+    from cache_service.api.server import run, url_of
+
+    given: dict[str, Any] = {"host": host, "port": port}
+    loaded = load_serve_config(root, config, settings or (), given)
+
+    def announce(on_host: str, on_port: int) -> None:
+        url = url_of(on_host, on_port)
+        emit({"url": url, "root": root}, as_json=json, text=f"serving {root} at {url}")
+
+    run(create_app(loaded), loaded, announce=announce)
+
+
+def token(
+    name: Annotated[str, typer.Option(help="Whose it is; the log says it.")] = "token",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it may do: read (if not given), build; repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a token: shown once, and kept nowhere. The server's file gets its sha256."""
+    import secrets
+
+    from cache_service.api.auth import token_sha256
+    from cache_service.api.config import TokenConfig
+    from cache_service.configfile import validate_config
+
+    secret = f"kdc_{secrets.token_urlsafe(TOKEN_BYTES)}"
+    entry = {"name": name, "sha256": token_sha256(secret), "scopes": scope or ["read"]}
+    line = validate_config(TokenConfig, entry, where="kd-cache token").model_dump(mode="json")
+    text = (
+        f"token: {secret}\n"
+        "The client sets KD_CACHE_TOKEN to it. The server's file gets this line under `tokens:`\n"
+        f"  - {{name: {name}, sha256: {line['sha256']}, scopes: [{', '.join(line['scopes'])}]}}"
+    )
+    emit({"token": secret, "config": line}, as_json=json, text=text)

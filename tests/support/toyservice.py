@@ -1,0 +1,178 @@
+"""A small application behind the real guard, gate, logs and server, in a process of its own.
+
+`python -m support.toyservice JSON` serves until SIGTERM. Its lookups sleep as long as they are told
+to, as slow storage would, so that what is tested here is the service around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from cache_service.api.guard import GuardLimits
+from cache_service.api.limits import Gate, GateMiddleware
+from cache_service.api.live import Live
+from cache_service.api.logs import log_request, set_up_logs
+from cache_service.api.metrics import MEDIA_TYPE, Metrics
+from cache_service.api.observe import ObserveMiddleware
+from cache_service.api.server import (
+    Server,
+    allow_open_files,
+    leave_stuck_threads,
+    listen,
+    uvicorn_config,
+)
+
+SETTINGS: dict[str, Any] = {
+    "header_seconds": 5.0,
+    "header_bytes": 32_768,
+    "send_seconds": 30.0,
+    "connections": 1000,
+    "in_flight": 64,
+    "streams": 16,
+    "threads": 8,
+    "body_bytes": 1_000_000,
+    "keep_alive": 5,
+    "stop": 4,
+}
+
+
+def toy_app(settings: dict[str, Any]) -> FastAPI:
+    gate = Gate(
+        max_in_flight=settings["in_flight"],
+        max_event_streams=settings["streams"],
+        reading_threads=settings["threads"],
+    )
+    metrics, live = Metrics(), Live()
+    metrics.watch(gate)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.stopping = asyncio.Event()
+        yield
+        sys.stderr.write("lifespan ended\n")
+
+    app = FastAPI(lifespan=lifespan, max_body_size=settings["body_bytes"])
+    app.state.metrics = metrics
+    app.add_middleware(GateMiddleware, gate=gate)
+    app.add_middleware(ObserveMiddleware, observers=(metrics.observe, live.observe, log_request))
+    _add_routes(app, gate, metrics, live)
+    return app
+
+
+def _add_routes(app: FastAPI, gate: Gate, metrics: Metrics, live: Live) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def show() -> Response:
+        return Response(metrics.render(), media_type=MEDIA_TYPE)
+
+    @app.get("/live")
+    async def show_live() -> dict[str, Any]:
+        return live.figures()
+
+    @app.get("/v1/lookup/{name}")
+    async def lookup(name: str, request: Request, seconds: float = 0.0, size: int = 2) -> Response:
+        def read() -> bytes:
+            time.sleep(seconds)
+            return b"x" * size
+
+        return Response(await gate.read(request, read))
+
+    @app.post("/v1/body")
+    async def body(request: Request) -> dict[str, int]:
+        return {"size": len(await request.body())}
+
+    @app.get("/v1/crash")
+    async def crash() -> None:
+        raise RuntimeError(os.environ.get("AWS_SECRET_ACCESS_KEY", "crash"))
+
+    @app.get("/v1/events")
+    async def events(request: Request) -> StreamingResponse:
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"event: hello\ndata: {}\n\n"
+            await request.app.state.stopping.wait()
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+def main(settings: dict[str, Any]) -> None:
+    set_up_logs()
+    app = toy_app(settings)
+    guard = GuardLimits(
+        header_seconds=settings["header_seconds"],
+        header_bytes=settings["header_bytes"],
+        send_seconds=settings["send_seconds"],
+        connections=settings["connections"],
+        on_refusal=app.state.metrics.count_refusal,
+    )
+    allow_open_files(settings["connections"])
+    config = uvicorn_config(
+        app, guard, keep_alive_s=settings["keep_alive"], stop_s=settings["stop"]
+    )
+
+    def announce(_host: str, port: int) -> None:
+        sys.stdout.write(f"{port}\n")
+        sys.stdout.flush()
+
+    Server(config, announce=announce, stopping=lambda: app.state.stopping).run(
+        [listen("127.0.0.1", 0)]
+    )
+    leave_stuck_threads()
+
+
+class Toy(NamedTuple):
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    def rss(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def num_files(self) -> int:
+        return int(psutil.Process(self.process.pid).num_fds())
+
+    def logged(self) -> str:
+        return self.log.read_text()
+
+
+@contextlib.contextmanager
+def toy_service(folder: Path, **settings: Any) -> Iterator[Toy]:
+    """A running toy; killed at the end if the test has not stopped it."""
+    log = folder / "toy.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "support.toyservice", json.dumps(SETTINGS | settings)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        toy = Toy(process, int(line) if line else 0, log)
+        assert toy.port, toy.logged()
+        yield toy
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
