@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, only this folder is
     sys.path.insert(0, str(ROOT))
 
-from docs import codebase, commands, settings  # noqa: E402  found through the line above
+from docs import codebase, commands, service, settings  # noqa: E402  found through the line above
 
 PAGES = ("README.md", "docs/*.md", "examples/*.md")
 
@@ -26,12 +26,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "build file": settings.build_file,
     "train file": settings.train_file,
     "free keys": settings.free_keys,
+    "own keys": settings.own_keys,
     "ops": settings.ops,
     "presets": settings.presets,
     "methods": settings.methods,
     "method list": settings.method_list,
     "commands": commands.reference,
     "command list": commands.overview,
+    "serve file": settings.serve_file,
+    "cycle file": settings.cycle_file,
+    "routes": service.routes,
+    "service codes": service.codes,
     "errors": codebase.errors,
     "tree": codebase.tree,
 }

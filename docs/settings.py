@@ -12,12 +12,17 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cache_service.api.config import ServeConfig
 from cache_service.build.config import BuildConfig
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import PRESETS, AugmentConfig, Op
+from cache_service.teacher.config import TeacherConfig
+from cli.cycle.config import CycleConfig
 from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS
+from distill.methods.schedules import Schedule
+from distill.several import OWN
 
 WORDS: dict[Any, str] = {
     str: "text",
@@ -31,6 +36,9 @@ LISTED_ELSEWHERE = {
     "ops": "list of [ops](augmentation.md#ops)",
 }
 SEEDS = "seeds: `0:30` (0 to 29), `7`, or a list of those"
+MANY = 4
+"""Keys of a section above which its defaults are told in its own table only."""
+
 CHOOSES = ("kind", "name", "op")
 """Keys that say which form of a section is meant."""
 
@@ -45,9 +53,24 @@ def train_file() -> str:
     return "\n\n".join(_sections(TrainConfig, "", seen={DatasetConfig, AugmentConfig}))
 
 
+def cycle_file() -> str:
+    """Table of a cycle file, whose parts are those of build and train files."""
+    return _table(CycleConfig, "")
+
+
+def serve_file() -> str:
+    """Tables of the file of `kd-cache serve`; sections that a build file has too are there."""
+    return "\n\n".join(_sections(ServeConfig, "", seen={DatasetConfig, TeacherConfig}))
+
+
 def free_keys() -> str:
     """Keys of a train file that a resumed run may change."""
     return ", ".join(f"`{name}`" for name in sorted(FREE))
+
+
+def own_keys() -> str:
+    """Keys of a train file that each of several students may have of its own."""
+    return ", ".join(f"`{name}`" for name in OWN)
 
 
 def ops() -> str:
@@ -154,11 +177,14 @@ def _kind(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(options))
     if origin is tuple:
         count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
-        return f"list of {count}{_kind(parts[0])}s"
+        kind = _kind(parts[0])
+        return f"list of {count}{kind}" + ("" if kind.endswith("`") else "s")
     return _plain_kind(origin or annotation)
 
 
 def _plain_kind(found: Any) -> str:
+    if found is Schedule:
+        return "[schedule](#schedules)"
     if isinstance(found, type) and issubclass(found, BaseModel):
         return "section"
     return WORDS[found]
@@ -204,6 +230,8 @@ def _default(field: FieldInfo) -> str:
     if value is None:
         return "none"
     if isinstance(value, BaseModel):
+        if len(type(value).model_fields) > MANY and value == type(value)():
+            return "its own"
         chosen = {name: getattr(value, name) for name in CHOOSES if hasattr(value, name)}
         value = chosen or value.model_dump(mode="json", exclude_none=True)
     if isinstance(value, tuple):

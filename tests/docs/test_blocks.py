@@ -11,12 +11,16 @@ import pytest
 from PIL import Image
 from support.pages import ROOT, blocks, blocks_of
 
+from cache_service.api.builds.request import BuildRequest, build_config
+from cache_service.api.config import ServeConfig, load_serve_config
 from cache_service.build.config import BuildConfig
 from cache_service.configfile import load_yaml_config, validate_config
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.plugins import load_object
 from cache_service.yamltext import parse_yaml
+from cli.cycle.config import CycleConfig
 from distill.config import TrainConfig
+from distill.several import split_students
 
 PACKAGES = ("cache_service", "distill", "cli")
 
@@ -33,9 +37,16 @@ BASE = {
 
 def validate(document, where):
     """As a whole file where every required key is there, else as a part of one."""
+    if "students" in document:
+        base = parse_yaml(BASE[TrainConfig].read_text(), where=where)
+        return split_students(base | document, where=where)
     for model, required in COMPLETE.items():
         if required <= document.keys():
             return validate_config(model, document, where=where)
+    if "rounds" in document:
+        return validate_config(CycleConfig, document, where=where)
+    if document.keys() <= ServeConfig.model_fields.keys():
+        return validate_config(ServeConfig, {"root": "caches"} | document, where=where)
     model = next(m for m in COMPLETE if document.keys() <= m.model_fields.keys())
     base = parse_yaml(BASE[model].read_text(), where=where)
     return validate_config(model, base | document, where=where)
@@ -48,16 +59,33 @@ def test_a_yaml_block_is_a_build_or_train_file_or_a_part_of_one(block):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda f: f.name)
 def test_an_example_is_a_valid_file(file):
-    load_yaml_config(BuildConfig if ".build." in file.name else TrainConfig, file)
+    if ".serve." in file.name:
+        assert load_serve_config("caches", file).builds is not None
+        return
+    kinds = {".build.": BuildConfig, ".cycle.": CycleConfig}
+    model = next((kinds[part] for part in kinds if part in file.name), TrainConfig)
+    load_yaml_config(model, file)
 
 
-def test_the_readme_shows_the_examples_as_they_are():
+def test_the_example_request_is_one_that_the_example_service_takes():
+    builds = load_serve_config("caches", ROOT / "examples" / "digits.serve.yaml").builds
+    asked = (ROOT / "examples" / "digits.request.json").read_text()
+    config = build_config(
+        BuildRequest.model_validate_json(asked), builds, cache_url="caches/new", device="cpu"
+    )
+    assert config.dataset.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", 2), ("docs/cookbook.md", 1), ("docs/serving.md", 1)]
+)
+def test_a_page_shows_the_examples_as_they_are(page, count):
     shown = re.findall(
         r"<!-- same as: (\S+\.yaml) -->\n```yaml\n(.*?)```",
-        (ROOT / "README.md").read_text(),
+        (ROOT / page).read_text(),
         re.DOTALL,
     )
-    assert len(shown) == 2
+    assert len(shown) == count
     for path, text in shown:
         assert text == (ROOT / path).read_text(), path
 
