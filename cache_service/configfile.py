@@ -78,10 +78,22 @@ def validate_config(model_class: type[ModelT], document: Any, *, where: str) -> 
     try:
         return model_class.model_validate(document)
     except ValidationError as refused:
-        problems = [_problem(model_class, document, error) for error in refused.errors()]
+        problems = [_problem(model_class, document, error) for error in _causes(refused)]
         rest = len(problems) - MAX_REPORTED
         more = f"; and {rest} more" if rest > 0 else ""
-        raise ConfigError(f"{where}: {'; '.join(problems[:MAX_REPORTED])}{more}.") from refused
+        said = f"{'; '.join(problems[:MAX_REPORTED])}{more}"
+        raise ConfigError(f"{where}: {said}{'' if said.endswith('?') else '.'}") from refused
+
+
+def _causes(refused: ValidationError) -> list[Any]:
+    """The errors, without those that only follow: a list counts as short by its bad items."""
+    errors: list[Any] = refused.errors()
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short"
+        or all(other["loc"][:-1] != error["loc"] for other in errors)
+    ]
 
 
 def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:

@@ -24,13 +24,8 @@ from cache_service.format.layout import row_arrays
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.reader_documents import check_array_documents, read_head
-from cache_service.reader_shard import (
-    NotAtHandError,
-    Rows,
-    ShardRows,
-    blank_rows,
-    typed_rows,
-)
+from cache_service.reader_memory import NotAtHandError, Rows, blank_rows, typed_rows
+from cache_service.reader_shard import ShardRows, gather_across
 from cache_service.storage import Storage, open_storage
 
 SEED_AXIS_KEY = "sample/zarr.json"
@@ -168,19 +163,17 @@ class Cache:
         self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
-        blank = blank_rows(self.arrays, len(positions), arrays)
-        self.gather_into(seed, positions, blank)
-        return typed_rows(self.arrays, blank)
+        return typed_rows(self.arrays, self.gather_rows(seed, positions, arrays))
 
-    def gather_into(
+    def gather_rows(
         self,
         seed: int,
         positions: NDArray[np.int64],
-        out: dict[str, Rows],
+        names: tuple[str, ...] | None,
         *,
         at_hand: bool = False,
-    ) -> None:
-        """As `gather`, into memory of the caller's: one element a row, by array name.
+    ) -> dict[str, Rows]:
+        """As `gather`, the rows as bytes: one element a row, by array name.
 
         Raises:
             NotAtHandError: `at_hand` was asked for, and storage would have to be touched.
@@ -192,17 +185,19 @@ class Cache:
                 f"position {first} of seed {seed} was asked for; {self.url} records positions "
                 f"[0, {self.spec.dataset.num_samples})."
             )
+        names = self._names[:-1] if names is None else names
         shards, local = np.divmod(positions, self.spec.layout.shard_rows)
-        if len(shards) and (shards == shards[0]).all():
-            only = self._shard(seed, int(shards[0]), at_hand=at_hand)
-            only.gather_into(local, out, slice(None), at_hand=at_hand)
-            return
-        order = np.argsort(shards, kind="stable")
-        edges = np.flatnonzero(np.diff(shards[order])) + 1
-        for where in np.split(order, edges):
-            if len(where):
-                shard = self._shard(seed, int(shards[where[0]]), at_hand=at_hand)
-                shard.gather_into(local[where], out, where, at_hand=at_hand)
+        numbers = sorted(set(shards.tolist()))  # np.unique takes longer than the copying
+        opened = [self._shard(seed, number, at_hand=at_hand) for number in numbers]
+        which = np.searchsorted(numbers, shards)
+        places = np.divmod(local, self.spec.layout.chunk_rows)
+        rows = gather_across(opened, which, places, names)
+        if rows is None:
+            rows = blank_rows(self.arrays, len(positions), names)
+            for index, shard in enumerate(opened):
+                where = np.flatnonzero(which == index)
+                shard.gather_into(local[where], rows, where, at_hand=at_hand)
+        return rows
 
     def lookup(
         self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
@@ -218,7 +213,7 @@ class Cache:
     def locate(
         self, seed: int, samples: NDArray[np.int64], *, at_hand: bool = False
     ) -> NDArray[np.int64]:
-        """Where samples are recorded under a seed. Raises as `lookup` and `gather_into` do."""
+        """Where samples are recorded under a seed. Raises as `lookup` and `gather_rows` do."""
         self.check_samples(samples)
         positions = self._positions_of(seed, at_hand=at_hand)[samples].astype(np.int64)
         if (positions < 0).any():

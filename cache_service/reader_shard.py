@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError
-from cache_service.format.codecs import Arrays
 from cache_service.format.commit import Commit
 from cache_service.format.layout import (
     RowArray,
@@ -39,36 +38,11 @@ from cache_service.format.shard import (
     index_size,
 )
 from cache_service.format.spec import CacheSpec
+from cache_service.reader_memory import CheckedMap, NotAtHandError, Rows, gather_mapped
 from cache_service.storage import Storage
-
-Rows: TypeAlias = NDArray[np.void]
-"""Rows of one array as they are stored, one element a row."""
 
 KEPT_CHUNKS = 4
 """Decoded chunks kept per array. A sequential scan needs one, a batch across an edge two."""
-
-
-def blank_rows(
-    known: Iterable[RowArray], num_rows: int, names: tuple[str, ...] | None
-) -> dict[str, Rows]:
-    """Memory for rows of the arrays named (all by default), in the order of the names."""
-    sizes = {array.name: array.row_bytes for array in known}
-    chosen = tuple(sizes) if names is None else names
-    return {name: np.empty(num_rows, f"V{sizes[name]}") for name in chosen}
-
-
-def typed_rows(known: Iterable[RowArray], rows: dict[str, Rows]) -> Arrays:
-    """The same bytes as numbers, each array [B, ...]."""
-    arrays = {array.name: array for array in known}
-    typed: Arrays = {}
-    for name, values in rows.items():
-        dtype = np.dtype(arrays[name].dtype).newbyteorder("<")
-        typed[name] = values.view(dtype).reshape(len(values), *arrays[name].row_shape)
-    return typed
-
-
-class NotAtHandError(Exception):
-    """The rows cannot be had without touching storage. Internal to those who ask `at_hand`."""
 
 
 class ShardRows:
@@ -93,7 +67,7 @@ class ShardRows:
         self,
         positions: NDArray[np.int64],
         out: dict[str, Rows],
-        where: NDArray[np.int64] | slice,
+        where: NDArray[np.int64],
         *,
         at_hand: bool,
     ) -> None:
@@ -102,6 +76,17 @@ class ShardRows:
         for name, rows in out.items():
             reader = self._reader(name, at_hand=at_hand)
             rows[where] = reader.gather(chunks, inside, at_hand=at_hand)
+
+    def checked_maps(self, names: Iterable[str]) -> list[CheckedMap] | None:
+        """These arrays in memory; None unless all of them are mapped and checked throughout."""
+        maps = []
+        for name in names:
+            reader = self._readers.get(name)
+            found = reader.checked_map() if isinstance(reader, _MappedArray) else None
+            if found is None:
+                return None
+            maps.append(found)
+        return maps
 
     def check_ahead(self, names: Iterable[str], start: int, num_bytes: int) -> None:
         """Check chunks from row `start` on, so many bytes of each array: they are read next."""
@@ -153,6 +138,24 @@ class ShardRows:
             )
             self._readers[name] = _open(stored)
         return self._readers[name]
+
+
+def gather_across(
+    shards: Sequence[ShardRows],
+    which: NDArray[np.int64],
+    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    names: Sequence[str],
+) -> dict[str, Rows] | None:
+    """Scattered rows of shards; None unless all of their arrays are mapped and checked.
+
+    `which` has the index into `shards`, and `places` the chunk and the row in it, of each row.
+    """
+    found = [shard.checked_maps(names) for shard in shards]
+    maps = [each for each in found if each is not None]
+    if not maps or len(maps) < len(found):
+        return None
+    columns = zip(*maps, strict=True)
+    return {name: gather_mapped(next(columns), which, *places) for name in names}
 
 
 class _StoredArray(NamedTuple):
@@ -219,6 +222,7 @@ class _MappedArray:
         self._stride = stored.chunk_bytes + CRC_BYTES
         self._checked = np.zeros(len(stored.table.sizes), np.bool_)
         self._row_bytes = stored.array.row_bytes
+        self._whole: CheckedMap | None = None
         self._window: Rows = np.ndarray(
             len(mapped) - self._row_bytes + 1,
             f"V{self._row_bytes}",
@@ -245,6 +249,12 @@ class _MappedArray:
         first_bytes = chunks * self._stride + inside * self._row_bytes
         rows: Rows = self._window[first_bytes]
         return rows
+
+    def checked_map(self) -> CheckedMap | None:
+        if self._whole is None and self._checked.all():
+            address = self._mapped.ctypes.data
+            self._whole = CheckedMap(self._mapped, address, self._stride, self._row_bytes)
+        return self._whole
 
     def check_ahead(self, start: int, num_bytes: int) -> None:
         first = start // self._stored.chunk_rows

@@ -52,11 +52,12 @@ def reproduce(
 ) -> None:
     """Train a published table again and write it beside the published figures. Resumes."""
     from cli.reproduce.order import Order
-    from cli.reproduce.registry import find_reproduction, refuse_options
+    from cli.reproduce.registry import find_reproduction, refuse_device, refuse_options
     from cli.reproduce.run import run_reproduction
 
     reproduction = find_reproduction(name)
     refuse_options(reproduction, pair=pair, device=device)
+    refuse_device(device or "auto")
     order = Order(
         out=out,
         data=data or reproduction.data,

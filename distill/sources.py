@@ -54,7 +54,8 @@ def recorded_seeds(caches: Sequence[RowSource], wanted: tuple[int, ...] | None) 
         if not common:
             raise RowsNotBuiltError(
                 f"no seed is complete in {' and '.join(cache.url for cache in caches)}.",
-                hint="Run `kd-cache build FILE` again: it resumes.",
+                hint="Run `kd-cache build FILE` again: it resumes. While a build runs, wait_s in "
+                "the train file awaits its rows.",
             )
         return tuple(common)
     for cache, seeds in zip(caches, usable, strict=True):

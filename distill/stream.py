@@ -187,7 +187,7 @@ def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
     caches, recipe = replay.caches, replay.views.recipe
     return StreamFacts(
         plan=plan,
-        teachers=tuple(_teacher(cache) for cache in caches),
+        teachers=tuple(recorded_facts(cache) for cache in caches),
         num_classes=replay.images.id.num_classes,
         view_size=recipe.size,
         identity={
@@ -207,7 +207,8 @@ def _enriched(facts: StreamFacts, epoch: Enriched) -> StreamFacts:
     )
 
 
-def _teacher(cache: RowSource) -> TeacherFacts:
+def recorded_facts(cache: RowSource) -> TeacherFacts:
+    """What a cache tells of its teacher without reading a row."""
     spec = cache.spec
     return TeacherFacts(
         scales=spec.scales,

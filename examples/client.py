@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import urllib.error
 import urllib.request
 
 import google_crc32c
@@ -31,8 +32,14 @@ def ask(url: str, body: dict[str, object] | None = None) -> tuple[bytes, str | N
         headers["Authorization"] = f"Bearer {token}"
     content = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data=content, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return response.read(), response.headers[CHECKSUM_HEADER]
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read(), response.headers[CHECKSUM_HEADER]
+    except urllib.error.HTTPError as refused:
+        problem = json.load(refused)  # a problem document says what is wrong, and what to do
+        raise SystemExit(f"{url}: {problem['detail']} {problem['hint']}") from None
+    except urllib.error.URLError as failed:
+        raise SystemExit(f"{url}: {failed.reason}") from None
 
 
 def checked_rows(body: bytes, checksum: str | None) -> Rows:

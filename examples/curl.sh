@@ -2,7 +2,7 @@
 # A served cache with curl alone.  sh examples/curl.sh http://127.0.0.1:8000/v1/caches/digits
 # A token, where the service wants one, is taken from the environment: KD_CACHE_TOKEN.
 set -eu
-cache=$1
+cache=${1:?is missing: the URL of a cache, such as http://127.0.0.1:8000/v1/caches/digits}
 
 # From standard input, so that the token is in no process list.
 ask() {
@@ -12,8 +12,9 @@ ask() {
 }
 
 echo "# What it holds."
-ask "$cache" | head -c 400
-echo
+# Not piped into head, which would hide that curl failed.
+held=$(ask "$cache") || { echo "$held"; exit 1; }
+printf '%.400s\n' "$held"
 
 echo "# Four recorded positions as JSON, for eyes: up to 64 rows."
 ask -H 'Accept: application/json' "$cache/rows?seed=0&start=0&stop=4&arrays=sample,digest"

@@ -121,6 +121,22 @@ def test_every_bad_key_is_named_as_it_was_written(file, override, says):
     assert refused.value.exit_code == 2
 
 
+def test_a_list_of_bad_items_is_not_called_short_too():
+    class Team(Frozen):
+        roles: Annotated[tuple[Literal["read", "write"], ...], Field(min_length=1)]
+
+    with pytest.raises(ConfigError) as refused:
+        validate_config(Team, {"roles": ["raed"]}, where="here")
+    assert str(refused.value) == "here: roles.0: Input should be 'read' or 'write', got 'raed'."
+    with pytest.raises(ConfigError, match="roles: Tuple should have at least 1 item"):
+        validate_config(Team, {"roles": []}, where="here")
+
+
+def test_a_question_ends_with_its_mark(file):
+    with pytest.raises(ConfigError, match=r"did you mean title\?$"):
+        load_yaml_config(Machine, file, ["titel=x"])
+
+
 def test_a_key_that_is_missing_is_named():
     with pytest.raises(ConfigError, match="here: title: missing; engine: missing"):
         validate_config(Machine, {}, where="here")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from cache_service.api.problems import RequestError, TooLargeError
 from cache_service.api.service import Service
@@ -22,13 +23,16 @@ from cache_service.format.frame import (
     values_size,
 )
 from cache_service.format.layout import RowArray
-from cache_service.reader_shard import NotAtHandError
+from cache_service.reader_memory import NotAtHandError, Rows
 
 MAX_JSON_ROWS = 64
 """JSON is for eyes; programs read frames."""
 
 MAX_LOOP_BYTES = 2 << 20
 """Copying and summing so much takes a millisecond at most."""
+
+JOINED_BYTES = 16 << 10
+"""Pieces below this are joined: copying 16 KiB takes less than handing on one more piece."""
 
 FRAME = {
     "description": "The rows as safetensors, or as JSON for up to 64 of them.",
@@ -127,7 +131,6 @@ class Frame:
     """Rows on their way out: memory for them with the header before it, filled in place.
 
     Attributes:
-        metadata: what the frame says of itself.
         places: in it each array, one element a row.
     """
 
@@ -135,26 +138,75 @@ class Frame:
         self, arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[str, str]
     ) -> None:
         self._arrays = arrays
-        self.metadata = metadata
+        self._metadata = metadata
         header = frame_header(arrays, num_rows, metadata)
         self._bytes, self.places = blank_frame(arrays, num_rows, header)
 
     def response(self, headers: Mapping[str, str], *, as_json: bool) -> Response:
         """The filled frame with its checksum, or what it says as JSON."""
         if as_json:
-            return self._json(headers)
-        body = self._bytes.data
-        told = {**headers, CHECKSUM_HEADER: checksum_of(body), "Vary": "Accept"}
-        return Response(body, headers=told, media_type=MEDIA_TYPE)
+            return json_response(self._arrays, self.places, self._metadata, headers)
+        return FrameResponse([self._bytes.data], headers)
 
-    def _json(self, headers: Mapping[str, str]) -> Response:
-        rows: dict[str, Any] = {}
-        for array in self._arrays:
-            flat = self.places[array.name].view(np.dtype(array.dtype).newbyteorder("<"))
-            rows[array.name] = _plain(flat.reshape(-1, *array.row_shape).tolist())
-        return JSONResponse(
-            {**self.metadata, "arrays": rows}, headers={**headers, "Vary": "Accept"}
-        )
+
+class FrameResponse(Response):
+    """A frame in pieces that are handed on one by one, so that nothing is copied to join them."""
+
+    def __init__(self, pieces: Sequence[bytes | memoryview], headers: Mapping[str, str]) -> None:
+        self._pieces = pieces
+        told = {
+            **headers,
+            CHECKSUM_HEADER: checksum_of(*pieces),
+            "Content-Length": str(sum(map(len, pieces))),
+            "Vary": "Accept",
+        }
+        super().__init__(headers=told, media_type=MEDIA_TYPE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it; to HEAD, what comes before it."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        pieces = [] if scope["method"] == "HEAD" else self._pieces
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def rows_response(
+    arrays: Sequence[RowArray],
+    rows: Mapping[str, Rows],
+    metadata: Mapping[str, str],
+    headers: Mapping[str, str],
+    *,
+    as_json: bool,
+) -> Response:
+    """Rows that are in memory already, as a frame or as JSON."""
+    if as_json:
+        return json_response(arrays, rows, metadata, headers)
+    num_rows = len(rows[arrays[0].name])
+    pieces: list[bytes | memoryview] = [frame_header(arrays, num_rows, metadata)]
+    for array in arrays:
+        content = rows[array.name].view(np.uint8).data
+        small = len(content) < JOINED_BYTES and len(pieces[-1]) < JOINED_BYTES
+        if small:
+            pieces[-1] = b"".join((pieces[-1], content))
+        else:
+            pieces.append(content)
+    return FrameResponse(pieces, headers)
+
+
+def json_response(
+    arrays: Sequence[RowArray],
+    rows: Mapping[str, Rows],
+    metadata: Mapping[str, str],
+    headers: Mapping[str, str],
+) -> Response:
+    """What a frame would say, for eyes."""
+    told: dict[str, Any] = {}
+    for array in arrays:
+        flat = rows[array.name].view(np.dtype(array.dtype).newbyteorder("<"))
+        told[array.name] = _plain(flat.reshape(-1, *array.row_shape).tolist())
+    return JSONResponse({**metadata, "arrays": told}, headers={**headers, "Vary": "Accept"})
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from cache_service.api.builds.supervisor import Builds
 from cache_service.api.catalog import Catalog
 from cache_service.api.config import ServeConfig
 from cache_service.api.follow import PollingFollow
+from cache_service.api.hosts import LoopbackHostMiddleware
 from cache_service.api.limits import Gate, GateMiddleware
 from cache_service.api.live import Live
 from cache_service.api.logs import log_request
@@ -66,6 +67,8 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.add_middleware(
         AuthMiddleware, tokens=Tokens(config.tokens), login=partial(sign_in_form, pages)
     )
+    if not config.tokens:
+        app.add_middleware(LoopbackHostMiddleware)
     observers = (service.metrics.observe, service.live.observe, log_request)
     app.add_middleware(ObserveMiddleware, observers=observers)
     return app
@@ -78,6 +81,7 @@ def _make_service(config: ServeConfig) -> Service:
         max_in_flight=limits.max_inflight,
         max_event_streams=limits.max_streams,
         reading_threads=limits.threads,
+        max_held_bytes=limits.max_answer_bytes,
     )
     metrics = Metrics()
     metrics.watch(gate)

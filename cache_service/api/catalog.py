@@ -7,19 +7,19 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.errors import ConfigError, CorruptError, NotACacheError
+from cache_service.errors import ConfigError, CorruptError, NotACacheError, RowsNotBuiltError
 from cache_service.format.commit import commit_key
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.shard import REPAIR
 from cache_service.reader import Cache, open_stored
-from cache_service.reader_shard import NotAtHandError
+from cache_service.reader_memory import NotAtHandError, Rows
 from cache_service.storage import Storage, open_storage
 from cache_service.views.order import epoch_order, positions_of
 
@@ -33,6 +33,13 @@ COMMITS_TTL_S = 1.0
 
 BUCKET_TTL_S = 5.0
 """A bucket's root documents are taken for true so long."""
+
+
+class CacheAwaitedError(RowsNotBuiltError):
+    """A build of the cache is queued or begins: none of it is there yet."""
+
+    http_status = 503
+    retry_after_s = 2
 
 
 class Served:
@@ -62,15 +69,15 @@ class Served:
         self._commits = (now, found)
         return found
 
-    def lookup_into(
+    def lookup_rows(
         self,
         seed: int,
         samples: NDArray[np.int64],
-        out: dict[str, NDArray[np.void]],
+        names: tuple[str, ...],
         *,
         at_hand: bool = False,
-    ) -> None:
-        """Copy rows of samples into `out` in request order. Raises as `Cache.lookup`.
+    ) -> dict[str, Rows]:
+        """Rows of samples as bytes, in request order. Raises as `Cache.lookup`.
 
         Where they are follows from the seed, so while a seed is being recorded nothing has to be
         searched; of a recorded seed, the order that was recorded is what counts.
@@ -79,13 +86,13 @@ class Served:
             raise NotAtHandError
         if self._is_complete(seed):
             positions = self.cache.locate(seed, samples, at_hand=at_hand)
-            self.cache.gather_into(seed, positions, out, at_hand=at_hand)
-            return
+            return self.cache.gather_rows(seed, positions, names, at_hand=at_hand)
         self.cache.check_samples(samples)
-        proof = {"sample": np.empty(len(samples), "V4"), **out}
-        self.cache.gather_into(seed, self._planned(seed, samples), proof)
-        if not np.array_equal(proof["sample"].view("<i4"), samples):
-            self.cache.gather_into(seed, self.cache.locate(seed, samples), out)
+        asked = tuple({"sample": None, **dict.fromkeys(names)})
+        rows = self.cache.gather_rows(seed, self._planned(seed, samples), asked)
+        if np.array_equal(rows["sample"].view("<i4"), samples):
+            return {name: rows[name] for name in names}
+        return self.cache.gather_rows(seed, self.cache.locate(seed, samples), names)
 
     def _is_complete(self, seed: int) -> bool:
         if seed in self._complete:
@@ -157,12 +164,16 @@ class _Root(Protocol):
 class Catalog:
     """All caches of a service.
 
+    Attributes:
+        is_expected: whether a build will make a cache of that name.
+
     Raises:
         ConfigError: there is no such folder, or the URL is of no kind that can be listed.
     """
 
     def __init__(self, root: str, *, open_shards: int) -> None:
         self._root: _Root = _open_root(root)
+        self.is_expected: Callable[[str], bool] = lambda _: False
         self._open_shards = open_shards
         self._served: OrderedDict[str, Served] = OrderedDict()
         self._lock = threading.Lock()
@@ -196,10 +207,13 @@ class Catalog:
 
         Raises:
             NotACacheError: there is none.
+            CacheAwaitedError: there is none yet.
             CorruptError: its metadata is damaged.
         """
         stamp = self._root.stamp(name) if NAME.fullmatch(name) else None
         if stamp is None:
+            if NAME.fullmatch(name) and self.is_expected(name):
+                raise _not_yet(name)
             raise _no_such_cache(name)
         with self._lock:
             found = self._served.get(name)
@@ -228,6 +242,11 @@ class _Folder:
                 f"{path} is not a folder.", hint="Name the folder that your caches lie in."
             )
         self._real = self._path.resolve()
+        if (self._path / ROOT_KEY).is_file():
+            raise ConfigError(
+                f"{path} is a cache itself; what is served is the folder that caches lie in.",
+                hint=f"kd-cache serve {self._path.parent}",
+            )
 
     def names(self) -> list[str]:
         found = (path.name for path in self._path.iterdir() if NAME.fullmatch(path.name))
@@ -263,7 +282,8 @@ class _Bucket:
         from cache_service.storage.objects import ObjectStorage
 
         self._url = url.rstrip("/")
-        self._storage = ObjectStorage(self._url)
+        self._storage = ObjectStorage(self._url, name="the root")
+        self._open = ObjectStorage
         self._stamps: dict[str, tuple[float, bytes | None]] = {}
 
     def names(self) -> list[str]:
@@ -280,7 +300,7 @@ class _Bucket:
         return found
 
     def storage(self, name: str) -> Storage:
-        return open_storage(f"{self._url}/{name}")
+        return self._open(f"{self._url}/{name}", name=name)
 
     def folder(self, name: str) -> Path | None:  # noqa: ARG002  one signature for both
         return None
@@ -289,6 +309,13 @@ class _Bucket:
 def _no_such_cache(name: str) -> NotACacheError:
     return NotACacheError(
         f"there is no cache {name[:128]!r} here.", hint="GET /v1/caches lists them."
+    )
+
+
+def _not_yet(name: str) -> CacheAwaitedError:
+    return CacheAwaitedError(
+        f"cache {name!r} is to be recorded by a build that has not begun to.",
+        hint="Ask again, or set wait_s in the train file. GET /v1/builds says how far it is.",
     )
 
 

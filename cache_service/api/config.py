@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cache_service.api.builds.config import BuildsConfig
 from cache_service.configfile import override_document, read_document, validate_config
 from cache_service.format.frozen import Frozen
 
 Scope = Literal["read", "build"]
+
+SHA256 = r"^[0-9a-f]{64}$"
+
+
+def _proof(found: Any) -> Any:
+    """Refuse what is no SHA-256 without repeating it: it may be the token itself."""
+    if not isinstance(found, str) or not re.fullmatch(SHA256, found):
+        raise ValueError(
+            "is not 64 hexadecimal digits. Put in the sha256 that `kd-cache token` prints; "
+            "the token itself is for the client"
+        )
+    return found
 
 
 class TokenConfig(Frozen):
@@ -23,7 +36,9 @@ class TokenConfig(Frozen):
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Whose it is.")
     ]
     sha256: Annotated[
-        str, Field(pattern=r"^[0-9a-f]{64}$", description="As `kd-cache token` prints it.")
+        str,
+        BeforeValidator(_proof),
+        Field(pattern=SHA256, description="As `kd-cache token` prints it."),
     ]
     scopes: Annotated[
         tuple[Scope, ...], Field(min_length=1, description="read: rows, pages; build: builds.")
@@ -37,6 +52,9 @@ class Limits(Frozen):
     max_response_bytes: Annotated[
         int, Field(ge=1 << 10, le=1 << 30, description="Bytes of one answer with rows.")
     ] = 64 << 20
+    max_answer_bytes: Annotated[
+        int, Field(ge=1 << 16, le=1 << 40, description="Bytes of large answers held at a time.")
+    ] = 256 << 20
     max_body_bytes: Annotated[
         int, Field(ge=1 << 10, le=1 << 28, description="Bytes of a request's body.")
     ] = 1 << 20

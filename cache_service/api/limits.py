@@ -1,4 +1,4 @@
-"""What runs at a time: requests in flight, event streams, and threads that read.
+"""What runs at a time: requests in flight, bytes of answers, event streams, threads that read.
 
 A full house answers 503 at once, from the event loop, so that health and metrics always get through
 and a client learns to wait instead of queueing unseen.
@@ -15,10 +15,11 @@ import anyio.to_thread
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.observe import CLIENT_GONE
 from cache_service.api.problems import problem_response
+from cache_service.format.frame import MEDIA_TYPE
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -31,6 +32,11 @@ STREAM_SUFFIX = "/events"
 
 RETRY_AFTER_SECONDS = 1
 
+FRAME_TYPE = MEDIA_TYPE.encode()
+
+UNCOUNTED_BYTES = 64 << 10
+"""An answer up to here fits the buffer of its connection: it is sent whatever else is held."""
+
 
 class Gate:
     """Places for requests and event streams, and the threads that read rows.
@@ -38,14 +44,24 @@ class Gate:
     Attributes:
         in_flight: requests now between their first and last byte.
         event_streams: streams now open.
+        held_bytes: of large answers that their clients have not taken yet.
         reading: limiter of the threads that read; health needs none of them.
     """
 
-    def __init__(self, *, max_in_flight: int, max_event_streams: int, reading_threads: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_in_flight: int,
+        max_event_streams: int,
+        reading_threads: int,
+        max_held_bytes: int = 256 << 20,
+    ) -> None:
         self._max_in_flight = max_in_flight
         self._max_event_streams = max_event_streams
+        self._max_held_bytes = max_held_bytes
         self.in_flight = 0
         self.event_streams = 0
+        self.held_bytes = 0
         self.reading = anyio.CapacityLimiter(reading_threads)
         # Never full where `reading` has room: it keeps anyio's own 40 tokens out of this.
         self._threads = anyio.CapacityLimiter(reading_threads)
@@ -66,6 +82,12 @@ class Gate:
             self.event_streams -= 1
         else:
             self.in_flight -= 1
+
+    def hold(self, num_bytes: int) -> bool:
+        """Account for a large answer; whether there was room. One alone is always let through."""
+        admitted = not self.held_bytes or self.held_bytes + num_bytes <= self._max_held_bytes
+        self.held_bytes += admitted * num_bytes
+        return admitted
 
     async def read(
         self,
@@ -106,17 +128,71 @@ class GateMiddleware:
         if not self.gate.enter(stream=stream):
             await _busy(scope)(scope, receive, send)
             return
+        answer = _Answer(self.gate, scope, receive, send)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send if stream else answer.send)
         finally:
             self.gate.leave(stream=stream)
+            self.gate.held_bytes -= answer.held_bytes
+
+
+class _Answer:
+    """One answer on its way out: a large one is held until its client has taken it, or refused.
+
+    The server would take it at once into the buffer of the connection, and call the request done:
+    clients that read slowly could then fill the memory, whatever the bound on requests in flight.
+    Objects that are read piece by piece are not counted: a piece is awaited before the next one.
+    """
+
+    __slots__ = ("_gate", "_receive", "_refused", "_scope", "_send", "_start", "held_bytes")
+
+    def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
+        self._gate = gate
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._start: Message | None = None
+        self._refused = False
+        self.held_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        """Hand a message on; the first one with the second."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        start, self._start = self._start, None
+        if start is None:
+            if not self._refused:
+                await self._send(message)
+            return
+        more = message.get("more_body", False)
+        size = _frame_size(start) if more else len(message.get("body", b""))
+        if size > UNCOUNTED_BYTES:
+            if not self._gate.hold(size):
+                self._refused = True
+                await _busy(self._scope)(self._scope, self._receive, self._send)
+                return
+            self.held_bytes = size
+        await self._send(start)
+        if more or not self.held_bytes:
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        await self._send({"type": "http.response.body"})  # returns when the client has taken it
+
+
+def _frame_size(start: Message) -> int:
+    """Bytes of an answer with rows, which are all in memory; 0 of any other one."""
+    headers = dict(start["headers"])
+    is_frame = headers.get(b"content-type", b"").startswith(FRAME_TYPE)
+    return int(headers.get(b"content-length", 0)) if is_frame else 0
 
 
 def _busy(scope: Scope) -> JSONResponse:
     return problem_response(
         scope,
         503,
-        "Every place is taken: the service answers as many requests as it may.",
+        "Every place is taken: the service holds as many requests, or bytes of answers, as it may.",
         hint=f"Ask again in {RETRY_AFTER_SECONDS} s, or with fewer requests at a time.",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )

@@ -15,11 +15,11 @@ from pydantic import Field, ValidationError
 
 from cache_service.api.answers import (
     FRAME,
-    Frame,
     check_json,
     check_size,
     chosen_arrays,
     refuse_large,
+    rows_response,
     split_names,
     wants_json,
 )
@@ -104,9 +104,10 @@ async def lookup(request: Request) -> Response:
             check_json(len(samples_B))
         metadata = lookup_metadata(cache.fingerprint, asked.seed, len(samples_B))
         refuse_large(arrays, len(samples_B), at_hand=at_hand)
-        frame = Frame(arrays, len(samples_B), metadata)
-        served.lookup_into(asked.seed, samples_B, frame.places, at_hand=at_hand)
-        return frame.response({"Cache-Control": "no-store"}, as_json=as_json)
+        names = tuple(array.name for array in arrays)
+        found = served.lookup_rows(asked.seed, samples_B, names, at_hand=at_hand)
+        headers = {"Cache-Control": "no-store"}
+        return rows_response(arrays, found, metadata, headers, as_json=as_json)
 
     def shards_of(served: Served) -> list[int]:
         return served.shards_of_samples(asked.seed, samples_B)

@@ -72,6 +72,12 @@ class Metrics:
             "kdcache_inflight_requests", "Requests being answered.", registry=self.registry
         )
         in_flight.set_function(lambda: gate.in_flight)
+        held = Gauge(
+            "kdcache_held_answer_bytes",
+            "Bytes of large answers that clients have not taken yet.",
+            registry=self.registry,
+        )
+        held.set_function(lambda: gate.held_bytes)
         streams = Gauge("kdcache_event_streams", "Event streams open.", registry=self.registry)
         streams.set_function(lambda: gate.event_streams)
         reading = Gauge(

@@ -27,6 +27,7 @@ CODES = {
     412: "precondition_failed",
     413: "too_large",
     416: "range_not_satisfiable",
+    421: "misdirected",
     422: "request",
     429: "busy",
     503: "busy",
@@ -95,7 +96,7 @@ def problem_response(
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may refuse with, for its OpenAPI description: those named, and what all may."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    every = sorted({400, 401, 403, 422, 500, 503, *statuses})
+    every = sorted({400, 401, 403, 421, 422, 500, 503, *statuses})
     return {status: {"description": _title(status), "content": content} for status in every}
 
 

@@ -15,7 +15,7 @@ from cache_service.api.follow import RowsAwaitedError
 from cache_service.api.observe import CLIENT_GONE
 from cache_service.api.service import Service
 from cache_service.errors import RowsNotBuiltError
-from cache_service.reader_shard import NotAtHandError
+from cache_service.reader_memory import NotAtHandError
 
 Result = TypeVar("Result")
 

@@ -45,6 +45,11 @@ class Service:
     probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     waiting: int = 0
 
+    def __post_init__(self) -> None:
+        """A cache that is queued is not one that does not exist: who awaits it is told so."""
+        if self.builds is not None:
+            self.catalog.is_expected = self.builds.expects
+
 
 async def service_of(request: Request) -> Service:
     """The service behind a request."""

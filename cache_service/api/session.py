@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -33,6 +33,9 @@ TRIES_S = 60.0
 
 OWN = ("same-origin", "none")
 """What a browser says of a request that no other site made."""
+
+PAGE_QUERY = ("seed", "sample")
+"""What a page reads of its address."""
 
 _LOCAL_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?=&%+-]{0,512}")
 
@@ -71,8 +74,9 @@ def local_path(written: str) -> str:
 
 def sign_in_form(pages: Pages, request: Request) -> Response:
     """What a visitor without a token is answered, whatever page was asked for."""
-    query = f"?{request.url.query}" if request.url.query else ""
-    asked = local_path(request.url.path + query)
+    # Only what pages read: an address may hold a token that was put there by mistake.
+    kept = [pair for pair in request.query_params.multi_items() if pair[0] in PAGE_QUERY]
+    asked = local_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
     return framed_alone(pages.sign_in(next_path=asked, status=401))
 
 

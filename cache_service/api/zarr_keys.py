@@ -23,7 +23,7 @@ from cache_service.api.reading import Need, read_rows
 from cache_service.api.rows import immutable
 from cache_service.api.service import Service, TheService
 from cache_service.errors import CorruptError
-from cache_service.reader_shard import NotAtHandError
+from cache_service.reader_memory import NotAtHandError
 
 router = APIRouter(tags=["zarr"])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,13 @@ def lookup_metadata(fingerprint: str, seed: int, num_rows: int) -> dict[str, str
 
 def frame_header(arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[str, str]) -> bytes:
     """Everything before the values: 8 bytes of length, JSON, spaces up to a multiple of 8."""
+    return _frame_header(tuple(arrays), num_rows, tuple(metadata.items()))
+
+
+@lru_cache(maxsize=512)  # lookups of one size under one seed are many, and alike
+def _frame_header(
+    arrays: tuple[RowArray, ...], num_rows: int, metadata: tuple[tuple[str, str], ...]
+) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for array in arrays:
@@ -101,9 +109,9 @@ def blank_frame(
     return frame, places
 
 
-def checksum_of(body: Buffer) -> str:
-    """What `CHECKSUM_HEADER` says of a body."""
-    return f"{crc32c(body):08x}"
+def checksum_of(*pieces: Buffer) -> str:
+    """What `CHECKSUM_HEADER` says of a body, whole or in pieces."""
+    return f"{crc32c(*pieces):08x}"
 
 
 def decode_frame(

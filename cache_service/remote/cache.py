@@ -206,18 +206,20 @@ def open_remote(
     Args:
         url: where.
         fingerprint: refuse any other cache.
-        wait_s: how long rows are awaited that are planned but not recorded, in seconds.
+        wait_s: how long rows are awaited that are planned but not recorded, and the cache itself
+            where its build is queued, in seconds.
         disk: where to keep what the server sent.
         patience: how failures are borne.
 
     Raises:
         NotACacheError: there is none, or one of a newer format.
+        RowsNotBuiltError: its build is queued, and did not begin in time.
         SpecMismatchError: it has another fingerprint.
         ConfigError: the URL is not usable, or the server wants a token.
         StorageError, CorruptError: no answer, or none that makes sense.
     """
     storage = HttpStorage(url, patience)
-    content = storage.get(ROOT_KEY)
+    content = storage.get(ROOT_KEY, wait_s=wait_s)
     if content is None:
         raise NotACacheError(
             f"no cache at {storage.url}: it has no {ROOT_KEY}.",

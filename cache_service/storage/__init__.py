@@ -7,12 +7,16 @@ the bytes mean.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import ConfigError
+
+_SERVER = re.compile(r"[^/]+:\d+/v1/caches/")
+"""A host, a port and the service's path: a URL whose `http://` was left out, and no folder."""
 
 
 class Storage(Protocol):
@@ -81,6 +85,11 @@ def open_storage(url: str) -> Storage:
     """
     scheme, found, rest = url.partition("://")
     if not found:
+        if _SERVER.match(url):
+            raise ConfigError(
+                f"cannot open {url}: that is the address of a server, without its scheme.",
+                hint=f"Write http://{url}",
+            )
         return _local(url)
     if scheme == "file":
         return _local(rest)

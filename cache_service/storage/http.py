@@ -55,15 +55,16 @@ class HttpStorage:
         self.fingerprint: str | None = None
         """Of the cache that this must stay; the first manifest says it where nobody did before."""
 
-    def get(self, key: str) -> bytes | None:
-        """The object, or None where there is none."""
+    def get(self, key: str, *, wait_s: float = 0.0) -> bytes | None:
+        """The object, or None where there is none; of a cache that is queued, within `wait_s`."""
 
         def read(answer: Answer) -> bytes | None:
             return None if answer.status == 404 else _whole(answer, f"{self.url}/{key}")
 
         limit = MAX_DOCUMENT_BYTES if key.endswith(".json") else MAX_PIECE_BYTES + 64
         try:
-            return self.client.ask(Question("GET", _target(key), limit=limit), read, passes=(404,))
+            question = Question("GET", _target(key), limit=limit)
+            return self.client.ask(question, read, passes=(404,), wait_s=wait_s)
         except RowsNotBuiltError:
             # Of a shard's rows a server says "not yet"; whether there is a commit is a question.
             if key.startswith(COMMITS):

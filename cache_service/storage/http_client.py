@@ -45,6 +45,9 @@ SAY_AFTER_S = 10.0
 MAX_RETRY_AFTER_S = 30.0
 """A server may ask for more; it is asked again all the same."""
 
+NO_ROUTE = "not_found"
+"""What the service answers where no cache can be: the address is wrong, not its cache missing."""
+
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})
 _KINDS = {
     kind.code: kind
@@ -178,7 +181,8 @@ class HttpClient:
             return _Setback(trouble, "silent")
         self._answered = True
         told = _problem_of(answer)
-        known = answer.status in passes and told.get("code") != NotACacheError.code
+        elsewhere = told.get("code") in (NotACacheError.code, NO_ROUTE)
+        known = answer.status in passes and not elsewhere
         if 200 <= answer.status < 300 or (known and (told or answer.status != 404)):
             try:
                 return _Value(read(answer))
@@ -201,17 +205,14 @@ class HttpClient:
     def _refusal(self, question: Question, answer: Answer, told: dict[str, Any]) -> KdCacheError:
         what, status = self._what(question), answer.status
         if status in (401, 403):
-            return ConfigError(
-                f"{what} is refused ({status}): the token is missing, wrong, or not for this.",
-                hint=f"Put the server's token into the environment as {TOKEN_VARIABLE}.",
-            )
+            return self._unwelcome(status)
         if 300 <= status < 400:
             return StorageError(
                 f"{what} is redirected ({status}) to {_clean(answer.headers.get('location'))}: "
                 "redirects are not followed, because the token would go with them.",
                 hint="Use the final address.",
             )
-        if told:
+        if told and told["code"] != NO_ROUTE:
             kind = _KINDS.get(told["code"], StorageError)
             detail = _clean(told.get("detail")) or f"status {status}"
             return kind(f"{self.url} says: {detail}", hint=_clean(told.get("hint")))
@@ -221,6 +222,17 @@ class HttpClient:
                 hint="Write http(s)://HOST[:PORT]/v1/caches/NAME; HOST/v1/caches lists the names.",
             )
         return StorageError(f"{what} is answered with status {status}.")
+
+    def _unwelcome(self, status: int) -> ConfigError:
+        if read_token() is None:
+            found, hint = "asks for a token, and none is set here", "Put one that it knows into"
+        elif status == 401:
+            found, hint = "does not know the token that it was sent", "Put one that it knows into"
+        else:
+            found, hint = "does not let this token do this", "Put one with the right scope into"
+        return ConfigError(
+            f"{self.url} {found} ({status}).", hint=f"{hint} the environment as {TOKEN_VARIABLE}."
+        )
 
     def _exchange(self, question: Question) -> Answer:
         token = read_token()

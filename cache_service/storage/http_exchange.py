@@ -216,7 +216,10 @@ def _is_size(text: str) -> bool:
 
 
 def _named(problem: Exception) -> str:
-    """What went wrong, without addresses of objects in it."""
+    """What went wrong, in the system's words where it has some; no addresses of objects."""
+    system = problem if isinstance(problem, OSError) else problem.__cause__
+    if isinstance(system, OSError) and system.strerror:
+        return system.strerror
     cause = problem.args[-1] if problem.args else problem
     text = str(cause if isinstance(cause, Exception) else problem).split("\n")[0]
     text = text.split("object at")[-1].split(">: ")[-1]

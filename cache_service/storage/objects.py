@@ -8,6 +8,7 @@ not survive the fork, so its requests would hang, and (measured) so would the pa
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,20 +23,28 @@ from obstore.store import from_url
 from cache_service.errors import StorageError
 from cache_service.storage.keys import check_key, check_prefix
 
+log = logging.getLogger("kdcache.storage")
+
 _STARTED_IN: list[int] = []
 """The process that started obstore's threads: empty before the first use of any client."""
 
 
 class ObjectStorage:
-    """See `cache_service.storage.Storage`."""
+    """See `cache_service.storage.Storage`.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        url: of the objects.
+        name: what errors call it; a service says no address. Its log has the reason of an error.
+    """
+
+    def __init__(self, url: str, name: str | None = None) -> None:
+        self.url = name or url
+        self._address = url
         self._store: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the client: it is opened again where it is needed."""
-        return {"url": self.url, "_store": None}
+        return {"url": self.url, "_address": self._address, "_store": None}
 
     def get(self, key: str) -> bytes | None:
         """The object, or None where there is none."""
@@ -125,7 +134,7 @@ class ObjectStorage:
             )
         if self._store is None:
             # The default of 10 retries waits 10.7 s for a server that is down; 3 wait under 1 s.
-            self._store = from_url(self.url, retry_config={"max_retries": 3})
+            self._store = from_url(self._address, retry_config={"max_retries": 3})
         return self._store
 
     @contextmanager
@@ -134,6 +143,9 @@ class ObjectStorage:
             yield
         except (BaseError, OSError) as problem:
             first_line = str(problem).strip().split("\n")[0][:300]
+            if self.url != self._address:
+                log.warning("cannot %s %s/%s: %s", verb, self._address, key, first_line)
+                raise StorageError(f"cannot {verb} {self.url}/{key}.") from problem
             raise StorageError(
                 f"cannot {verb} {self.url}/{key}: {first_line}",
                 hint="Check the address and the credentials in the environment.",

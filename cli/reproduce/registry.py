@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from cache_service.errors import ConfigError
 from cli.reproduce import ddgsd_cifar100, deit_cifar100, hinton_mnist, omitted_three, sdd_cifar100
 from cli.reproduce.order import Reproduction
+from distill.students import choose_device
 
 _ALL = (
     hinton_mnist.REPRODUCTION,
@@ -39,3 +42,16 @@ def refuse_options(reproduction: Reproduction, **given: object) -> None:
     for option, value in given.items():
         if value is not None and option not in reproduction.options:
             raise ConfigError(f"{reproduction.name} takes no --{option}.", hint="Leave it out.")
+
+
+def refuse_device(device: str) -> None:
+    """Refuse a device that is none, or that this machine has not, before data are looked for.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(
+            f"--device {device!r} is no device.", hint="Use auto, cpu, cuda or one such as cuda:1."
+        )
+    choose_device(device)

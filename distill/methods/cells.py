@@ -16,6 +16,7 @@ from torch import Tensor
 from cache_service.errors import ConfigError
 from cache_service.models.cells import cell_logits, check_cells, pool_cells
 from cache_service.models.heads import answer_cells
+from distill.losses import sdd_weights
 from distill.methods.base import MethodSettings, Plan, Step, needs_one_teacher
 
 
@@ -66,6 +67,26 @@ def select_cells(cells_BRC: Tensor, recorded: Sequence[int], wanted: Sequence[in
         return cells_BRC
     starts = dict(zip(recorded, accumulate((s * s for s in recorded), initial=0), strict=False))
     return torch.cat([cells_BRC.narrow(1, starts[side], side * side) for side in wanted], dim=1)
+
+
+def weigh_cells(
+    step: Step, teacher_BRC: Tensor, labels_B: Tensor, *, complementary_weight: float
+) -> Tensor:
+    """How much each cell counts, [B, R]: 1, or the complementary weight.
+
+    Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
+    the cell and on the whole image, names the label; the others are consistent. And how much each
+    kind weighs, per cell of all: `weight_consistent` and `weight_complementary`.
+    """
+    # At a weight of 2 the weights mark the complementary cells, whatever the loss gives them.
+    marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0) - 1.0
+    share = marks_BR.mean()
+    step.metrics.update(
+        complementary=share,
+        weight_consistent=1.0 - share,
+        weight_complementary=complementary_weight * share,
+    )
+    return 1.0 + (complementary_weight - 1.0) * marks_BR
 
 
 def needs_cells(settings: CellSettings, plan: Plan) -> None:

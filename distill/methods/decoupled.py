@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from distill.losses import majority_labels, sdd_weights
+from distill.losses import majority_labels
 from distill.methods.base import Step
-from distill.methods.cells import CellSettings, answer_student, select_cells
+from distill.methods.cells import CellSettings, answer_student, select_cells, weigh_cells
 from distill.methods.fields import ComplementaryWeight, Temperature, WarmupEpochs
 
 
@@ -50,23 +50,19 @@ def teacher_cells(settings: DecoupledSettings, step: Step, *, temperature: float
 
 
 def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
-    """Answer with both sides' cells, and weigh them.
-
-    Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
-    the cell and on the whole image, names the label; the others are consistent.
-    """
+    """Answer with both sides' cells, and weigh them; reports what `weigh_cells` does."""
     recorded = step.teachers[0].scales
     scales = settings.scales or recorded
     answer = answer_student(step, scales)
     teacher_BRC = teacher_cells(settings, step, temperature=settings.temperature)
     labels_B = majority_labels(*step.batch[1:4])
-    # At a weight of 2 the weights count the complementary cells, whatever the loss gives them.
-    marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0) - 1.0
-    step.metrics["complementary"] = marks_BR.mean()
+    weights_BR = weigh_cells(
+        step, teacher_BRC, labels_B, complementary_weight=settings.complementary_weight
+    )
     return DecoupledCells(
         logits_BC=answer.logits_BC,
         student_BRC=answer.cells_BRC,
         teacher_BRC=teacher_BRC,
         labels_B1=labels_B.unsqueeze(-1),
-        weights_BR=1.0 + (settings.complementary_weight - 1.0) * marks_BR,
+        weights_BR=weights_BR,
     )

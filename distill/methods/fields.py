@@ -26,6 +26,8 @@ def scheduled(number: Any) -> Any:
         # By what is written: a plain union would report what is wrong with it as either form.
         if isinstance(written, Schedule):
             written = written.model_dump()
+        if isinstance(written, bool):  # which would count as 0 or 1
+            raise ValueError(f"should be a number or a schedule, got {str(written).lower()}")
         return (moving if isinstance(written, dict) else plain).validate_python(written)
 
     return Annotated[number | Schedule, WrapValidator(choose)]

@@ -27,8 +27,8 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
     """`CE + min(n/20, 1) mean_r( w_r (alpha TCKD_r + beta NCKD_r) )` in epoch n.
 
     The label loss takes the ordinary logits; the label is every cell's target, of a mixed view
-    its larger part. Reports `complementary` (see `decouple`) and the means of TCKD and NCKD over
-    all cells, without their weights, as `tckd` and `nckd`. `standardize` z-scores each cell's
+    its larger part. Reports what `sd-kd` does, and the means of TCKD and NCKD over all cells,
+    without their weights, as `tckd` and `nckd`. `standardize` z-scores each cell's
     logits on both sides first.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code:

@@ -6,9 +6,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses import majority_labels, sdd_kd_loss, sdd_weights
+from distill.losses import kd_rows, majority_labels
 from distill.methods.base import Method, Plan, Step, label_term
-from distill.methods.cells import CellSettings, answer_student, needs_cells, select_cells
+from distill.methods.cells import (
+    CellSettings,
+    answer_student,
+    needs_cells,
+    select_cells,
+    weigh_cells,
+)
 from distill.methods.fields import ComplementaryWeight, Share, Temperature
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
@@ -28,7 +34,8 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     `standardize` z-scores each cell's logits on both sides first.
 
     Reports `complementary`, the share of cells where exactly one of the teacher's verdicts, on
-    the cell and on the whole image, names the label.
+    the cell and on the whole image, names the label; and what each kind of cell weighs, per cell
+    of all, as `weight_consistent` and `weight_complementary`.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code.
     """
@@ -37,17 +44,11 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     answer = answer_student(step, scales)
     teacher_BRC = select_cells(step.teacher(temperature=settings.temperature), recorded, scales)
     labels_B = majority_labels(*step.batch[1:4])
-    # Weights of 2 mark the complementary cells whatever weight they are given in the loss.
-    marks_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=2.0)
-    step.metrics["complementary"] = (marks_BR > 1).float().mean()
-    student_BRC, teacher_BRC = standardized(settings, answer.cells_BRC, teacher_BRC)
-    soft = sdd_kd_loss(
-        student_BRC,
-        teacher_BRC,
-        labels_B,
-        temperature=settings.temperature,
-        complementary_weight=settings.complementary_weight,
+    weights_BR = weigh_cells(
+        step, teacher_BRC, labels_B, complementary_weight=settings.complementary_weight
     )
+    sides = standardized(settings, answer.cells_BRC, teacher_BRC)
+    soft = (weights_BR * kd_rows(*sides, temperature=settings.temperature)).mean()
     return {
         "label": (1 - settings.alpha) * label_term(step, answer.logits_BC),
         "soft": settings.alpha * soft,

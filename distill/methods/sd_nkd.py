@@ -26,7 +26,7 @@ class SDNKD(DecoupledSettings):
 def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
     """`CE + min(n/20, 1) mean_r( w_r NKD_r )` in epoch n; NKD_r as in `nkd`, of each cell.
 
-    The label loss takes the ordinary logits. Reports `complementary`; see `decouple`.
+    The label loss takes the ordinary logits. Reports what `sd-kd` does.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. The defaults are what made its
     tables: T = 4 and gamma = the beta of DKD, though plain NKD has T = 1 and 1.5 there, and

@@ -91,6 +91,21 @@ def test_an_open_address_without_tokens_is_refused(tmp_path, host):
         load_serve_config(str(tmp_path), given={"host": host})
 
 
+def test_a_token_in_place_of_its_sha256_is_refused_and_not_repeated(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"tokens": [TOKEN | {"sha256": READ_TOKEN}]}))
+    with pytest.raises(ConfigError, match="not 64 hexadecimal digits") as refused:
+        load_serve_config(str(tmp_path), file)
+    assert READ_TOKEN not in str(refused.value)
+
+
+def test_a_cache_is_no_root_and_the_folder_around_it_is_named(tmp_path):
+    write_cache(str(tmp_path / "caches" / "c"), make_spec(num_samples=4))
+    with pytest.raises(ConfigError, match="is a cache itself") as refused:
+        create_app(ServeConfig(root=str(tmp_path / "caches" / "c")))
+    assert refused.value.hint == f"kd-cache serve {tmp_path / 'caches'}"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_tokens(tmp_path, host):
     assert load_serve_config(str(tmp_path), given={"host": host}).host == host
@@ -123,6 +138,8 @@ def test_an_open_address_with_tokens_is_allowed(tmp_path):
                 ("max_rows", (1 << 20) + 1),
                 ("max_response_bytes", 1023),
                 ("max_response_bytes", (1 << 30) + 1),
+                ("max_answer_bytes", 65535),
+                ("max_answer_bytes", (1 << 40) + 1),
                 ("max_body_bytes", 1023),
                 ("max_body_bytes", (1 << 28) + 1),
                 ("max_header_bytes", 1023),

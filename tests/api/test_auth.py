@@ -44,7 +44,19 @@ def every_request(app):
 
 def test_the_list_of_routes_is_not_empty(root):
     paths = {path for _, path in every_request(application(root))}
-    assert {"/v1/caches/dense/rows", "/v1/builds", "/metrics", "/openapi.json"} <= paths
+    assert paths >= {
+        "/",
+        "/caches/dense",
+        "/caches/dense/explore",
+        "/metrics",
+        "/openapi.json",
+        "/v1/builds",
+        f"/v1/builds/{'0' * 16}/events",
+        "/v1/caches/dense/lookup",
+        "/v1/caches/dense/rows",
+        "/v1/caches/dense/zarr/zarr.json",
+        "/v1/events",
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from support.caches import make_spec, write_cache
+from support.serving import serving
 from support.sockets import connect, get, metric, probing
 from support.toyservice import toy_service
 
@@ -120,3 +124,64 @@ def test_a_gate_counts_in_and_out():
     gate.leave(stream=True)
     assert (gate.in_flight, gate.event_streams) == (0, 0)
     assert gate.enter(stream=False)
+
+
+def test_answers_that_slow_clients_do_not_take_are_bounded_in_bytes(tmp_path):
+    size = 8 << 20  # more than the buffers of both kernels take
+    with toy_service(tmp_path, held_bytes=20 << 20) as toy:
+        get(toy.port, "/healthz")
+        before = toy.rss()
+        slow = []
+        for _ in range(12):
+            opened = socket.socket()
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            opened.connect(("127.0.0.1", toy.port))
+            opened.sendall(b"GET /v1/lookup/a?size=%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+            slow.append(opened)
+        heads = [each.recv(200).split(b"\r\n")[0] for each in slow]
+        assert (
+            sorted(heads) == [b"HTTP/1.1 200 OK"] * 2 + [b"HTTP/1.1 503 Service Unavailable"] * 10
+        )
+        assert metric(toy.port, "kdcache_held_answer_bytes") == 2 * size
+        assert metric(toy.port, "kdcache_inflight_requests") == 2
+        assert toy.rss() - before < 64 << 20  # two answers, and those being made
+        status, headers, body = get(toy.port, f"/v1/lookup/a?size={size}")
+        assert (status, headers["retry-after"], json.loads(body)["code"]) == (503, "1", "busy")
+        assert get(toy.port, "/v1/lookup/a?size=60000")[0] == 200  # small ones pass
+        for each in slow:
+            each.close()
+        assert settles(lambda: metric(toy.port, "kdcache_held_answer_bytes") == 0)
+        assert len(get(toy.port, f"/v1/lookup/a?size={size}")[2]) == size
+
+
+def test_one_answer_larger_than_the_bound_is_let_through_alone(tmp_path):
+    with toy_service(tmp_path, held_bytes=1 << 20) as toy:
+        for _ in range(2):
+            status, _, body = get(toy.port, f"/v1/lookup/a?size={5 << 20}")
+            assert (status, len(body)) == (200, 5 << 20)
+
+
+def test_slow_clients_of_the_real_service_hold_no_more_than_allowed(tmp_path):
+    write_cache(str(tmp_path / "root" / "toy"), make_spec(), range(1))
+    limits = {"max_rows": 100_000, "max_answer_bytes": 20 << 20}
+    samples = (np.arange(24_000, dtype="<i4") % 100).tobytes()  # 8 MB of rows
+    with serving(tmp_path / "root", limits=limits) as server:
+        port = int(server.url.rpartition(":")[2])
+        slow = []
+        for _ in range(6):
+            opened = socket.socket()
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            opened.connect(("127.0.0.1", port))
+            opened.sendall(
+                b"POST /v1/caches/toy/lookup?seed=0 HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/octet-stream\r\nContent-Length: 96000\r\n\r\n"
+            )
+            opened.sendall(samples)
+            slow.append(opened)
+        heads = [each.recv(200).split(b"\r\n")[0] for each in slow]
+        assert sorted(heads) == [b"HTTP/1.1 200 OK"] * 2 + [b"HTTP/1.1 503 Service Unavailable"] * 4
+        held = metric(port, "kdcache_held_answer_bytes")
+        assert 16_000_000 < held <= 20 << 20
+        for each in slow:
+            each.close()
+        assert settles(lambda: metric(port, "kdcache_held_answer_bytes") == 0)

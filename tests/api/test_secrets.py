@@ -16,6 +16,7 @@ from cache_service.errors import KdCacheError
 from cache_service.reader import open_cache
 from cache_service.storage import open_storage
 
+FORM = "application/x-www-form-urlencoded"
 BUCKET_SECRET = "bucket-secret-canary-0123456789"
 OTHER_TOKEN = "other-token-canary-0123456789"
 
@@ -33,7 +34,13 @@ def said(tmp_path_factory):
     log = folder / "log.txt"
     with serving_process(folder / "root", log=log, env=env, tokens=TOKENS) as server:
         answers = [
-            server.ask(method, path, token=token, headers=headers)
+            server.ask(
+                method,
+                path,
+                token=token,
+                body=headers.get("body"),
+                headers={name: value for name, value in headers.items() if name != "body"},
+            )
             for method, path, token, headers in REQUESTS
         ]
         port = int(server.url.rpartition(":")[2])
@@ -43,6 +50,7 @@ def said(tmp_path_factory):
     texts = [bytes(each.data).decode(errors="replace") + str(each.headers) for each in answers]
     return {
         "statuses": [each.status for each in answers],
+        "pages": "\n".join(text for text in texts if "text/html" in text),
         "answers": "\n".join([*texts, raw.decode(errors="replace")]),
         "log": log.read_text(),
     }
@@ -61,6 +69,19 @@ REQUESTS = [
     ("GET", f"/v1/caches/toy/rows?token={READ_TOKEN}&seed=0&start=0&stop=8", READ_TOKEN, {}),
     ("DELETE", f"/v1/caches/toy?token={READ_TOKEN}", READ_TOKEN, {}),
     ("POST", "/v1/builds", READ_TOKEN, {}),
+    *[
+        ("GET", path, token, {"Accept": "text/html"} | headers)
+        for path in ("/", "/caches/toy", "/caches/toy/explore?seed=0&sample=1", "/caches/none")
+        for token, headers in (
+            (READ_TOKEN, {}),
+            (None, {"Cookie": f"kd_cache_token={READ_TOKEN}"}),
+            (None, {}),  # the form to sign in
+            (OTHER_TOKEN, {}),
+        )
+    ],
+    ("GET", f"/?token={READ_TOKEN}", None, {"Accept": "text/html"}),
+    ("GET", "/static/page.js", READ_TOKEN, {}),
+    ("POST", "/login", None, {"Content-Type": FORM, "body": f"token={OTHER_TOKEN}&next=%2F"}),
 ]
 
 
@@ -69,7 +90,12 @@ def test_the_requests_were_of_every_kind(said):
     assert any(400 <= status < 500 and status != 401 for status in said["statuses"])
 
 
-@pytest.mark.parametrize("where", ["answers", "log"])
+def test_every_page_was_among_the_answers(said):
+    for heading in ("Caches", "toy", "seed", 'action="/login"'):
+        assert heading in said["pages"], heading
+
+
+@pytest.mark.parametrize("where", ["answers", "pages", "log"])
 @pytest.mark.parametrize("secret", [READ_TOKEN, BUCKET_SECRET, OTHER_TOKEN, "key-id-canary"])
 def test_no_secret_is_in_what_the_server_says(said, where, secret):
     assert len(said[where]) > 500

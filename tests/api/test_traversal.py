@@ -112,6 +112,20 @@ def test_an_object_that_is_a_link_to_elsewhere_is_not_sent(app):
         b"/v1/caches/dense/zarr//etc/passwd",
         b"/v1/caches/dense/zarr/%00",
         b"/v1/caches/%2fetc%2fpasswd",
+        b"/static/../pages.py",
+        b"/static/%2e%2e/pages.py",
+        b"/static/..%5cpages.py",
+        b"/static//etc/passwd",
+        b"/static/\x00",
+        b"/caches/../../secret.txt",
+        b"/caches/..%2f..%2fsecret.txt",
+        b"/caches/linked",
+        b"/v1/caches/linked",
+        b"/v1/caches/.",
+        b"/v1/caches/..",
+        b"/v1/caches/%2e%2e/rows?seed=0&start=0&stop=1",
+        b"/v1/caches/stray.txt",
+        b"/v1/caches/\xe2\x80\xa5",
         b"//etc/passwd",
         b"http://127.0.0.1/v1/caches/../secret.txt",
         b"file:///etc/passwd",
@@ -121,7 +135,7 @@ def test_an_object_that_is_a_link_to_elsewhere_is_not_sent(app):
 def test_no_raw_request_leads_out(server, target):
     address = urlparse(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as raw:
-        raw.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b""
         while piece := raw.recv(65536):
             answer += piece

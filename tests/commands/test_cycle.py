@@ -260,3 +260,46 @@ def test_a_mistake_is_one_line_before_anything_is_written(name, tmp_path):
     assert len(ended.err.splitlines()) == 1
     assert told in ended.err
     assert not out.exists()
+
+
+def test_a_recorded_teacher_is_what_it_says_and_not_what_is_recorded_next(tmp_path):
+    recorded = record_toy(str(tmp_path / "dense"), dataset=TOYS, augment=PLAIN, scales=[1])
+    changes = {
+        "rounds": 1,
+        "teachers": [recorded.url],
+        "train__epochs": 1,
+        "methods": [{"name": "logits"}],
+        # Of students, of whom this cycle records none.
+        "build__codec": {"kind": "topk", "k": 3},
+    }
+    out = tmp_path / "out"
+    file = write_file(tmp_path / "cycle.yaml", cycle_document(out, **changes))
+    assert kd_cache("cycle", str(file)).code == 0
+    changes |= {"rounds": 2, "keep": 1}
+    file = write_file(tmp_path / "cycle.yaml", cycle_document(tmp_path / "other", **changes))
+    ended = kd_cache("cycle", str(file))
+    assert ended.code == 2
+    assert "student 1 keeps only the largest" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"augment": {"preset": "cifar", "size": 16}}, 3, "recorded with another recipe"),
+        ({"dataset": HELD_OUT}, 3, "recorded from dataset"),
+        ({"seeds": "0:1"}, 4, "1:2 were asked for"),
+        (None, 2, "no cache at"),
+    ],
+)
+def test_a_recorded_teacher_of_other_views_is_refused_before_another_is_recorded(
+    tmp_path, changes, code, told
+):
+    url = str(tmp_path / "recorded")
+    if changes is not None:
+        record_toy(url, **{"dataset": TOYS, "augment": PLAIN, "scales": [1]} | changes)
+    out = tmp_path / "out"
+    document = cycle_document(out, teachers=[TEACHER, url], build__seeds="0:2")
+    ended = kd_cache("cycle", str(write_file(tmp_path / "cycle.yaml", document)))
+    assert (ended.code, len(ended.err.splitlines())) == (code, 1), ended.err
+    assert told in ended.err
+    assert not out.exists()

@@ -24,11 +24,27 @@ TRAIN = {
 }
 
 
+OTHERS = {
+    "TOPK": {"codec": {"kind": "topk", "k": 3}},
+    "MIXED": {"augment": {"size": 16, "ops": [{"op": "pad_crop"}, {"op": "mixup"}]}},
+}
+"""Further caches, and what is different about them."""
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     path = tmp_path_factory.mktemp("recorded") / "c"
     record_toy(str(path), seeds="0:2")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("others")
+    urls = {name: str(folder / name.lower()) for name in OTHERS}
+    for name, changes in OTHERS.items():
+        record_toy(urls[name], seeds="0:2", **changes)
+    return urls
 
 
 def one_line(ended, code: int) -> str:
@@ -52,6 +68,7 @@ BUILD_MISTAKES = {
     "an unknown preset": ({"augment": {"size": 16, "preset": "cfar"}}, 2, ["cfar", "cifar"]),
     "an unknown codec": ({"codec": {"kind": "zip"}}, 2, ["codec", "zip", "dense"]),
     "top-k of every class": ({"codec": {"kind": "topk", "k": 5}}, 2, ["k=5", "dense"]),
+    "top-k with no room for labels": ({"codec": {"kind": "topk", "k": 2}}, 2, ["codec.k", "3"]),
     "scales that do not start at 1": ({"scales": [2, 4]}, 2, ["scales", "start at 1"]),
     "an empty range of seeds": ({"seeds": "3:3"}, 2, ["seeds", "3:3"]),
     "an unknown dataset": ({"dataset": {"name": "cifra"}}, 2, ["cifra", "folder"]),
@@ -99,6 +116,19 @@ def test_a_mistake_in_a_build_file_is_one_line(tmp_path, change, code, words):
     assert not Path(cache).exists()
 
 
+TOKENS = {
+    "model": "distill.tokens:vit_tokens",
+    "model_args": {
+        "backbone": "vit_tiny_patch16_224",
+        "num_tokens": 3,
+        "img_size": 16,
+        "patch_size": 8,
+        "depth": 1,
+        "embed_dim": 12,
+        "num_heads": 1,
+    },
+}
+PEER = {"method": {"name": "peers"}}
 TRAIN_MISTAKES = {
     "an unknown key": ({"epocs": 3}, 2, ["epocs", "epochs"]),
     "an unknown method": ({"method": {"name": "sd-kdd"}}, 2, ["sd-kdd", "sd-kd"]),
@@ -125,20 +155,97 @@ TRAIN_MISTAKES = {
         2,
         ["resnet8x5", "resnet8x4"],
     ),
+    "a temperature of yes": (
+        {"method": {"name": "kd", "temperature": True}},
+        2,
+        ["method.temperature", "should be a number or a schedule, got true"],
+    ),
+    "a temperature that falls to zero": (
+        {
+            "method": {
+                "name": "dist",
+                "temperature": {"schedule": "linear", "start": 4, "end": 0, "epochs": 1},
+            }
+        },
+        2,
+        ["method.temperature.end", "greater than 0"],
+    ),
+    "tokens for other teachers": (
+        {"caches": ["RECORDED", "RECORDED"], "method": {"name": "hard"}, "student": TOKENS},
+        2,
+        ["2 teachers by 1 or 2 heads", "which has 3"],
+    ),
+    "a head for each teacher of a student without": (
+        {"caches": ["RECORDED", "RECORDED"], "method": {"name": "soft", "heads": "each"}},
+        2,
+        ["heads=each", "num_tokens: 2"],
+    ),
+    "two teachers for one": (
+        {"caches": ["RECORDED", "TOPK"], "method": {"name": "sd-dkd"}},
+        2,
+        ["learns from one teacher", "names 2"],
+    ),
+    "teachers of two recipes": (
+        {"caches": ["RECORDED", "MIXED"], "method": {"name": "ensemble"}},
+        3,
+        ["another recipe", "mixup"],
+    ),
+    "cells of a student that has none": (
+        {"method": {"name": "sd-nkd"}, "student": TOKENS},
+        2,
+        ["vit_tiny_patch16_224", "scales: [1]"],
+    ),
+    "logits that were dropped": (
+        {"caches": "TOPK", "method": {"name": "logits"}},
+        2,
+        ["method logits", "keeps only the largest"],
+    ),
+    "a spread of logits that were dropped": (
+        {"caches": "TOPK", "method": {"name": "sd-kd", "standardize": True}},
+        2,
+        ["method sd-kd with standardize", "keeps only the largest"],
+    ),
+    "mixed views for one class": (
+        {"caches": "MIXED", "method": {"name": "cs-kd"}},
+        2,
+        ["method cs-kd", "mixes samples"],
+    ),
+    "a single seed for two views": (
+        {"seeds": "0:1", "method": {"name": "ddgsd"}},
+        2,
+        ["takes two seeds", "0:1"],
+    ),
+    "a specialist in every class": (
+        {"method": {"name": "specialist", "classes": [0, 1, 2, 3, 4]}},
+        2,
+        ["leaves at least one out"],
+    ),
+    "peers that are alike": (
+        {"students": [{"name": "a", **PEER}, {"name": "b", **PEER}]},
+        2,
+        ["students a and b", "seed"],
+    ),
 }
 
 
 @pytest.mark.parametrize(
     ("change", "code", "words"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES.keys()
 )
-def test_a_mistake_in_a_train_file_is_one_line(tmp_path, recorded, change, code, words):
-    document = {"caches": recorded, **TRAIN, "out": str(tmp_path / "out"), **change}
-    text = yaml.safe_dump(document).replace("RECORDED", recorded)
+def test_a_mistake_in_a_train_file_is_one_line_before_anything_is_read_or_written(
+    tmp_path, recorded, others, change, code, words, monkeypatch
+):
+    monkeypatch.setattr("distill.stream.train_loader", None)  # would fail if it were called
+    out = tmp_path / "out"
+    document = {"caches": recorded, **TRAIN, "out": str(out), **change}
+    text = yaml.safe_dump(document)
+    for name, url in {"RECORDED": recorded, **others}.items():
+        text = text.replace(name, url)
     file = tmp_path / "t.yaml"
     file.write_text(text)
     line = one_line(kd_cache("train", str(file)), code)
     for word in words:
         assert word in line
+    assert not out.exists()
 
 
 def test_a_file_that_is_not_there_and_one_that_is_not_yaml_are_one_line(tmp_path):

@@ -156,5 +156,6 @@ def test_dropout_is_a_function_of_seed_and_step():
 def test_terms_add_up_to_the_loss():
     run, learner = prepare(method={"name": "sd-kd"})
     means = update(run, learner, [run.stream.batch(0)]).floats()
-    assert set(means) == {"loss", "loss_label", "loss_soft", "top1", "complementary"}
+    weights = {"weight_consistent", "weight_complementary"}
+    assert set(means) == {"loss", "loss_label", "loss_soft", "top1", "complementary"} | weights
     assert means["loss"] == pytest.approx(means["loss_label"] + means["loss_soft"])

@@ -8,6 +8,7 @@ import re
 import textwrap
 
 import pytest
+import timm
 from PIL import Image
 from support.pages import ROOT, blocks, blocks_of
 
@@ -16,6 +17,7 @@ from cache_service.api.config import ServeConfig, load_serve_config
 from cache_service.build.config import BuildConfig
 from cache_service.configfile import load_yaml_config, validate_config
 from cache_service.datasets import DatasetConfig, open_dataset
+from cache_service.models.cifar import CIFAR_NAMES  # noqa: F401  timm knows them by this
 from cache_service.plugins import load_object
 from cache_service.yamltext import parse_yaml
 from cli.cycle.config import CycleConfig
@@ -65,6 +67,12 @@ def test_an_example_is_a_valid_file(file):
     kinds = {".build.": BuildConfig, ".cycle.": CycleConfig}
     model = next((kinds[part] for part in kinds if part in file.name), TrainConfig)
     load_yaml_config(model, file)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda f: f.name)
+def test_an_example_names_networks_that_there_are(file):
+    for name in re.findall(r"\bmodel: ([\w.:/-]+)", file.read_text()):
+        assert timm.is_model(name.partition(".")[0]), name
 
 
 def test_the_example_request_is_one_that_the_example_service_takes():

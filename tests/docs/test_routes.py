@@ -29,5 +29,7 @@ def test_every_path_that_the_page_names_is_a_route(tmp_path):
 @pytest.mark.parametrize(("method", "path", "what"), PAGES)
 def test_the_pages_for_people_are_there(method, path, what, tmp_path):
     app = create_app(ServeConfig(root=str(tmp_path)))
-    answer = TestClient(app).request(method, path.replace("{name}", "none"))
+    answer = TestClient(app, base_url="http://localhost").request(
+        method, path.replace("{name}", "none")
+    )
     assert answer.headers["content-type"].startswith("text/html")

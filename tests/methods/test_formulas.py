@@ -58,6 +58,18 @@ def weights(teacher_BRC, labels_B, complementary_weight):
     return torch.tensor(found, dtype=torch.float64)
 
 
+def assert_weights(metrics, weights_BR, *, complementary_weight):
+    """What each kind of cell weighs: the weights of its cells, divided by all cells."""
+    every = weights_BR.flatten().tolist()
+    kinds = {
+        "weight_consistent": [weight for weight in every if weight == 1],
+        "weight_complementary": [weight for weight in every if weight == complementary_weight],
+    }
+    for name, chosen in kinds.items():
+        assert 0 < len(chosen) < len(every)
+        assert metrics[name].item() == pytest.approx(sum(chosen) / len(every)), name
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 def test_kd(stream, model, seen, standardize):
     batch, cells_BRC, teachers, _ = seen
@@ -100,11 +112,11 @@ def test_sd_kd(stream, model, seen, standardize):
     if standardize:
         z, v = formulas.z_score(z), formulas.z_score(v)
     rows_BR = weights(teachers[0], labels_B, 4) * formulas.kd(z, v, 2)
+    terms, metrics = terms_of(settings, stream, model)
     assert_terms(
-        terms_of(settings, stream, model)[0],
-        label=0.3 * formulas.label(cells_BRC[:, 0], batch),
-        soft=0.7 * rows_BR.mean(),
+        terms, label=0.3 * formulas.label(cells_BRC[:, 0], batch), soft=0.7 * rows_BR.mean()
     )
+    assert_weights(metrics, weights(teachers[0], labels_B, 4), complementary_weight=4)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -131,6 +143,7 @@ def test_sd_dkd(stream, model, seen, standardize):
         label=formulas.label(cells_BRC[:, 0], batch),
         soft=3 / 10 * (weights_BR * (0.5 * tckd_BR + 3 * nckd_BR)).sum() / weights_BR.numel(),
     )
+    assert_weights(metrics, weights_BR, complementary_weight=4)
     share = (weights_BR == 4).double().mean()
     assert 0 < share < 1
     assert_terms(
@@ -168,6 +181,7 @@ def test_sd_nkd(stream, model, seen, classes):
         soft=(weights_BR * formulas.nkd(*rows, 2, 0.7, classes)).mean(),
     )
     assert metrics["complementary"] == (weights_BR == 3).float().mean()
+    assert_weights(metrics, weights_BR, complementary_weight=3)
 
 
 def test_logits(stream, model, seen):

@@ -10,7 +10,7 @@ from support.streams import plain_net
 from torch import nn
 
 from cache_service.models.cells import cell_logits
-from distill.losses import sdd_dkd_loss, sdd_nkd_loss
+from distill.losses import sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 
 ALIKE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -63,6 +63,22 @@ def test_a_cells_method_is_the_loss_that_others_can_import(
         formulas.larger_part(batch),
         complementary_weight=weight,
         **options,
+    )
+    torch.testing.assert_close(terms["soft"], wanted, **ALIKE)
+    assert 0 < metrics["complementary"] < 1
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+def test_sd_kd_is_the_loss_that_others_can_import(stream, model, weight):
+    settings = settings_of("sd-kd", alpha=1, complementary_weight=weight)
+    terms, metrics = terms_of(settings, stream, model)
+    batch = stream.batch(0)
+    cells_BRC = cell_logits(model, images_of(stream), (1, 2))
+    wanted = sdd_kd_loss(
+        cells_BRC,
+        batch.rows[0]["logits"],
+        formulas.larger_part(batch),
+        complementary_weight=weight,
     )
     torch.testing.assert_close(terms["soft"], wanted, **ALIKE)
     assert 0 < metrics["complementary"] < 1

@@ -22,12 +22,22 @@ def course(start, end):
 
 
 BAD = {
-    "temperature": [0, -1, 1001, float("nan"), float("inf"), "warm", course(0, 4), course(4, 1001)],
-    "share": [-0.1, 1.1, float("nan"), course(-0.1, 1), course(0, 1.1)],
+    "temperature": [
+        True,
+        0,
+        -1,
+        1001,
+        float("nan"),
+        float("inf"),
+        "warm",
+        course(0, 4),
+        course(4, 1001),
+    ],
+    "share": [True, -0.1, 1.1, float("nan"), course(-0.1, 1), course(0, 1.1)],
     "final_share": [-0.1, 1.1, float("nan"), course(0, 1)],
-    "weight": [-1, 1001, float("inf"), course(-1, 1), course(1, 1001)],
+    "weight": [True, -1, 1001, float("inf"), course(-1, 1), course(1, 1001)],
     "warmup_epochs": [-1, 100_001, course(1, 2)],
-    "complementary_weight": [-1, 101, course(-1, 2), course(2, 101)],
+    "complementary_weight": [True, -1, 101, course(-1, 2), course(2, 101)],
     "classes": [[], [1], [1, 1], [-1, 2], [1, 2.5], [1, 2**31], "all"],
     "scales": [[], [2], [2, 1], [1, 1], [0], [1, 65], [1, 2.5]],
     "choice": ["some", None, 1],

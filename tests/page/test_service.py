@@ -73,12 +73,12 @@ print([name for name in ("torch", "torchvision", "PIL", "timm") if name in sys.m
 
 
 def test_a_stranger_with_a_browser_gets_the_form_and_a_program_the_problem(closed):
-    page = closed.ask("GET", "/caches/plain?x=%22%3E", headers=BROWSER)
+    page = closed.ask("GET", "/caches/plain?seed=%22%3E", headers=BROWSER)
     assert page.status == 401
     html = page.data.decode()
     assert '<form class="login" method="post" action="/login">' in html
     assert "plain" not in re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL).replace(
-        'value="/caches/plain?x=%22%3E"', ""
+        'value="/caches/plain?seed=%22%3E"', ""
     )
     assert "script" not in page.headers["content-security-policy"]
     assert page.headers["cache-control"] == "no-store"
@@ -168,3 +168,10 @@ def test_nobody_is_sent_elsewhere(written):
 )
 def test_a_path_of_the_server_is_gone_back_to(written):
     assert session.local_path(written) == written
+
+
+def test_a_token_in_an_address_is_not_repeated_in_the_form(closed):
+    found = closed.ask("GET", f"/caches/a?seed=1&token={READ_TOKEN}&sample=2", headers=BROWSER)
+    assert found.status == 401
+    assert READ_TOKEN not in found.data.decode()
+    assert "/caches/a?seed=1&amp;sample=2" in found.data.decode()

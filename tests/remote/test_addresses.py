@@ -10,7 +10,7 @@ import pytest
 from support.ordered import AT_ONCE
 from support.origin import PROBLEM
 
-from cache_service.errors import ConfigError, KdCacheError
+from cache_service.errors import ConfigError, KdCacheError, NotACacheError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.source import DiskSettings, open_source
 from cache_service.storage.http_address import parse_address, read_token
@@ -54,6 +54,15 @@ def test_what_is_no_address_of_a_cache_is_refused(url):
         open_source(url)
 
 
+def test_an_address_without_its_scheme_is_told_which_one(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="without its scheme") as refusal:
+        open_source("host:8000/v1/caches/c")
+    assert refusal.value.hint == "Write http://host:8000/v1/caches/c"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotACacheError):
+        open_source("v1/caches/c")
+
+
 @pytest.mark.parametrize("user", [CANARY, f"me:{CANARY}", f":{CANARY}", "@"])
 def test_a_password_in_a_url_is_refused_and_not_repeated(user):
     with pytest.raises(ConfigError, match="holds a user name or a password") as refusal:
@@ -87,7 +96,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(monkeypatch, tmp_path, tok
 
 def test_a_server_that_wants_a_token_gets_it_and_another_one_is_refused(origin, monkeypatch):
     origin.token = CANARY
-    with pytest.raises(ConfigError, match=r"is refused \(401\)") as refusal:
+    with pytest.raises(ConfigError, match=r"asks for a token.*\(401\)") as refusal:
         open_source(origin.url("c"))
     assert "KD_CACHE_TOKEN" in refusal.value.hint
     monkeypatch.setenv("KD_CACHE_TOKEN", CANARY)

@@ -119,6 +119,7 @@ def test_a_wrong_address_is_said_soon_and_a_lost_server_is_waited_for(origin):
     with pytest.raises(StorageError, match="got no answer") as refusal:
         open_remote(url, patience=brief)
     first_s = time.monotonic() - began
+    assert refusal.value.message.endswith("got no answer: Connection refused.")
     assert "kd-cache serve" in refusal.value.hint
     origin.misdeed = lambda _path, _reply: None
     began = time.monotonic()

@@ -51,13 +51,22 @@ def test_refusals_of_the_service_keep_their_kind(url):
         cache.commit(5, 0)
     with pytest.raises(NotACacheError):
         open_source(url + "x")
-    with pytest.raises(NotACacheError):
-        open_source(url.partition("/v1")[0] + "/v1/nothing")
+
+
+@pytest.mark.parametrize("path", ["", "/v1/nothing", "/v1/cache/c", "/caches/c"])
+def test_an_address_of_no_cache_is_told_how_addresses_look(url, path):
+    with pytest.raises(NotACacheError, match="no cache at") as refused:
+        open_source(url.partition("/v1")[0] + path)
+    assert "/v1/caches/NAME" in refused.value.hint
+    assert "/v1/caches/NAME" in kd_cache("info", url.partition("/v1")[0] + path).err
 
 
 def test_the_service_wants_its_token(root, monkeypatch):
     with serving(root, tokens=TOKENS) as server:
-        with pytest.raises(ConfigError, match=r"is refused \(401\)"):
+        with pytest.raises(ConfigError, match=r"asks for a token, and none is set here \(401\)"):
+            open_source(server.cache_url("c"))
+        monkeypatch.setenv("KD_CACHE_TOKEN", "another")
+        with pytest.raises(ConfigError, match=r"does not know the token that it was sent \(401\)"):
             open_source(server.cache_url("c"))
         monkeypatch.setenv("KD_CACHE_TOKEN", READ_TOKEN)
         assert open_source(server.cache_url("c")).complete_seeds() == [0, 1]

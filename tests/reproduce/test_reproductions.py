@@ -189,6 +189,18 @@ def test_an_unknown_name_is_one_line_that_lists_the_names():
     assert all(name in ended.err for name in REPRODUCTIONS)
 
 
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line_before_data_are_looked_for(tmp_path, device):
+    out = tmp_path / "out"
+    options = ("--device", device, "--out", str(out), "--data", str(tmp_path / "none"))
+    ended = kd_cache("reproduce", "sdd-cifar100", "--quick", *options)
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert device in ended.err
+    assert "CIFAR-100" not in ended.err
+    assert not out.exists()
+
+
 def test_missing_data_is_one_line_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
     ended = kd_cache("reproduce", "omitted-three", "--out", str(out), "--data", str(tmp_path))

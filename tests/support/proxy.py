@@ -6,6 +6,7 @@ One fault per connection, taken in turn from a list that repeats. The client's b
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -36,8 +37,11 @@ class Fault(NamedTuple):
 class Proxy:
     """Listens on a port of its own and forwards to `target`."""
 
-    def __init__(self, target: int, faults: Sequence[Fault]) -> None:
+    def __init__(
+        self, target: int, faults: Sequence[Fault], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.target = target
+        self._tls = tls
         self.port = 0
         self.connections = 0
         self._faults = cycle(faults)
@@ -45,7 +49,7 @@ class Proxy:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def run(self, ready: threading.Event, done: asyncio.Event) -> None:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await done.wait()
@@ -106,9 +110,11 @@ async def _spoil(source: asyncio.StreamReader, client: asyncio.StreamWriter, fau
 
 
 @contextmanager
-def proxied(target: int, faults: Sequence[Fault]) -> Iterator[Proxy]:
-    """A proxy in a thread, in front of a port of this machine."""
-    proxy, ready = Proxy(target, faults), threading.Event()
+def proxied(
+    target: int, faults: Sequence[Fault], tls: ssl.SSLContext | None = None
+) -> Iterator[Proxy]:
+    """A proxy in a thread, in front of a port of this machine; it may speak TLS to its clients."""
+    proxy, ready = Proxy(target, faults, tls), threading.Event()
     loop, done = asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(proxy.run(ready, done),))
     thread.start()

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     "in_flight": 64,
     "streams": 16,
     "threads": 8,
+    "held_bytes": 256 << 20,
     "body_bytes": 1_000_000,
     "keep_alive": 5,
     "stop": 4,
@@ -55,6 +56,7 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
         max_in_flight=settings["in_flight"],
         max_event_streams=settings["streams"],
         reading_threads=settings["threads"],
+        max_held_bytes=settings["held_bytes"],
     )
     metrics, live = Metrics(), Live()
     metrics.watch(gate)

@@ -212,6 +212,12 @@ class BuildStore:
                 )
         return bool(wanted)
 
+    def is_wanted(self, cache: str) -> bool:
+        """Whether a build that waits or runs is to record a cache."""
+        with self._reading() as database:
+            rows = database.execute(f"{ACTIVE} AND cache = ? AND NOT canceling", (cache,))
+            return rows.fetchone() is not None
+
     def awaited(self, build: str, *, after: int = 0) -> list[tuple[int, Shard]]:
         """Awaited shards of a build in the order of asking, each with the number to go on from."""
         with self._reading() as database:
@@ -257,7 +263,9 @@ class BuildStore:
     def _get(database: sqlite3.Connection, build: str) -> Build:
         row = database.execute("SELECT * FROM builds WHERE id = ?", (build,)).fetchone()
         if row is None:
-            raise NoSuchBuildError("this server has no build of that id.", hint="GET /v1/builds.")
+            raise NoSuchBuildError(
+                "this server has no build of that id.", hint="GET /v1/builds lists them."
+            )
         return build_of(row)
 
     @contextmanager

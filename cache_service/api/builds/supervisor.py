@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from cache_service.api.builds.store import BuildStore
 from cache_service.api.builds.watch import Terms
 from cache_service.build.config import BuildConfig
 from cache_service.build.jobs import Shard
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, KdCacheError
+
+LOG = logging.getLogger("kdcache.builds")
 
 FOLDER = ".kd-cache"
 """Of the server's own files below ROOT. Its name begins with a dot, so it is no cache's."""
@@ -130,6 +133,14 @@ class Builds:
         Returns whether a build that waits or runs will record them.
         """
         return self.store.await_shards(cache, [Shard(seed, shard) for shard in shards])
+
+    def expects(self, cache: str) -> bool:
+        """Whether a build that waits or runs is to record a cache; False where nobody can say."""
+        try:
+            return self.store.is_wanted(cache)
+        except KdCacheError as problem:  # the queue's trouble must not change what is refused
+            LOG.warning("whether %s is queued is not known: %s", cache, problem)
+            return False
 
     @property
     def store(self) -> BuildStore:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import fastapi.routing
 import pytest
 import urllib3
 from support.build_queue import builds_document, request_document, scripted, until
+from support.caches import make_spec, write_cache
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
 from cache_service.api.builds import supervisor, watch
+from cache_service.errors import RowsNotBuiltError
+from cache_service.remote.source import open_source
 
 SLOW = """
 import signal
@@ -29,6 +33,26 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(watch, "POLL_S", 0.01)
     monkeypatch.setattr(watch, "NOTE_S", 0.0)
     monkeypatch.setattr(supervisor, "COMMAND", scripted(tmp_path, SLOW))
+
+
+def test_a_cache_that_is_queued_is_awaited_and_one_that_is_not_is_refused(root):
+    with serving(root, builds=builds_document()) as server:
+        url = server.cache_url("toy")
+        assert server.ask("GET", "/v1/caches/toy").status == 404
+        build = server.ask("POST", "/v1/builds", json=request_document()).json()["id"]
+        for path in ("", "/zarr/zarr.json", "/rows?seed=0&start=0&stop=1"):
+            found = server.ask("GET", f"/v1/caches/toy{path}")
+            assert (found.status, found.json()["code"]) == (503, "rows_not_built")
+            assert int(found.headers["retry-after"]) > 0
+        with pytest.raises(RowsNotBuiltError, match="has not begun"):
+            open_source(url)
+        spec = make_spec(num_samples=8)
+        recording = threading.Timer(0.2, write_cache, [str(root / "toy"), spec])
+        recording.start()
+        assert open_source(url, wait_s=60.0).spec == spec
+        recording.join()
+        assert server.ask("DELETE", f"/v1/builds/{build}").status in (200, 202)
+        assert server.ask("GET", "/v1/caches/other").status == 404
 
 
 @pytest.fixture
