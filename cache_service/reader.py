@@ -23,8 +23,14 @@ from cache_service.format.group import ROOT_KEY, Group, decode_group
 from cache_service.format.layout import row_arrays
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
-from cache_service.reader_documents import check_array_documents, read_head
-from cache_service.reader_memory import NotAtHandError, Rows, blank_rows, typed_rows
+from cache_service.reader_documents import check_array_documents, list_commits, read_head
+from cache_service.reader_memory import (
+    NotAtHandError,
+    Piece,
+    Rows,
+    blank_rows,
+    typed_rows,
+)
 from cache_service.reader_shard import ShardRows, gather_across
 from cache_service.storage import Storage, open_storage
 
@@ -83,15 +89,7 @@ class Cache:
 
     def commits(self) -> dict[int, list[int]]:
         """Recorded shards by seed, both ascending, as the storage has them now."""
-        found: dict[int, list[int]] = {}
-        for key in self.storage.list("commits/"):
-            seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
-            # Nothing counts that `commit` would not find: 0/00.json, or a shard past the last.
-            if not (seed.isdecimal() and shard.isdecimal()):
-                continue
-            if commit_key(int(seed), int(shard)) == key and int(shard) < self.spec.num_shards:
-                found.setdefault(int(seed), []).append(int(shard))
-        return {seed: sorted(found[seed]) for seed in sorted(found)}
+        return list_commits(self.storage, self.spec.num_shards)
 
     def num_seeds(self) -> int:
         """Length of the arrays' seed axis: one more than the largest seed that was planned."""
@@ -152,6 +150,16 @@ class Cache:
             rows = self._shard(seed, shard, at_hand=at_hand)
             rows.read_into(low - first, high - first, out, low - start, at_hand=at_hand)
 
+    def pieces(self, seed: int, start: int, stop: int, name: str) -> list[Piece]:
+        """As `read`, one array as it lies in mapped files; NotAtHandError where it does not."""
+        self._check_range(seed, start, stop)
+        size, found = self.spec.layout.shard_rows, []
+        for shard in range(start // size, (stop - 1) // size + 1):
+            first = shard * size
+            low, high = max(start, first), min(stop, first + size)
+            found += self._shard(seed, shard, at_hand=True).pieces(name, low - first, high - first)
+        return found
+
     def check_ahead(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
         """Check chunks from a position on, to the shard's end at most. Raises as `read`."""
         if start < self.spec.dataset.num_samples:
@@ -173,21 +181,17 @@ class Cache:
         *,
         at_hand: bool = False,
     ) -> dict[str, Rows]:
-        """As `gather`, the rows as bytes: one element a row, by array name.
-
-        Raises:
-            NotAtHandError: `at_hand` was asked for, and storage would have to be touched.
-        """
-        inside = (positions >= 0) & (positions < self.spec.dataset.num_samples)
-        if not inside.all():
-            first = int(positions[~inside][0])
+        """As `gather`, the rows as bytes: one element a row. `at_hand` is as in `read_into`."""
+        count = self.spec.dataset.num_samples
+        if len(positions) and not 0 <= positions.min() <= positions.max() < count:
+            first = int(positions[(positions < 0) | (positions >= count)][0])
             raise RowsNotBuiltError(
                 f"position {first} of seed {seed} was asked for; {self.url} records positions "
-                f"[0, {self.spec.dataset.num_samples})."
+                f"[0, {count})."
             )
         names = self._names[:-1] if names is None else names
         shards, local = np.divmod(positions, self.spec.layout.shard_rows)
-        numbers = sorted(set(shards.tolist()))  # np.unique takes longer than the copying
+        numbers = np.flatnonzero(np.bincount(shards)).tolist()  # np.unique takes 30 us
         opened = [self._shard(seed, number, at_hand=at_hand) for number in numbers]
         which = np.searchsorted(numbers, shards)
         places = np.divmod(local, self.spec.layout.chunk_rows)
@@ -226,10 +230,11 @@ class Cache:
 
     def check_samples(self, samples: NDArray[np.int64]) -> None:
         """Raise RowsNotBuiltError where a sample is not one of the dataset."""
-        inside = (samples >= 0) & (samples < self.spec.dataset.num_samples)
-        if not inside.all():
+        count = self.spec.dataset.num_samples
+        if len(samples) and not 0 <= samples.min() <= samples.max() < count:
+            first = int(samples[(samples < 0) | (samples >= count)][0])
             raise RowsNotBuiltError(
-                f"sample {int(samples[~inside][0])} was asked for; {self.url} holds samples "
+                f"sample {first} was asked for; {self.url} holds samples "
                 f"[0, {self.spec.dataset.num_samples})."
             )
 

@@ -10,6 +10,7 @@ import numpy as np
 from cache_service.errors import CorruptError
 from cache_service.format.canonical import canonical_json
 from cache_service.format.codecs import Head
+from cache_service.format.commit import commit_key
 from cache_service.format.group import Group
 from cache_service.format.layout import array_documents, head_arrays, head_key
 from cache_service.format.shard import decode_chunk
@@ -50,3 +51,16 @@ def check_array_documents(storage: Storage, group: Group) -> None:
                 f"{storage.url}/{key} is missing or does not describe this cache.",
                 hint="Run the same `kd-cache build` again: it writes the metadata anew.",
             )
+
+
+def list_commits(storage: Storage, num_shards: int) -> dict[int, list[int]]:
+    """Recorded shards by seed, both ascending, as the storage has them now."""
+    found: dict[int, list[int]] = {}
+    for key in storage.list("commits/"):
+        seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
+        # Nothing counts that is no commit's key: 0/00.json, or a shard past the last.
+        if not (seed.isdecimal() and shard.isdecimal()):
+            continue
+        if commit_key(int(seed), int(shard)) == key and int(shard) < num_shards:
+            found.setdefault(int(seed), []).append(int(shard))
+    return {seed: sorted(found[seed]) for seed in sorted(found)}

@@ -19,6 +19,9 @@ from cache_service.format.layout import RowArray
 Rows: TypeAlias = NDArray[np.void]
 """Rows of one array as they are stored, one element a row."""
 
+Piece: TypeAlias = tuple[memoryview, int | None]
+"""Rows where they lie, and their CRC-32C where it was committed: that of a whole chunk."""
+
 
 def blank_rows(
     known: Iterable[RowArray], num_rows: int, names: tuple[str, ...] | None
@@ -73,10 +76,13 @@ def gather_mapped(
         chunks_B, inside_B: below those that a map has.
     """
     stride, row_bytes = maps[0].stride, maps[0].row_bytes
-    addresses = np.array([each.address for each in maps], np.int64)
-    first = int(addresses.min())
+    addresses = [each.address for each in maps]
+    first = min(addresses)
     last = max(each.address + len(each.mapped) for each in maps)
-    offsets_B = (addresses - first)[which_B] + chunks_B * stride + inside_B * row_bytes
+    offsets_B = chunks_B * stride
+    offsets_B += inside_B * row_bytes
+    if len(maps) > 1:
+        offsets_B += np.array([address - first for address in addresses], np.int64)[which_B]
     rows_B: Rows = _memory(first, last - first, row_bytes)[offsets_B]
     return rows_B
 

@@ -13,15 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from cache_service.api.problems import RequestError, TooLargeError
 from cache_service.api.service import Service
-from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.format.canonical import Buffer, canonical_json, sha256_hex
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
     MEDIA_TYPE,
     blank_frame,
-    checksum_of,
     frame_header,
     values_size,
 )
+from cache_service.format.joined import joined_crc32c
 from cache_service.format.layout import RowArray
 from cache_service.reader_memory import NotAtHandError, Rows
 
@@ -146,18 +146,23 @@ class Frame:
         """The filled frame with its checksum, or what it says as JSON."""
         if as_json:
             return json_response(self._arrays, self.places, self._metadata, headers)
-        return FrameResponse([self._bytes.data], headers)
+        return FrameResponse([(self._bytes.data, None)], headers)
 
 
 class FrameResponse(Response):
-    """A frame in pieces that are handed on one by one, so that nothing is copied to join them."""
+    """A frame in pieces that are handed on one by one, so that nothing is copied to join them.
 
-    def __init__(self, pieces: Sequence[bytes | memoryview], headers: Mapping[str, str]) -> None:
+    Each piece comes with its CRC-32C where that is known.
+    """
+
+    def __init__(
+        self, pieces: Sequence[tuple[Buffer, int | None]], headers: Mapping[str, str]
+    ) -> None:
         self._pieces = pieces
         told = {
             **headers,
-            CHECKSUM_HEADER: checksum_of(*pieces),
-            "Content-Length": str(sum(map(len, pieces))),
+            CHECKSUM_HEADER: f"{joined_crc32c(pieces):08x}",
+            "Content-Length": str(sum(len(piece) for piece, _ in pieces)),
             "Vary": "Accept",
         }
         super().__init__(headers=told, media_type=MEDIA_TYPE)
@@ -167,7 +172,7 @@ class FrameResponse(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         pieces = [] if scope["method"] == "HEAD" else self._pieces
-        for piece in pieces:
+        for piece, _ in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -183,15 +188,26 @@ def rows_response(
     """Rows that are in memory already, as a frame or as JSON."""
     if as_json:
         return json_response(arrays, rows, metadata, headers)
+    parts = {name: [(content.view(np.uint8).data, None)] for name, content in rows.items()}
     num_rows = len(rows[arrays[0].name])
-    pieces: list[bytes | memoryview] = [frame_header(arrays, num_rows, metadata)]
+    return frame_response(arrays, parts, frame_header(arrays, num_rows, metadata), headers)
+
+
+def frame_response(
+    arrays: Sequence[RowArray],
+    parts: Mapping[str, Sequence[tuple[Buffer, int | None]]],
+    header: bytes,
+    headers: Mapping[str, str],
+) -> Response:
+    """The pieces of all arrays behind the header; small ones are joined."""
+    pieces: list[tuple[Buffer, int | None]] = [(header, None)]
     for array in arrays:
-        content = rows[array.name].view(np.uint8).data
-        small = len(content) < JOINED_BYTES and len(pieces[-1]) < JOINED_BYTES
-        if small:
-            pieces[-1] = b"".join((pieces[-1], content))
-        else:
-            pieces.append(content)
+        for piece, known in parts[array.name]:
+            last = pieces[-1][0]
+            if len(piece) < JOINED_BYTES and len(last) < JOINED_BYTES:
+                pieces[-1] = (b"".join((last, piece)), None)
+            else:
+                pieces.append((piece, known))
     return FrameResponse(pieces, headers)
 
 

@@ -12,6 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from cache_service.api.answers import (
     FRAME,
@@ -78,8 +80,24 @@ _BODY: dict[str, Any] = {
 }
 
 
+PATH = "/v1/caches/{name}/lookup"
+
+
+class DirectRoute(Route):
+    """A route beside FastAPI's of the same path, which describes it and is never reached.
+
+    FastAPI's takes 70 us to match routers and to solve dependencies that there are none of: half
+    as long as 256 rows take.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As any route; and what logs and metrics call it by."""
+        match, child = super().matches(scope)
+        return match, {**child, "route": self}
+
+
 @router.post(
-    "/v1/caches/{name}/lookup",
+    PATH,
     response_class=Response,
     responses={200: FRAME, **responses(404, 413, 415, 503)},
     openapi_extra={"parameters": parameters(LookupQuery), **_BODY},

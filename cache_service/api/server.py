@@ -6,6 +6,7 @@ flight finish, and returns: the exit status of a server that was stopped as aske
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -97,6 +98,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Announce the address when connections are taken: the real port where 0 was asked for."""
         await super().startup(sockets)
+        # What is there now stays: the collector need not look at it again for every request.
+        gc.collect()
+        gc.freeze()
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             self._announce(host, port)

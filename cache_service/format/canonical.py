@@ -23,13 +23,13 @@ def sha256_hex(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def crc32c(*pieces: Buffer) -> int:
+def crc32c(*pieces: Buffer, start: int = 0) -> int:
     """CRC-32C (Castagnoli) as an unsigned integer: used where bytes must not be damaged.
 
     Pieces may be any contiguous bytes-like objects; several count as one after the other. 7 GB/s,
-    so checking a chunk costs less than copying it.
+    so checking a chunk costs less than copying it. `start` is the CRC-32C of what comes before.
     """
-    value = 0
+    value = start
     for piece in pieces:
         # The library takes bytes and arrays, not memoryviews; the array is a view, not a copy.
         plain = piece if isinstance(piece, bytes) else np.frombuffer(piece, np.uint8)

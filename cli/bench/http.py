@@ -57,10 +57,10 @@ class Plan(NamedTuple):
     requests: dict[str, int]
 
 
-FULL = Plan(num_samples=32_768, rounds=5, requests={"range": 140, "lookup": 1200})
+FULL = Plan(num_samples=131_072, rounds=5, requests={"range": 140, "lookup": 1200})
 """3 concurrencies * 5 rounds * 1,340: 20,100 requests to the service."""
 
-QUICK = Plan(num_samples=8192, rounds=3, requests={"range": 16, "lookup": 128})
+QUICK = Plan(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128})
 
 
 class Measured(NamedTuple):

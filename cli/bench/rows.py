@@ -8,22 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.format.codecs import encode
-from cache_service.format.layout import witness_shape
+from cache_service.format.layout import default_layout, row_bytes, witness_shape
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
 from cache_service.storage import open_storage
 from cache_service.writer import create_cache
 
 NUM_CLASSES = 1000
-SHARD_ROWS = 4096
-CHUNK_ROWS = 64
 VIEW_SIZE = 8
 
 
 def bench_spec(num_samples: int) -> CacheSpec:
     """ImageNet's thousand classes, one cell a view, float16: about 2 kB a row."""
     preprocess = Preprocess(size=VIEW_SIZE, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    return CacheSpec.model_validate(
+    draft = CacheSpec.model_validate(
         {
             "dataset": DatasetId(
                 name="bench",
@@ -44,9 +42,11 @@ def bench_spec(num_samples: int) -> CacheSpec:
             "scales": (1,),
             "stored_scales": (1,),
             "codec": {"kind": "dense"},
-            "layout": Layout(shard_rows=SHARD_ROWS, chunk_rows=CHUNK_ROWS),
+            "layout": Layout(shard_rows=2, chunk_rows=2),
         }
     )
+    layout = default_layout(row_bytes(draft), num_samples)  # what a build would take
+    return draft.model_copy(update={"layout": layout})
 
 
 def write_bench_cache(url: str, num_samples: int) -> CacheSpec:

@@ -169,3 +169,9 @@ def test_a_cache_in_another_order_is_looked_up_in_its_own(server):
     where = [rows["sample"].tolist().index(s) for s in samples]
     np.testing.assert_array_equal(found["sample"], samples)
     np.testing.assert_array_equal(found["digest"], rows["digest"][where])
+
+
+def test_figures_call_a_lookup_by_its_route(server):
+    by_octets(server, np.array([1], "<i4").tobytes())
+    figures = server.ask("GET", "/metrics").data.decode()
+    assert 'kdcache_requests_total{code="200",route="/v1/caches/{name}/lookup"}' in figures
