@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _object(self, cache: Cache, key: str) -> Reply:
         content = cache.storage.get(key)
         if content is None:
-            return _problem(404, "not_found", f"no key {key}", "")
+            return _problem(404, "no_such_key", f"no key {key}", "")
         wanted = self.headers.get("Range")
         if wanted is None:
             return Reply(200, content, "application/octet-stream")
