@@ -84,16 +84,6 @@ def values_size(arrays: Sequence[RowArray], num_rows: int) -> int:
     return num_rows * sum(array.row_bytes for array in arrays)
 
 
-def encode_frame(arrays: Sequence[RowArray], rows: Arrays, header: bytes) -> bytes:
-    """A whole frame. `rows` has the arrays that `header` was made of, B rows of each."""
-    pieces: list[bytes | memoryview] = [header]
-    for array in arrays:
-        dtype = np.dtype(array.dtype).newbyteorder("<")
-        values = np.ascontiguousarray(rows[array.name], dtype)
-        pieces.append(values.view(np.uint8).reshape(-1).data)
-    return b"".join(pieces)
-
-
 def blank_frame(
     arrays: Sequence[RowArray], num_rows: int, header: bytes
 ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.void]]]:

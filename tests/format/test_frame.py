@@ -8,13 +8,13 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from support.caches import make_rows, make_spec
+from support.frames import encode_frame
 
 from cache_service.errors import CorruptError
 from cache_service.format.frame import (
     blank_frame,
     checksum_of,
     decode_frame,
-    encode_frame,
     frame_header,
     range_metadata,
 )

@@ -23,13 +23,13 @@ from cache_service.format.frame import (
     CHECKSUM_HEADER,
     MEDIA_TYPE,
     checksum_of,
-    encode_frame,
     frame_header,
     lookup_metadata,
     range_metadata,
 )
 from cache_service.format.layout import row_arrays
 from cache_service.reader import Cache, open_cache
+from support.frames import encode_frame
 
 PROBLEM = "application/problem+json"
 
