@@ -29,9 +29,11 @@ from cache_service.reader_memory import (
     Piece,
     Rows,
     blank_rows,
+    first_outside,
     typed_rows,
 )
-from cache_service.reader_shard import ShardRows, gather_across
+from cache_service.reader_open import OpenShards
+from cache_service.reader_shard import ShardRows
 from cache_service.storage import Storage, open_storage
 
 SEED_AXIS_KEY = "sample/zarr.json"
@@ -66,21 +68,23 @@ class Cache:
         self.versions = group.versions
         self.arrays = row_arrays(group.spec)
         self._names = (*(array.name for array in self.arrays), "witness")
-        self._open_shards = open_shards
-        self._shards: OrderedDict[tuple[int, int], ShardRows] = OrderedDict()
+        self._most_open = open_shards
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
         self._positions: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
         self._lock = threading.Lock()
+        self._shards = OpenShards(self.spec, most=self._most_open)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without maps and lock: a worker opens its own."""
-        state = self.__dict__ | {"_shards": OrderedDict(), "_positions": OrderedDict()}
-        del state["_lock"]
-        return state
+        opened = ("_positions", "_lock", "_shards")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As it was pickled, with a lock of its own."""
+        """As it was pickled, nothing open."""
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._open_nothing()
 
     @property
     def fingerprint(self) -> str:
@@ -183,25 +187,21 @@ class Cache:
     ) -> dict[str, Rows]:
         """As `gather`, the rows as bytes: one element a row. `at_hand` is as in `read_into`."""
         count = self.spec.dataset.num_samples
-        if len(positions) and not 0 <= positions.min() <= positions.max() < count:
-            first = int(positions[(positions < 0) | (positions >= count)][0])
+        first = first_outside(positions, count)
+        if first is not None:
             raise RowsNotBuiltError(
                 f"position {first} of seed {seed} was asked for; {self.url} records positions "
                 f"[0, {count})."
             )
         names = self._names[:-1] if names is None else names
-        shards, local = np.divmod(positions, self.spec.layout.shard_rows)
-        numbers = np.flatnonzero(np.bincount(shards)).tolist()  # np.unique takes 30 us
-        opened = [self._shard(seed, number, at_hand=at_hand) for number in numbers]
-        which = np.searchsorted(numbers, shards)
-        places = np.divmod(local, self.spec.layout.chunk_rows)
-        rows = gather_across(opened, which, places, names)
-        if rows is None:
-            rows = blank_rows(self.arrays, len(positions), names)
-            for index, shard in enumerate(opened):
-                where = np.flatnonzero(which == index)
-                shard.gather_into(local[where], rows, where, at_hand=at_hand)
-        return rows
+        return self._shards.gather(seed, positions, names, None if at_hand else self._open_shard)
+
+    def lookup_rows(
+        self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...], *, at_hand: bool
+    ) -> dict[str, Rows]:
+        """As `lookup`, the rows as bytes: one element a row. `at_hand` is as in `read_into`."""
+        positions = self.locate(seed, samples, at_hand=at_hand)  # all of them in the epoch
+        return self._shards.gather(seed, positions, names, None if at_hand else self._open_shard)
 
     def lookup(
         self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
@@ -231,11 +231,10 @@ class Cache:
     def check_samples(self, samples: NDArray[np.int64]) -> None:
         """Raise RowsNotBuiltError where a sample is not one of the dataset."""
         count = self.spec.dataset.num_samples
-        if len(samples) and not 0 <= samples.min() <= samples.max() < count:
-            first = int(samples[(samples < 0) | (samples >= count)][0])
+        first = first_outside(samples, count)
+        if first is not None:
             raise RowsNotBuiltError(
-                f"sample {first} was asked for; {self.url} holds samples "
-                f"[0, {self.spec.dataset.num_samples})."
+                f"sample {first} was asked for; {self.url} holds samples [0, {count})."
             )
 
     def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
@@ -254,20 +253,10 @@ class Cache:
             )
 
     def _shard(self, seed: int, shard: int, *, at_hand: bool = False) -> ShardRows:
-        with self._lock:
-            rows = self._shards.get((seed, shard))
-            if rows is not None:
-                self._shards.move_to_end((seed, shard))
-                return rows
-        if at_hand:
-            raise NotAtHandError
-        # Opened outside of the lock: two threads may both do it, and the later one's is kept.
-        rows = ShardRows(self.storage, self.spec, self.commit(seed, shard))
-        with self._lock:
-            self._shards[seed, shard] = rows
-            while len(self._shards) > self._open_shards:
-                self._shards.popitem(last=False)
-        return rows
+        return self._shards.shard(seed, shard, None if at_hand else self._open_shard)
+
+    def _open_shard(self, seed: int, shard: int) -> ShardRows:
+        return ShardRows(self.storage, self.spec, self.commit(seed, shard))
 
     def _positions_of(self, seed: int, *, at_hand: bool = False) -> NDArray[np.int32]:
         """Position of every sample under a seed; -1 where its shard is not recorded yet."""

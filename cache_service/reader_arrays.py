@@ -150,8 +150,13 @@ class MappedArray:
     def checked_map(self) -> CheckedMap | None:
         """The whole array, once every chunk has been checked."""
         if self._whole is None and self._checked.all():
-            address = self._mapped.ctypes.data
-            self._whole = CheckedMap(self._mapped, address, self._stride, self._row_bytes)
+            self._whole = CheckedMap(
+                mapped=self._mapped,
+                address=self._mapped.ctypes.data,
+                num_chunks=len(self._checked),
+                stride=self._stride,
+                row_bytes=self._row_bytes,
+            )
         return self._whole
 
     def check_ahead(self, start: int, num_bytes: int) -> None:

@@ -1,14 +1,9 @@
-"""Rows as bytes in memory: blank, typed, and out of many mapped shards by one index.
-
-A lookup of 256 rows meets every shard of its seed, and an index for each of them costs more than
-the copying. Mapped files are memory like any other, so the bytes from the first of them to the end
-of the last are looked at as one array, of which only checked rows are ever touched.
-"""
+"""Rows as bytes in memory: blank, typed, and seen from any address on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +37,14 @@ def typed_rows(known: Iterable[RowArray], rows: dict[str, Rows]) -> Arrays:
     return typed
 
 
+def first_outside(numbers: NDArray[np.signedinteger[Any]], count: int) -> int | None:
+    """The first of some numbers that is not in [0, count); None if all are."""
+    unsigned = numbers.astype(np.uint64)  # one below 0 wraps to far above, so one bound is enough
+    if not len(unsigned) or unsigned.max() < count:
+        return None
+    return int(numbers[np.argmax(unsigned >= count)])
+
+
 class NotAtHandError(Exception):
     """The rows cannot be had without touching storage. Internal to those who ask `at_hand`."""
 
@@ -52,39 +55,16 @@ class CheckedMap(NamedTuple):
     Attributes:
         mapped: its bytes. Whoever has this tuple keeps them mapped.
         address: of the first one.
+        num_chunks: that it has.
         stride: bytes from one chunk to the next.
         row_bytes: of one row.
     """
 
     mapped: NDArray[np.uint8]
     address: int
+    num_chunks: int
     stride: int
     row_bytes: int
-
-
-def gather_mapped(
-    maps: Sequence[CheckedMap],
-    which_B: NDArray[np.int64],
-    chunks_B: NDArray[np.int64],
-    inside_B: NDArray[np.int64],
-) -> Rows:
-    """Row `inside_B` of chunk `chunks_B` of map `which_B`, for each of B rows.
-
-    Args:
-        maps: of one array of one cache, so of the same row and chunk size.
-        which_B: index into `maps`.
-        chunks_B, inside_B: below those that a map has.
-    """
-    stride, row_bytes = maps[0].stride, maps[0].row_bytes
-    addresses = [each.address for each in maps]
-    first = min(addresses)
-    last = max(each.address + len(each.mapped) for each in maps)
-    offsets_B = chunks_B * stride
-    offsets_B += inside_B * row_bytes
-    if len(maps) > 1:
-        offsets_B += np.array([address - first for address in addresses], np.int64)[which_B]
-    rows_B: Rows = _memory(first, last - first, row_bytes)[offsets_B]
-    return rows_B
 
 
 class _Window:
@@ -100,6 +80,9 @@ class _Window:
         }
 
 
-def _memory(address: int, num_bytes: int, row_bytes: int) -> Rows:
-    """Memory from an address on, as rows that begin at any byte. Nothing is read by looking."""
+def memory_rows(address: int, num_bytes: int, row_bytes: int) -> Rows:
+    """Memory from an address on, as rows that begin at any byte. Nothing is read by looking.
+
+    The caller keeps the memory where it is for as long as it indexes this.
+    """
     return np.asarray(_Window(address, num_bytes, row_bytes))

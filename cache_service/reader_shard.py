@@ -10,7 +10,7 @@ Shape letters: B rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from cache_service.reader_arrays import (
     check_size,
     open_array,
 )
-from cache_service.reader_memory import CheckedMap, NotAtHandError, Piece, Rows, gather_mapped
+from cache_service.reader_memory import CheckedMap, NotAtHandError, Piece, Rows
 from cache_service.storage import Storage
 
 
@@ -81,15 +81,15 @@ class ShardRows:
             raise NotAtHandError
         return reader.pieces(start, stop)
 
-    def checked_maps(self, names: Iterable[str]) -> list[CheckedMap] | None:
+    def checked_maps(self, names: Iterable[str]) -> dict[str, CheckedMap] | None:
         """These arrays in memory; None unless all of them are mapped and checked throughout."""
-        maps = []
+        maps = {}
         for name in names:
             reader = self._readers.get(name)
             found = reader.checked_map() if isinstance(reader, MappedArray) else None
             if found is None:
                 return None
-            maps.append(found)
+            maps[name] = found
         return maps
 
     def check_ahead(self, names: Iterable[str], start: int, num_bytes: int) -> None:
@@ -142,21 +142,3 @@ class ShardRows:
             )
             self._readers[name] = open_array(stored)
         return self._readers[name]
-
-
-def gather_across(
-    shards: Sequence[ShardRows],
-    which: NDArray[np.int64],
-    places: tuple[NDArray[np.int64], NDArray[np.int64]],
-    names: Sequence[str],
-) -> dict[str, Rows] | None:
-    """Scattered rows of shards; None unless all of their arrays are mapped and checked.
-
-    `which` has the index into `shards`, and `places` the chunk and the row in it, of each row.
-    """
-    found = [shard.checked_maps(names) for shard in shards]
-    maps = [each for each in found if each is not None]
-    if not maps or len(maps) < len(found):
-        return None
-    columns = zip(*maps, strict=True)
-    return {name: gather_mapped(next(columns), which, *places) for name in names}

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from cache_service.api.limits import COPIED_BYTES
 from cache_service.api.problems import RequestError, TooLargeError
 from cache_service.api.service import Service
 from cache_service.format.canonical import Buffer, canonical_json, sha256_hex
@@ -71,8 +72,8 @@ def split_names(names: str | None) -> list[str] | None:
     return None if names is None else names.split(",")
 
 
-def check_size(service: Service, arrays: Sequence[RowArray], num_rows: int) -> None:
-    """Refuse what is more than one answer may hold, before memory is taken for it.
+def check_size(service: Service, arrays: Sequence[RowArray], num_rows: int) -> int:
+    """Bytes of an answer. What is more than one may hold is refused, before memory is taken.
 
     Raises:
         TooLargeError: too many rows, or too many bytes.
@@ -85,11 +86,12 @@ def check_size(service: Service, arrays: Sequence[RowArray], num_rows: int) -> N
             f"{num_rows} rows of {row_bytes} bytes were asked for; one answer has {most} at most.",
             hint=f"Ask for up to {most} rows at a time.",
         )
+    return num_rows * row_bytes
 
 
-def refuse_large(arrays: Sequence[RowArray], num_rows: int, *, at_hand: bool) -> None:
+def refuse_large(num_bytes: int, *, at_hand: bool) -> None:
     """Leave to a thread what would hold up the event loop, at hand or not."""
-    if at_hand and values_size(arrays, num_rows) > MAX_LOOP_BYTES:
+    if at_hand and num_bytes > MAX_LOOP_BYTES:
         raise NotAtHandError
 
 
@@ -152,29 +154,37 @@ class Frame:
 class FrameResponse(Response):
     """A frame in pieces that are handed on one by one, so that nothing is copied to join them.
 
-    Each piece comes with its CRC-32C where that is known.
+    Each piece comes with its CRC-32C where that is known. Mapped ones take no memory.
     """
 
     def __init__(
-        self, pieces: Sequence[tuple[Buffer, int | None]], headers: Mapping[str, str]
+        self,
+        pieces: Sequence[tuple[Buffer, int | None]],
+        headers: Mapping[str, str],
+        *,
+        mapped: bool = False,
     ) -> None:
         self._pieces = pieces
+        num_bytes = sum(len(piece) for piece, _ in pieces)
+        self._copied = 0 if mapped else num_bytes
         told = {
             **headers,
             CHECKSUM_HEADER: f"{joined_crc32c(pieces):08x}",
-            "Content-Length": str(sum(len(piece) for piece, _ in pieces)),
+            "Content-Length": str(num_bytes),
             "Vary": "Accept",
         }
         super().__init__(headers=told, media_type=MEDIA_TYPE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it; to HEAD, what comes before it."""
+        scope.setdefault("state", {})[COPIED_BYTES] = self._copied
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        pieces = [] if scope["method"] == "HEAD" else self._pieces
-        for piece, _ in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        pieces = [b""] if scope["method"] == "HEAD" else [piece for piece, _ in self._pieces]
+        last = len(pieces) - 1
+        for number, piece in enumerate(pieces):
+            more = number < last
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 def rows_response(
@@ -198,6 +208,8 @@ def frame_response(
     parts: Mapping[str, Sequence[tuple[Buffer, int | None]]],
     header: bytes,
     headers: Mapping[str, str],
+    *,
+    mapped: bool = False,
 ) -> Response:
     """The pieces of all arrays behind the header; small ones are joined."""
     pieces: list[tuple[Buffer, int | None]] = [(header, None)]
@@ -208,7 +220,7 @@ def frame_response(
                 pieces[-1] = (b"".join((last, piece)), None)
             else:
                 pieces.append((piece, known))
-    return FrameResponse(pieces, headers)
+    return FrameResponse(pieces, headers, mapped=mapped)
 
 
 def json_response(

@@ -85,8 +85,7 @@ class Served:
         if at_hand and seed not in self._complete:
             raise NotAtHandError
         if self._is_complete(seed):
-            positions = self.cache.locate(seed, samples, at_hand=at_hand)
-            return self.cache.gather_rows(seed, positions, names, at_hand=at_hand)
+            return self.cache.lookup_rows(seed, samples, names, at_hand=at_hand)
         self.cache.check_samples(samples)
         asked = tuple({"sample": None, **dict.fromkeys(names)})
         rows = self.cache.gather_rows(seed, self._planned(seed, samples), asked)

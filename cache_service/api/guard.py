@@ -85,7 +85,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._in_message = False
         self._in_header = False
         self._deadline = 0.0
-        self._header_size = 0
+        self._piece_size = 0
         self._body_size = 0
         self._overhead = 0
         self._status = 400
@@ -112,7 +112,7 @@ class _GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        body_before = self._body_size
+        body_before, self._piece_size = self._body_size, len(data)
         if self._owed_timer is None:
             self._deadline = self.loop.time() + self.limits.header_seconds
         super().data_received(data)
@@ -136,19 +136,14 @@ class _GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_message = self._in_header = True
-        self._header_size = self._body_size = self._overhead = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count_header(len(url))
-        super().on_url(url)
+        self._body_size = self._overhead = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_header:
-            return  # a trailer: no route reads one, and the headers were already handed on
-        self._count_header(len(name) + len(value) + len(": \r\n"))
-        super().on_header(name, value)
+        if self._in_header:  # else a trailer: no route reads one, and the headers are handed on
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._check_header()
         self._in_header = False
         self._overhead = 0
         self.waiting.pop(self, None)
@@ -197,9 +192,12 @@ class _GuardedProtocol(HttpToolsProtocol):
         status, self._status = self._status, 400
         self._refuse(status)
 
-    def _count_header(self, size: int) -> None:
-        self._header_size += size
-        if self._header_size > self.limits.header_bytes:
+    def _check_header(self) -> None:
+        """Refuse one that is too long and came in one piece, with what follows it perhaps."""
+        if self._overhead + self._piece_size <= self.limits.header_bytes:
+            return  # so is all that has come since it began
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.limits.header_bytes:
             self._status = 431
             raise _RefusedError
 

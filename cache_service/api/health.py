@@ -53,4 +53,5 @@ async def readyz(service: TheService) -> Health:
 @router.get("/metrics", response_class=Response, responses=responses())
 async def metrics(service: TheService) -> Response:
     """Figures in Prometheus' text format."""
+    service.batch.flush()
     return Response(service.metrics.render(), media_type=MEDIA_TYPE)

@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.observe import CLIENT_GONE
 from cache_service.api.problems import problem_response
-from cache_service.format.frame import MEDIA_TYPE
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -32,7 +31,8 @@ STREAM_SUFFIX = "/events"
 
 RETRY_AFTER_SECONDS = 1
 
-FRAME_TYPE = MEDIA_TYPE.encode()
+COPIED_BYTES = "copied_bytes"
+"""In the state of a request: memory that an answer of several messages takes, rows in maps not."""
 
 UNCOUNTED_BYTES = 64 << 10
 """An answer up to here fits the buffer of its connection: it is sent whatever else is held."""
@@ -142,6 +142,7 @@ class _Answer:
     The server would take it at once into the buffer of the connection, and call the request done:
     clients that read slowly could then fill the memory, whatever the bound on requests in flight.
     Objects that are read piece by piece are not counted: a piece is awaited before the next one.
+    Nor are rows that go out of the maps as they lie.
     """
 
     __slots__ = ("_gate", "_receive", "_refused", "_scope", "_send", "_start", "held_bytes")
@@ -161,31 +162,24 @@ class _Answer:
             self._start = message
             return
         start, self._start = self._start, None
-        if start is None:
-            if not self._refused:
-                await self._send(message)
+        if start is not None:
+            size = self._scope["state"].get(COPIED_BYTES)
+            if size is None:
+                size = 0 if message.get("more_body") else len(message.get("body", b""))
+            if size > UNCOUNTED_BYTES:
+                if not self._gate.hold(size):
+                    self._refused = True
+                    await _busy(self._scope)(self._scope, self._receive, self._send)
+                    return
+                self.held_bytes = size
+            await self._send(start)
+        if self._refused:
             return
-        more = message.get("more_body", False)
-        size = _frame_size(start) if more else len(message.get("body", b""))
-        if size > UNCOUNTED_BYTES:
-            if not self._gate.hold(size):
-                self._refused = True
-                await _busy(self._scope)(self._scope, self._receive, self._send)
-                return
-            self.held_bytes = size
-        await self._send(start)
-        if more or not self.held_bytes:
+        if message.get("more_body") or not self.held_bytes:
             await self._send(message)
             return
         await self._send({**message, "more_body": True})
         await self._send({"type": "http.response.body"})  # returns when the client has taken it
-
-
-def _frame_size(start: Message) -> int:
-    """Bytes of an answer with rows, which are all in memory; 0 of any other one."""
-    headers = dict(start["headers"])
-    is_frame = headers.get(b"content-type", b"").startswith(FRAME_TYPE)
-    return int(headers.get(b"content-length", 0)) if is_frame else 0
 
 
 def _busy(scope: Scope) -> JSONResponse:

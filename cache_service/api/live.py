@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cache_service.api.limits import STREAM_SUFFIX
@@ -26,8 +26,12 @@ class Live:
         self._seconds: deque[list[int]] = deque()  # [second, requests, errors, bytes], ascending
         self._latencies: deque[tuple[float, float]] = deque(maxlen=KEPT_LATENCIES)
 
-    def observe(self, seen: Seen) -> None:
-        """Count a request that has ended. Event streams are not requests in this sense."""
+    def observe(self, batch: Sequence[Seen]) -> None:
+        """Count requests that have ended. Event streams are not requests in this sense."""
+        for seen in batch:
+            self._count(seen)
+
+    def _count(self, seen: Seen) -> None:
         if seen.route.endswith(STREAM_SUFFIX):
             return
         now = self._clock()

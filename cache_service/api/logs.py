@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -28,6 +29,7 @@ _ENCODER = json.JSONEncoder(default=str)
 
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)[A-Za-z0-9._~+/=-]+")
 _requests = logging.getLogger(f"{LOGGER}.requests")
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class Redactor:
@@ -67,9 +69,6 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        fields: dict[str, object] | None = getattr(record, "fields", None)
-        if fields is not None:  # of our own making: nothing of it is secret
-            return _to_json(line | fields)
         line["message"] = self._redact(record.getMessage())
         if request_id.get():
             line["request_id"] = request_id.get()
@@ -78,37 +77,53 @@ class JsonFormatter(logging.Formatter):
         return _to_json(line)
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes records, and lines that are made already."""
+
+    def write_lines(self, lines: Sequence[str]) -> None:
+        """As `emit` would write them, in one go. A stream that is gone stops nobody."""
+        with self.lock or nullcontext(), suppress(OSError, ValueError):
+            self.stream.write("".join(line + self.terminator for line in lines))
+            self.stream.flush()
+
+
 def set_up_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
     """Send this service's and uvicorn's lines to a stream (stderr), in place of what was set."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = LineHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(Redactor.of_environment()))
     for name in (LOGGER, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []
         logger.setLevel(level)
         logger.propagate = name == "uvicorn.error"
+    _requests.handlers, _requests.propagate = [handler], False
 
 
-def log_request(seen: Seen) -> None:
-    """One line for a request that has ended."""
-    level = logging.ERROR if seen.status >= 500 else logging.INFO
-    if not _requests.isEnabledFor(level):
-        return
-    fields: dict[str, object] = {
-        "message": "request",
-        "request_id": seen.request_id,
-        "method": seen.method,
-        "route": seen.route,
-        "status": seen.status,
-        "seconds": round(seen.seconds, 6),
-        "bytes": seen.num_bytes,
-        "client": seen.client,
-    }
-    if seen.code:
-        fields["code"] = seen.code
-    if seen.names:
-        fields["names"] = seen.names
-    # By hand: `log` would look for the line of code that calls, at half the cost of the record.
-    record = logging.LogRecord(_requests.name, level, "", 0, "request", None, None)
-    record.fields = fields
-    _requests.handle(record)
+def log_requests(batch: Sequence[Seen]) -> None:
+    """One line for each request that has ended."""
+    lines = [request_line(seen) for seen in batch if _requests.isEnabledFor(_level(seen))]
+    for handler in _requests.handlers:
+        if lines and isinstance(handler, LineHandler):
+            handler.write_lines(lines)
+
+
+def _level(seen: Seen) -> int:
+    return logging.ERROR if seen.status >= 500 else logging.INFO
+
+
+def request_line(seen: Seen) -> str:
+    """The line of a request that has ended.
+
+    Written by hand: a record, its formatting and an encoder take a tenth of a lookup's time.
+    """
+    level = logging.getLevelName(_level(seen)).lower()
+    moment = datetime.fromtimestamp(seen.at, UTC).isoformat(timespec="milliseconds")
+    code = f', "code": {_quoted(seen.code)}' if seen.code else ""
+    names = f', "names": {_to_json(seen.names)}' if seen.names else ""
+    return (
+        f'{{"time": "{moment}", "level": "{level}", "logger": "{_requests.name}", '
+        f'"message": "request", "request_id": {_quoted(seen.request_id)}, '
+        f'"method": {_quoted(seen.method)}, "route": {_quoted(seen.route)}, '
+        f'"status": {seen.status}, "seconds": {round(seen.seconds, 6)!r}, '
+        f'"bytes": {seen.num_bytes}, "client": {_quoted(seen.client)}{code}{names}}}'
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -22,6 +24,9 @@ MEDIA_TYPE = CONTENT_TYPE_LATEST
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for every series
+
+KEPT_SERIES = 1024
+"""More than there are routes times statuses."""
 
 NO_CODE = "error"
 """Code of a failure that no error class of ours explains."""
@@ -61,6 +66,8 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        # Finding a series by its labels takes as long as counting in it.
+        self._series = lru_cache(maxsize=KEPT_SERIES)(self._find_series)
         build_info = Gauge(
             "kdcache_build_info", "The version that runs.", ("version",), registry=self.registry
         )
@@ -85,14 +92,24 @@ class Metrics:
         )
         reading.set_function(lambda: gate.reading.borrowed_tokens)
 
-    def observe(self, seen: Seen) -> None:
-        """Count a request that has ended."""
-        self._requests.labels(seen.route, str(seen.status)).inc()
+    def observe(self, batch: Sequence[Seen]) -> None:
+        """Count requests that have ended."""
+        for seen in batch:
+            self._count(seen)
+
+    def _count(self, seen: Seen) -> None:
+        requests, seconds = self._series(seen.route, seen.status)
+        requests.inc()
         self._bytes.inc(seen.num_bytes)
-        if not seen.route.endswith(STREAM_SUFFIX):
-            self._seconds.labels(seen.route).observe(seen.seconds)
+        if seconds is not None:
+            seconds.observe(seen.seconds)
         if seen.status >= 500:
             self._read_errors.labels(seen.code or NO_CODE).inc()
+
+    def _find_series(self, route: str, status: int) -> tuple[Counter, Histogram | None]:
+        requests = self._requests.labels(route, str(status))
+        is_stream = route.endswith(STREAM_SUFFIX)
+        return requests, None if is_stream else self._seconds.labels(route)
 
     def count_refusal(self, reason: str) -> None:
         """Count a connection that the guard closed."""

@@ -44,6 +44,7 @@ class Seen(NamedTuple):
         num_bytes: of the body.
         client: address without port.
         names: parts of the path, where a route took them and the answer is no error.
+        at: when it ended, in seconds since 1970.
     """
 
     request_id: str
@@ -55,12 +56,13 @@ class Seen(NamedTuple):
     num_bytes: int
     client: str
     names: dict[str, Any]
+    at: float
 
 
 class ObserveMiddleware:
     """Tells every observer of every request once, whatever its end."""
 
-    def __init__(self, app: ASGIApp, observers: Sequence[Callable[[Seen], None]]) -> None:
+    def __init__(self, app: ASGIApp, observers: Sequence[Callable[[Sequence[Seen]], None]]) -> None:
         self.app = app
         self.observers = tuple(observers)
 
@@ -97,7 +99,7 @@ class ObserveMiddleware:
             seconds = time.perf_counter() - begun
             seen = _seen(scope, wanted, status or CLIENT_GONE, seconds, num_bytes)
             for observer in self.observers:
-                observer(seen)
+                observer((seen,))
             request_id.reset(token)
 
 
@@ -129,6 +131,7 @@ def _seen(scope: Scope, wanted: str, status: int, seconds: float, num_bytes: int
         num_bytes=num_bytes,
         client=client[0] if client else "",
         names=dict(scope.get("path_params") or {}) if status < 400 else {},
+        at=time.time(),
     )
 
 

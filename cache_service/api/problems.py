@@ -34,6 +34,9 @@ CODES = {
 }
 """Codes of refusals that no error class of ours is the cause of."""
 
+REFUSALS = (KdCacheError, RequestValidationError, HTTPException)
+"""What stops a request with a reason; anything else is a crash."""
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 MAX_REPORTED = 4
@@ -102,13 +105,21 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Make the application answer problem documents only."""
-    app.add_exception_handler(KdCacheError, _refused)
-    app.add_exception_handler(RequestValidationError, _misread)
-    app.add_exception_handler(HTTPException, _stopped)
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, refusal_of)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, KdCacheError)
+async def refusal_of(request: Request, error: Exception) -> JSONResponse:
+    """What a request is answered that one of REFUSALS stopped."""
+    if isinstance(error, KdCacheError):
+        return _refused(request, error)
+    if isinstance(error, RequestValidationError):
+        return _misread(request, error)
+    assert isinstance(error, HTTPException)
+    return _stopped(request, error)
+
+
+def _refused(request: Request, error: KdCacheError) -> JSONResponse:
     retry: int | None = getattr(error, "retry_after_s", None)
     return problem_response(
         request.scope,
@@ -120,14 +131,12 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _misread(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def _misread(request: Request, error: RequestValidationError) -> JSONResponse:
     found = [_complaint(each) for each in error.errors()[:MAX_REPORTED]]
     return problem_response(request.scope, 422, "; ".join(found) + ".")
 
 
-async def _stopped(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+def _stopped(request: Request, error: HTTPException) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))

@@ -6,6 +6,7 @@ these routes take the request, and describe their parameters here.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -58,7 +59,13 @@ def read_query(kind: type[QueryT], request: Request) -> QueryT:
     Raises:
         RequestError, RequestValidationError: it is not of that kind.
     """
-    text = request.scope["query_string"].decode("latin-1")
+    found: QueryT = _read(kind, request.scope["query_string"])
+    return found
+
+
+@lru_cache(maxsize=256)  # a trainer asks for the same again; what is read does not change
+def _read(kind: type[QueryT], query: bytes) -> QueryT:
+    text = query.decode("latin-1")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as refused:

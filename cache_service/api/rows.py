@@ -51,7 +51,7 @@ async def rows(request: Request) -> Response:
     def read(served: Served, at_hand: bool) -> Response:
         cache = served.cache
         arrays = chosen_arrays(cache.arrays, split_names(names))
-        check_size(service, arrays, stop - start)
+        num_bytes = check_size(service, arrays, stop - start)
         if as_json:
             check_json(stop - start)
         chosen = tuple(array.name for array in arrays)
@@ -60,7 +60,7 @@ async def rows(request: Request) -> Response:
         if at_hand and not as_json:
             answer = _as_it_lies(cache, arrays, (seed, start, stop), headers)
         else:
-            refuse_large(arrays, stop - start, at_hand=at_hand)
+            refuse_large(num_bytes, at_hand=at_hand)
             metadata = range_metadata(cache.fingerprint, seed, start, stop)
             frame = Frame(arrays, stop - start, metadata)
             cache.read_into(seed, start, stop, frame.places, at_hand=at_hand)
@@ -92,7 +92,7 @@ def _as_it_lies(
     seed, start, stop = span
     header = frame_header(arrays, stop - start, range_metadata(cache.fingerprint, *span))
     parts = {array.name: cache.pieces(seed, start, stop, array.name) for array in arrays}
-    return frame_response(arrays, parts, header, headers)
+    return frame_response(arrays, parts, header, headers, mapped=True)
 
 
 def _asked(query: RowsQuery) -> tuple[int, int, int, str | None, float]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import anyio
 from fastapi import Depends, Request
 
+from cache_service.api.batch import Batch
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.catalog import Catalog
 from cache_service.api.config import ServeConfig
@@ -28,6 +29,7 @@ class Service:
         gate: bounds what runs at a time, and reads on threads.
         metrics: for Prometheus.
         live: rates and latencies for the page.
+        batch: tells metrics, page and logs of requests.
         builds: the queue; None where the configuration has none.
         probes: limiter of the thread that lists the root for `/readyz`.
         waiting: requests that await a running build.
@@ -40,6 +42,7 @@ class Service:
     gate: Gate
     metrics: Metrics
     live: Live
+    batch: Batch
     builds: Builds | None
     stopping: asyncio.Event
     probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))

@@ -8,6 +8,7 @@ bit in metadata is refused like one in data.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,11 @@ MAX_PIECE_BYTES = 256 << 20
 """256 MiB: what a reader decodes at a time at most, whatever a cache says of itself."""
 
 
+@lru_cache(maxsize=16)  # numpy takes a microsecond to read a name, and requests ask often
+def _item_bytes(dtype: str) -> int:
+    return np.dtype(dtype).itemsize
+
+
 class RowArray(NamedTuple):
     """One array with a row per (seed, position)."""
 
@@ -49,7 +55,7 @@ class RowArray(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of one row, uncompressed."""
-        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.row_shape) * _item_bytes(self.dtype)
 
 
 def row_arrays(spec: CacheSpec) -> tuple[RowArray, ...]:

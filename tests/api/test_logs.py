@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from cache_service.api.logs import Redactor, log_request, set_up_logs
+from cache_service.api.logs import Redactor, log_requests, set_up_logs
 from cache_service.api.observe import ObserveMiddleware
 
 KEPT = ("kdcache", "uvicorn", "uvicorn.error")
@@ -30,7 +30,7 @@ def stream(monkeypatch):
 @pytest.fixture
 def client():
     app = FastAPI()
-    app.add_middleware(ObserveMiddleware, observers=(log_request,))
+    app.add_middleware(ObserveMiddleware, observers=(log_requests,))
 
     @app.get("/caches/{name}")
     async def show(name: str) -> str:

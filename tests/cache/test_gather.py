@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.reader import open_cache
-from cache_service.reader_memory import NotAtHandError, blank_rows, gather_mapped, typed_rows
-from cache_service.reader_shard import gather_across
+from cache_service.reader_memory import NotAtHandError, blank_rows, typed_rows
 
 NAMES = st.lists(st.sampled_from(["sample", "digest", "origin"]), unique=True, min_size=1)
 
@@ -105,7 +104,7 @@ def test_threads_may_share_a_cache(recorded_here):
 @pytest.mark.parametrize("checked", ["all", "one shard", "none"])
 def test_rows_of_many_shards_are_the_same_whatever_is_checked_already(write_once, checked):
     url = write_once("dense", "local")
-    plain, cache = open_cache(url), open_cache(url)
+    plain, cache = open_cache(url), open_cache(url, open_shards=8)
     names = tuple(array.name for array in cache.arrays)
     size = cache.spec.layout.shard_rows
     assert cache.spec.num_shards > 2
@@ -122,25 +121,54 @@ def test_rows_of_many_shards_are_the_same_whatever_is_checked_already(write_once
     check()
 
 
-def test_rows_of_checked_shards_come_by_one_index_and_of_others_do_not(write_once):
-    cache = open_cache(write_once("dense", "local"))
-    positions = np.array([99, 0, 50, 51])
-    shards, local = np.divmod(positions, cache.spec.layout.shard_rows)
-    numbers = sorted(set(shards.tolist()))
-    places = np.divmod(local, cache.spec.layout.chunk_rows)
-    opened = [cache._shard(0, number) for number in numbers]
-    which = np.searchsorted(numbers, shards)
+def seeds_mapped(cache):
+    return {key: sorted(mapped.shards) for key, mapped in cache._shards._mapped.items()}
+
+
+def test_shards_that_are_checked_throughout_are_gathered_from_as_one(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=8)
     names = tuple(array.name for array in cache.arrays)
-    assert gather_across(opened, which, places, names) is None
+    positions = np.array([60, 0, 50, 51])
+    cache.gather(0, positions)
+    assert seeds_mapped(cache) == {}  # of each shard a chunk is checked, and no more
     wanted = {name: values[positions] for name, values in cache.read(0, 0, 100).items()}
-    found = gather_across(opened, which, places, names)
-    assert_same(typed_rows(cache.arrays, found), wanted, names)
+    assert_same(cache.gather(0, positions), wanted, names)
+    met = sorted({each // cache.spec.layout.shard_rows for each in positions.tolist()})
+    assert seeds_mapped(cache) == {(0, names): met}
+    assert_same(cache.gather(0, positions), wanted, names)
+    everything = np.arange(100)
+    assert_same(cache.gather(0, everything), cache.read(0, 0, 100), names)
+    assert seeds_mapped(cache) == {(0, names): list(range(cache.spec.num_shards))}
 
 
-def test_a_place_beyond_the_maps_is_an_error_and_no_memory(write_once):
-    cache = open_cache(write_once("dense", "local"))
+def test_a_seed_looked_at_as_one_array_keeps_no_closed_shard_mapped(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=2)
+    size = cache.spec.layout.shard_rows
+    cache.read(0, 0, 2 * size)
+    first = np.arange(2 * size)
+    wanted = cache.gather(0, first, arrays=("sample",))["sample"]
+    assert seeds_mapped(cache) == {(0, ("sample",)): [0, 1]}
+    cache.read(1, 0, 1)
+    assert seeds_mapped(cache) == {}
+    assert np.array_equal(cache.gather(0, first, arrays=("sample",))["sample"], wanted)
+
+
+def test_shards_gathered_from_as_one_are_not_the_ones_that_are_closed_first(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=2)
+    size = cache.spec.layout.shard_rows
+    first = np.arange(size)
+    cache.read(0, 0, size)
+    cache.gather(0, first)
+    cache.read(1, 0, 1)
+    cache.gather(0, first)  # read through the seed: the other shard is the older one
+    cache.read(1, size, size + 1)
+    assert sorted(cache._shards._shards) == [(0, 0), (1, 1)]
+
+
+def test_a_chunk_that_a_seed_has_not_is_an_error_and_no_memory(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=8)
     cache.read(0, 0, 100)
-    (maps,) = zip(*[cache._shard(0, n).checked_maps(["sample"]) for n in range(2)], strict=True)
-    beyond = np.array([1 << 30])
+    cache.gather(0, np.arange(100), arrays=("sample",))
+    mapped = cache._shards._mapped[0, ("sample",)]
     with pytest.raises(IndexError):
-        gather_mapped(maps, np.array([0]), beyond, beyond)
+        mapped.gather(np.array([1 << 30]), np.array([0]))
