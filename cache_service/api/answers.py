@@ -154,7 +154,7 @@ class Frame:
 class FrameResponse(Response):
     """A frame in pieces that are handed on one by one, so that nothing is copied to join them.
 
-    Each piece comes with its CRC-32C where that is known. Mapped ones take no memory.
+    Each piece comes with its CRC-32C where that is known. Those in maps take no memory.
     """
 
     def __init__(
@@ -166,7 +166,8 @@ class FrameResponse(Response):
     ) -> None:
         self._pieces = pieces
         num_bytes = sum(len(piece) for piece, _ in pieces)
-        self._copied = 0 if mapped else num_bytes
+        joined = sum(len(piece) for piece, _ in pieces if isinstance(piece, bytes))
+        self._copied = joined if mapped else num_bytes
         told = {
             **headers,
             CHECKSUM_HEADER: f"{joined_crc32c(pieces):08x}",

@@ -54,7 +54,7 @@ class Limits(Frozen):
     ] = 64 << 20
     max_answer_bytes: Annotated[
         int, Field(ge=1 << 16, le=1 << 40, description="Bytes of large answers held at a time.")
-    ] = 1 << 30
+    ] = 256 << 20
     max_body_bytes: Annotated[
         int, Field(ge=1 << 10, le=1 << 28, description="Bytes of a request's body.")
     ] = 1 << 20

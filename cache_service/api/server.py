@@ -171,6 +171,7 @@ def uvicorn_config(
     return uvicorn.Config(
         app,
         http=guarded(guard),
+        loop="uvloop",  # it holds on to what it has yet to send, where asyncio's copies it
         ws="none",
         lifespan="on",
         log_config=None,
