@@ -19,9 +19,16 @@ WANTED_CLOSED = 0.9
 
 VIEWS_NOTE = (
     "The paper's students see unmoved digits, and of moved ones know what the teacher's soft "
-    "targets tell. On moved digits, they see views such as the teacher was trained on, recorded "
-    "once per augmentation seed; the goals are judged there, against the plain student. The last "
-    "row has the same views without a teacher: what of it is the views' doing."
+    "targets tell. Here others see moved digits, each blended with another one (mixup), and the "
+    "teacher's answers to these very pixels, recorded once per augmentation seed; the goals are "
+    "judged there, against the plain student. The last row has the same views with the blended "
+    "labels in place of a teacher: what of it is the views' doing."
+)
+
+TEACHER_NOTE = (
+    "Of the teacher's regularizers the paper names dropout, max-norm and jitter, not their sizes. "
+    "With dropout of {drop_input:g} of the pixels and {drop_hidden:g} of the hidden units, "
+    "{epochs} epochs do; with the usual 0.2 and 0.5, 160 epochs left 72 errors and 320 left 79."
 )
 
 SEEDS_NOTE = (
@@ -39,18 +46,18 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
     """
     settings = settings or (QUICK if order.quick else FULL)
     still = Classroom(NAME, settings, order, settings.unmoved)
-    moved = Classroom(NAME, settings, order, settings.moved, prefix="moved-")
+    mixed = Classroom(NAME, settings, order, settings.mixed, prefix="mixed-")
     teacher = still.teacher_run()
-    plain, moved_plain = still.label_runs(), moved.label_runs()
+    plain, mixed_plain = still.label_runs(), mixed.label_runs()
     still_recording, still_soft = still.soft_runs(teacher)
-    moved_recording, moved_soft = moved.soft_runs(teacher)
+    mixed_recording, mixed_soft = mixed.soft_runs(teacher)
     soft = f"student, 2x800, soft targets at T = {settings.temperature:g}"
     rows = (
         Row(what="teacher, 2x1200, regularized", published=PUBLISHED_TEACHER, runs=(teacher,)),
         Row(what="student, 2x800, labels", published=PUBLISHED_PLAIN, runs=plain),
         Row(what=soft, published=PUBLISHED_SOFT, runs=still_soft),
-        Row(what=f"{soft}, moved digits", published=None, runs=moved_soft),
-        Row(what="student, 2x800, labels, moved digits", published=None, runs=moved_plain),
+        Row(what=f"{soft}, mixed digits", published=None, runs=mixed_soft),
+        Row(what="student, 2x800, labels, mixed digits", published=None, runs=mixed_plain),
     )
     return Table(
         name=NAME,
@@ -60,16 +67,24 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
         command=order.command(NAME),
         rows=rows,
         goals=_goals(rows[0], rows[1], rows[3]),
-        notes=(VIEWS_NOTE, SEEDS_NOTE),
+        notes=(VIEWS_NOTE, _teacher_note(settings), SEEDS_NOTE),
         settings=settings.model_dump(mode="json"),
         machine=describe_machine(),
         versions=describe_versions(),
         seconds={
             "teacher": total_seconds([teacher]),
-            "recording": still_recording + moved_recording,
-            "students on labels": total_seconds([*plain, *moved_plain]),
-            "students on soft targets": total_seconds([*still_soft, *moved_soft]),
+            "recording": still_recording + mixed_recording,
+            "students on labels": total_seconds([*plain, *mixed_plain]),
+            "students on soft targets": total_seconds([*still_soft, *mixed_soft]),
         },
+    )
+
+
+def _teacher_note(settings: HintonSettings) -> str:
+    return TEACHER_NOTE.format(
+        drop_input=settings.drop_input,
+        drop_hidden=settings.drop_hidden,
+        epochs=settings.teacher_epochs,
     )
 
 

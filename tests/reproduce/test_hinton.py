@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from support.command import kd_cache
 
 from cache_service.build.config import BuildConfig
+from cache_service.format.recipe import Mixup
 from cli.reproduce.hinton import (
     FULL,
     QUICK,
@@ -22,11 +23,11 @@ from distill.config import TrainConfig
 ORDER = Order(out="out", data="data", seeds=1, quick=False, say=lambda line: None)
 
 
-def test_the_teacher_is_the_papers_with_dropout_jitter_and_max_norm():
+def test_the_teacher_is_the_papers_with_jitter_max_norm_and_the_dropout_that_the_table_tells():
     config = TrainConfig.model_validate(teacher_document(FULL, ORDER))
     args = config.student.model_args
     assert args["hidden"] == [1200, 1200]
-    assert (args["drop_input"], args["drop_hidden"]) == (0.2, 0.5)
+    assert (args["drop_input"], args["drop_hidden"]) == (FULL.drop_input, FULL.drop_hidden)
     assert args["max_norm"] == FULL.max_norm
     (jitter,) = config.augment.ops
     assert (config.augment.size, jitter.op, jitter.padding) == (28, "pad_crop", 2)
@@ -37,7 +38,7 @@ def test_the_transfer_set_is_unmoved_and_the_student_plain():
     build = BuildConfig.model_validate(
         build_document(FULL, ORDER, FULL.unmoved, cache="c", omit=[3])
     )
-    assert build.augment.preset == "none"
+    assert [op.op for op in build.augment.ops] == ["center_crop"]
     assert build.dataset.args["omit"] == [3]
     student = TrainConfig.model_validate(
         student_document(FULL, ORDER, FULL.unmoved, seed=2, out="o", cache="c", omit=[3])
@@ -48,7 +49,7 @@ def test_the_transfer_set_is_unmoved_and_the_student_plain():
     assert student.evaluate.dataset.args == {"part": "test"}
 
 
-@pytest.mark.parametrize("name", ["moved", "unmoved"])
+@pytest.mark.parametrize("name", ["mixed", "unmoved"])
 def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_order(name):
     transfer = getattr(FULL, name)
     build = BuildConfig.model_validate(build_document(FULL, ORDER, transfer, cache="c"))
@@ -62,15 +63,15 @@ def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_o
     assert labels.student == soft.student
 
 
-def test_moved_views_are_those_that_the_teacher_was_trained_on():
+def test_mixed_views_are_blends_of_those_that_the_teacher_was_trained_on():
     teacher = TrainConfig.model_validate(teacher_document(FULL, ORDER))
-    build = BuildConfig.model_validate(build_document(FULL, ORDER, FULL.moved, cache="c"))
-    assert build.augment == teacher.augment
+    build = BuildConfig.model_validate(build_document(FULL, ORDER, FULL.mixed, cache="c"))
+    assert build.augment.ops == (*teacher.augment.ops, Mixup(alpha=1.0))
 
 
 def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
     lengths = {"epochs", "recorded"}
-    transfers = {"unmoved", "moved"}
+    transfers = {"unmoved", "mixed"}
     others = {"teacher_epochs", *transfers}
     assert FULL.model_dump(exclude=others) == QUICK.model_dump(exclude=others)
     assert FULL.teacher_epochs > QUICK.teacher_epochs
@@ -105,11 +106,12 @@ def test_settings_out_of_bounds_are_refused(setting, value):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("jitter", -1), ("epochs", 0), ("recorded", 0), ("soft_clip", 0)]
+    ("setting", "value"),
+    [("jitter", -1), ("mixup", 0), ("epochs", 0), ("recorded", 0), ("soft_clip", 0)],
 )
 def test_transfer_sets_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ValidationError, match=setting):
-        Transfer.model_validate(FULL.moved.model_dump() | {setting: value})
+        Transfer.model_validate(FULL.mixed.model_dump() | {setting: value})
 
 
 def test_no_seed_is_refused():

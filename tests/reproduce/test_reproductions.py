@@ -33,9 +33,16 @@ def kept(out):
     return {key: value for key, value in files if "/cache/" in key or CHECKPOINT_NAME in key}
 
 
-def transfer(jitter):
-    rate = SGD(lr=0.05)
-    return Transfer(jitter=jitter, epochs=3, recorded=2, label_optimizer=rate, soft_optimizer=rate)
+def transfer(jitter, mixup=None):
+    rate = SGD(lr=0.1)
+    return Transfer(
+        jitter=jitter,
+        mixup=mixup,
+        epochs=3,
+        recorded=2,
+        label_optimizer=rate,
+        soft_optimizer=rate,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def finished(data, tmp_path_factory):
         student_hidden=(24,),
         student_batch=32,
         unmoved=transfer(jitter=0),
-        moved=transfer(jitter=1),
+        mixed=transfer(jitter=1, mixup=1.0),
         workers=0,
     )
     out = tmp_path_factory.mktemp("finished")
@@ -106,7 +113,7 @@ def test_more_seeds_add_runs_to_those_that_are_there(finished, data):
     assert [row.runs[0] for row in more.rows] == [row.runs[0] for row in table.rows]
     assert [run.seed for run in more.rows[2].runs] == [0, 1]
     trained = {line.partition(":")[0] for line in said if not line.endswith("before")}
-    kinds = ("labels", "soft", "moved-labels", "moved-soft")
+    kinds = ("labels", "soft", "mixed-labels", "mixed-soft")
     assert trained == {f"hinton-mnist {kind} seed 1" for kind in kinds}
 
 
