@@ -16,6 +16,14 @@ IDLE_S = 1.0
 """How often an idle device looks for work of which nobody told it: other servers queue, too."""
 
 
+UNKNOWN = BuildError(
+    code="error",
+    status=500,
+    detail="the server failed in a way that it does not know.",
+    hint="Its log has the reason; the same request resumes.",
+)
+
+
 class Lane:
     """A thread for one device."""
 
@@ -83,3 +91,6 @@ class Lane:
         except OSError as problem:
             cannot = StorageError(f"no worker can be started: {problem.strerror}.")
             return Ended("failed", BuildError.of(cannot))
+        except Exception:  # a fault of this program ends the build, and not the device
+            LOG.exception("build %s of %s", build.id, build.cache)
+            return Ended("failed", UNKNOWN)

@@ -123,6 +123,15 @@ def test_a_worker_that_says_nothing_is_replaced(tmp_path, monkeypatch):
     assert not any(map(is_alive, lives_of(tmp_path)))
 
 
+def test_a_fault_of_the_server_fails_the_build_and_the_device_goes_on(tmp_path, caplog):
+    script = f"if life() > 1:\n    {FINISHES}\nelse:\n    say(progress=dict(odd=1))"
+    with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
+        ended = until_final(builds, builds.submit(wanted()).id)
+        assert (ended.state, ended.error) == ("failed", lane.UNKNOWN)
+        assert "odd" in caplog.text
+        assert until_final(builds, builds.submit(wanted()).id).state == "done"
+
+
 def test_a_worker_that_cannot_be_started_fails_its_build(tmp_path):
     with running_builds(tmp_path, ("/nowhere/python",)) as builds:
         failed = until_final(builds, builds.submit(wanted()).id)
