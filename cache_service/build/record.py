@@ -115,6 +115,11 @@ def _recorded(
                     for batch, answer in _answered(build, batches, watch)
                 ]
                 done = pending.result() if pending is not None else None
+            except KeyboardInterrupt:
+                writer.storage.end(_name(key))
+                if pending is not None and (done := pending.result()) is not None:
+                    yield done
+                raise
             except BaseException:
                 writer.storage.end(_name(key))
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
+from cache_service.build.engine import prepare
 from cache_service.build.jobs import Part
 from cache_service.build.record import open_writer, record
 from cache_service.errors import (
@@ -145,6 +148,22 @@ def test_mixing_recipes_record_partners_and_survive_odd_batches(tmp_path):
     one = record_toy(str(tmp_path / "a"), augment=augment, seeds="0:1", batch_size=16)
     other = record_toy(str(tmp_path / "b"), augment=augment, seeds="0:1", batch_size=7)
     np.testing.assert_array_equal(one.read(0, 0, 96)["digest"], other.read(0, 0, 96)["digest"])
+
+
+def test_an_interrupted_build_tells_of_every_shard_that_it_committed(tmp_path):
+    build = open_toy(str(tmp_path / "c"), seeds="0:3")
+    prepare(build)
+    writer, told = open_writer(build), []
+
+    def interrupt(progress):
+        told.append(progress)
+        if len(told) == 6:  # 2 batches a shard: the second one is being written, the third answered
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        record(build, writer, seeds=(0, 1, 2), on_progress=interrupt)
+    committed = sum(len(shards) for shards in open_cache(str(tmp_path / "c")).commits().values())
+    assert committed == told[-1].shards_committed == 2
 
 
 def test_no_scratch_is_left_behind(tmp_path):
