@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cache_service.configfile import validate_config
 from cache_service.errors import UntrainedTeacherError
+from cli.reproduce.cohort import cohort_seconds, train_cohort
 from cli.reproduce.hinton import (
     HintonSettings,
     Transfer,
@@ -13,8 +16,21 @@ from cli.reproduce.hinton import (
     teacher_document,
 )
 from cli.reproduce.order import Order
-from cli.reproduce.runs import record_teacher, train_run
+from cli.reproduce.runs import count_wrong, record_teacher
 from cli.reproduce.table import Measured
+from distill.config import TrainConfig
+
+
+class Runs(NamedTuple):
+    """What students that shared a stream came to.
+
+    Attributes:
+        measured: test errors, one a seed.
+        seconds: that they took together.
+    """
+
+    measured: tuple[Measured, ...]
+    seconds: float = 0.0
 
 
 class Classroom(NamedTuple):
@@ -41,31 +57,31 @@ class Classroom(NamedTuple):
         """The recording's folder."""
         return self.order.folder(self.name, f"{self.prefix}cache")
 
-    def teacher_run(self) -> Measured:
+    def teacher_run(self) -> Runs:
         """The teacher, which has seen every digit; all reproductions share it."""
-        document = teacher_document(self.settings, self.order)
-        return train_run(document, title="teacher", say=self.order.say)
+        documents = {"teacher": teacher_document(self.settings, self.order)}
+        return self._train(documents, title="teacher")
 
-    def label_runs(self) -> tuple[Measured, ...]:
+    def label_runs(self) -> Runs:
         """A student on labels per seed."""
-        return tuple(self._train("labels", seed) for seed in range(self.order.seeds))
+        return self._students("labels")
 
-    def soft_runs(self, teacher: Measured) -> tuple[float, tuple[Measured, ...]]:
+    def soft_runs(self, teacher: Runs) -> tuple[float, Runs]:
         """Seconds of recording, and a student on soft targets per seed.
 
         Without a teacher to record, each of these runs is a failure that names the reason.
         """
-        seconds, problem = 0.0, teacher.failure
+        seconds, problem = 0.0, teacher.measured[0].failure
         if problem is None:
             try:
                 seconds = self._record()
             except UntrainedTeacherError as failure:
                 problem = failure.message
-        seeds = range(self.order.seeds)
-        if problem is not None:
-            failure_text = f"no soft targets: {problem}"
-            return seconds, tuple(Measured(seed=seed, failure=failure_text) for seed in seeds)
-        return seconds, tuple(self._train("soft", seed) for seed in seeds)
+        if problem is None:
+            return seconds, self._students("soft")
+        text = f"no soft targets: {problem}"
+        failed = (Measured(seed=seed, failure=text) for seed in range(self.order.seeds))
+        return seconds, Runs(tuple(failed))
 
     def soft_document(self, seed: int) -> dict[str, Any]:
         """The train file of a student on soft targets."""
@@ -78,9 +94,18 @@ class Classroom(NamedTuple):
         title = f"{self.name} {self.prefix}recording"
         return record_teacher(document, title=title, say=self.order.say)
 
-    def _train(self, kind: str, seed: int) -> Measured:
-        title = f"{self.name} {self.prefix}{kind} seed {seed}"
-        return train_run(self._document(kind, seed), title=title, say=self.order.say)
+    def _students(self, kind: str) -> Runs:
+        documents = {f"seed-{seed}": self._document(kind, seed) for seed in range(self.order.seeds)}
+        return self._train(documents, title=f"{self.name} {self.prefix}{kind}")
+
+    def _train(self, documents: Mapping[str, dict[str, Any]], *, title: str) -> Runs:
+        configs = {
+            name: validate_config(TrainConfig, document, where=f"{title} {name}")
+            for name, document in documents.items()
+        }
+        outcomes = train_cohort(configs, title=title, say=self.order.say)
+        measured = tuple(outcome.measured(count_wrong) for outcome in outcomes.values())
+        return Runs(measured, cohort_seconds(config.out for config in configs.values()))
 
     def _document(self, kind: str, seed: int) -> dict[str, Any]:
         return student_document(

@@ -171,9 +171,8 @@ def student_document(
 
 
 def _augment(jitter: int, mixup: float | None) -> dict[str, Any]:
-    framing = {"op": "pad_crop", "padding": jitter} if jitter else {"op": "center_crop"}
     mixing = [] if mixup is None else [{"op": "mixup", "alpha": mixup}]
-    return {"size": SIDE, "ops": [framing, *mixing]}
+    return {"size": SIDE, "ops": [{"op": "pad_crop", "padding": jitter}, *mixing]}
 
 
 def _network(args: dict[str, Any]) -> dict[str, Any]:

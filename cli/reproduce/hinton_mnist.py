@@ -6,7 +6,6 @@ from cli.reproduce.classroom import Classroom
 from cli.reproduce.hinton import FULL, QUICK, SOURCE, HintonSettings
 from cli.reproduce.machine import describe_machine, describe_versions
 from cli.reproduce.order import Order, Reproduction
-from cli.reproduce.runs import total_seconds
 from cli.reproduce.table import Goal, Row, Table
 
 NAME = "hinton-mnist"
@@ -53,11 +52,13 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
     mixed_recording, mixed_soft = mixed.soft_runs(teacher)
     soft = f"student, 2x800, soft targets at T = {settings.temperature:g}"
     rows = (
-        Row(what="teacher, 2x1200, regularized", published=PUBLISHED_TEACHER, runs=(teacher,)),
-        Row(what="student, 2x800, labels", published=PUBLISHED_PLAIN, runs=plain),
-        Row(what=soft, published=PUBLISHED_SOFT, runs=still_soft),
-        Row(what=f"{soft}, mixed digits", published=None, runs=mixed_soft),
-        Row(what="student, 2x800, labels, mixed digits", published=None, runs=mixed_plain),
+        Row(
+            what="teacher, 2x1200, regularized", published=PUBLISHED_TEACHER, runs=teacher.measured
+        ),
+        Row(what="student, 2x800, labels", published=PUBLISHED_PLAIN, runs=plain.measured),
+        Row(what=soft, published=PUBLISHED_SOFT, runs=still_soft.measured),
+        Row(what=f"{soft}, mixed digits", published=None, runs=mixed_soft.measured),
+        Row(what="student, 2x800, labels, mixed digits", published=None, runs=mixed_plain.measured),
     )
     return Table(
         name=NAME,
@@ -72,10 +73,10 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
         machine=describe_machine(),
         versions=describe_versions(),
         seconds={
-            "teacher": total_seconds([teacher]),
+            "teacher": teacher.seconds,
             "recording": still_recording + mixed_recording,
-            "students on labels": total_seconds([*plain, *mixed_plain]),
-            "students on soft targets": total_seconds([*still_soft, *mixed_soft]),
+            "students on labels": plain.seconds + mixed_plain.seconds,
+            "students on soft targets": still_soft.seconds + mixed_soft.seconds,
         },
     )
 

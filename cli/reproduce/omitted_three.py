@@ -12,7 +12,6 @@ from cli.reproduce.hinton import FULL, QUICK, SOURCE, HintonSettings
 from cli.reproduce.machine import describe_machine, describe_versions
 from cli.reproduce.mnist import mnist_document
 from cli.reproduce.order import Order, Reproduction
-from cli.reproduce.runs import total_seconds
 from cli.reproduce.table import Goal, Measured, Row, Table
 
 NAME = "omitted-three"
@@ -76,23 +75,23 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
     room = Classroom(NAME, settings, order, settings.unmoved, omit=(OMITTED,))
     teacher = room.teacher_run()
     recording, soft = room.soft_runs(teacher)
-    raised = [_raise_bias(room, run) for run in soft]
+    raised = [_raise_bias(room, run) for run in soft.measured]
     return Table(
         name=NAME,
         title="A digit that the student never saw",
         source=f"{SOURCE}.",
         quick=order.quick,
         command=order.command(NAME),
-        rows=_rows(teacher, soft, raised),
+        rows=_rows(teacher.measured, soft.measured, raised),
         goals=(_goal(raised),),
         notes=_notes(raised),
         settings=settings.model_dump(mode="json"),
         machine=describe_machine(),
         versions=describe_versions(),
         seconds={
-            "teacher": total_seconds([teacher]),
+            "teacher": teacher.seconds,
             "recording": recording,
-            "students": total_seconds(soft),
+            "students": soft.seconds,
         },
     )
 
@@ -108,10 +107,10 @@ def _raise_bias(room: Classroom, run: Measured) -> Raised | None:
 
 
 def _rows(
-    teacher: Measured, soft: tuple[Measured, ...], raised: Sequence[Raised | None]
+    teacher: tuple[Measured, ...], soft: tuple[Measured, ...], raised: Sequence[Raised | None]
 ) -> tuple[Row, ...]:
     rows = [
-        Row(what="teacher, all digits", published=PUBLISHED_TEACHER, runs=(teacher,)),
+        Row(what="teacher, all digits", published=PUBLISHED_TEACHER, runs=teacher),
         Row(what="student, as trained", published=PUBLISHED_BEFORE.total, runs=soft),
     ]
     derived: list[tuple[str, int | None, list[int | None]]] = [

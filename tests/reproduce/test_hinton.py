@@ -38,7 +38,8 @@ def test_the_transfer_set_is_unmoved_and_the_student_plain():
     build = BuildConfig.model_validate(
         build_document(FULL, ORDER, FULL.unmoved, cache="c", omit=[3])
     )
-    assert [op.op for op in build.augment.ops] == ["center_crop"]
+    assert [op.op for op in build.augment.ops] == ["pad_crop"]
+    assert build.augment.ops[0].padding == 0
     assert build.dataset.args["omit"] == [3]
     student = TrainConfig.model_validate(
         student_document(FULL, ORDER, FULL.unmoved, seed=2, out="o", cache="c", omit=[3])

@@ -13,12 +13,14 @@ from support.command import kd_cache
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
 from cli.reproduce import hinton_mnist, omitted_three
+from cli.reproduce.cohort import train_cohort
 from cli.reproduce.hinton import HintonSettings, Transfer, student_document
 from cli.reproduce.markdown import render_markdown
 from cli.reproduce.order import Order
 from cli.reproduce.registry import REPRODUCTIONS, find_reproduction
-from cli.reproduce.runs import train_run
+from cli.reproduce.runs import count_wrong
 from distill.checkpoint import CHECKPOINT_NAME
+from distill.config import TrainConfig
 from distill.optim import SGD
 
 
@@ -73,7 +75,13 @@ def test_hinton_mnist_measures_teacher_plain_and_soft_beside_the_published_figur
         assert run.failure is None
         assert run.best <= run.last < 90  # of 100 test images: more than chance
         assert 1 <= run.best_epoch <= run.epochs
-        assert run.seconds > 0
+    assert set(table.seconds) == {
+        "teacher",
+        "recording",
+        "students on labels",
+        "students on soft targets",
+    }
+    assert all(seconds > 0 for seconds in table.seconds.values())
     assert len(table.goals) == 2
     assert {"teacher_hidden", "temperature", "max_norm"} <= table.settings.keys()
 
@@ -112,9 +120,10 @@ def test_more_seeds_add_runs_to_those_that_are_there(finished, data):
     more = hinton_mnist.reproduce(make_order(out, data, seeds=2, said=said), settings)
     assert [row.runs[0] for row in more.rows] == [row.runs[0] for row in table.rows]
     assert [run.seed for run in more.rows[2].runs] == [0, 1]
-    trained = {line.partition(":")[0] for line in said if not line.endswith("before")}
+    trained = [line for line in said if not line.endswith("before")]
     kinds = ("labels", "soft", "mixed-labels", "mixed-soft")
-    assert trained == {f"hinton-mnist {kind} seed 1" for kind in kinds}
+    assert {line.partition(":")[0] for line in trained} == {f"hinton-mnist {k}" for k in kinds}
+    assert all("seed-1" in line and "seed-0" not in line for line in trained)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(finished, data, tmp_path):
@@ -123,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(finished, data, tmp_path):
     shutil.rmtree(tmp_path / "quick/hinton-mnist/soft-0")
 
     def stop_midway(line: str) -> None:
-        if "soft seed 0: epoch 2" in line:
+        if "mnist soft: epoch 2" in line:
             raise KeyboardInterrupt
 
     order = make_order(tmp_path, data)
@@ -134,7 +143,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(finished, data, tmp_path):
     assert [row.values for row in resumed.rows] == [row.values for row in table.rows]
     # The epoch whose report was stopped was not kept yet.
     first = next(line for line in said if not line.endswith("before"))
-    assert first.startswith("hinton-mnist soft seed 0: epoch 2")
+    assert first.startswith("hinton-mnist soft: epoch 2")
 
 
 def test_without_a_usable_teacher_students_on_soft_targets_are_failures(finished, data, tmp_path):
@@ -159,7 +168,9 @@ def test_a_run_that_diverges_is_a_failure_that_says_where(finished, data, tmp_pa
     )
     document["student"]["model"] = "support.strokes:overflowing"
     said: list[str] = []
-    run = train_run(document, title="wild", say=said.append)
+    config = TrainConfig.model_validate(document)
+    outcome = train_cohort({"lone": config}, title="wild", say=said.append)["lone"]
+    run = outcome.measured(count_wrong)
     assert (run.seed, run.last, run.best) == (4, None, None)
     assert "step 0 is not finite" in run.failure
     assert len(said) == 1
