@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 from support.command import kd_cache
+from support.pages import ROOT
 
 from cache_service.build.config import BuildConfig
 from cache_service.format.recipe import Mixup
+from cache_service.yamltext import parse_yaml
 from cli.reproduce.hinton import (
     FULL,
     QUICK,
@@ -113,6 +115,13 @@ def test_settings_out_of_bounds_are_refused(setting, value):
 def test_transfer_sets_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ValidationError, match=setting):
         Transfer.model_validate(FULL.mixed.model_dump() | {setting: value})
+
+
+@pytest.mark.parametrize("name", ["hinton-mnist", "omitted-three"])
+def test_the_committed_table_was_made_with_the_settings_that_the_code_has(name):
+    page = (ROOT / "docs" / "results" / f"{name}.md").read_text()
+    settings = page.partition("## Settings\n\n```yaml\n")[2].partition("```")[0]
+    assert HintonSettings.model_validate(parse_yaml(settings, where=name)) == FULL
 
 
 def test_no_seed_is_refused():
