@@ -24,7 +24,6 @@ MIN_SECRET_CHARS = 8
 """A shorter value would blot out innocent words."""
 
 _to_json = json.JSONEncoder(default=str).encode
-_ENCODER = json.JSONEncoder(default=str)
 """Made once: json.dumps with a default makes one for every line."""
 
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)[A-Za-z0-9._~+/=-]+")
