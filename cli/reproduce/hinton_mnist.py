@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.reproduce.classroom import Classroom
-from cli.reproduce.hinton import FULL, QUICK, SOURCE, HintonSettings
+from cli.reproduce.hinton import CHOICES_NOTE, FULL, QUICK, SOURCE, HintonSettings
 from cli.reproduce.machine import describe_machine, describe_versions
 from cli.reproduce.order import Order, Reproduction
 from cli.reproduce.table import Goal, Row, Table
@@ -68,7 +68,7 @@ def reproduce(order: Order, settings: HintonSettings | None = None) -> Table:
         command=order.command(NAME),
         rows=rows,
         goals=_goals(rows[0], rows[1], rows[3]),
-        notes=(VIEWS_NOTE, _teacher_note(settings), SEEDS_NOTE),
+        notes=(VIEWS_NOTE, _teacher_note(settings), SEEDS_NOTE, CHOICES_NOTE),
         settings=settings.model_dump(mode="json"),
         machine=describe_machine(),
         versions=describe_versions(),

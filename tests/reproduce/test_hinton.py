@@ -52,7 +52,7 @@ def test_the_transfer_set_is_unmoved_and_the_student_plain():
     assert student.evaluate.dataset.args == {"part": "test"}
 
 
-@pytest.mark.parametrize("name", ["mixed", "unmoved"])
+@pytest.mark.parametrize("name", ["mixed", "omitted", "unmoved"])
 def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_order(name):
     transfer = getattr(FULL, name)
     build = BuildConfig.model_validate(build_document(FULL, ORDER, transfer, cache="c"))
@@ -66,15 +66,18 @@ def test_students_on_labels_and_on_soft_targets_see_the_same_views_in_the_same_o
     assert labels.student == soft.student
 
 
-def test_mixed_views_are_blends_of_those_that_the_teacher_was_trained_on():
+@pytest.mark.parametrize("name", ["mixed", "omitted"])
+def test_mixed_views_are_blends_of_those_that_the_teacher_was_trained_on_and_none_comes_twice(name):
+    transfer = getattr(FULL, name)
     teacher = TrainConfig.model_validate(teacher_document(FULL, ORDER))
-    build = BuildConfig.model_validate(build_document(FULL, ORDER, FULL.mixed, cache="c"))
-    assert build.augment.ops == (*teacher.augment.ops, Mixup(alpha=1.0))
+    build = BuildConfig.model_validate(build_document(FULL, ORDER, transfer, cache="c"))
+    assert build.augment.ops == (*teacher.augment.ops, Mixup(alpha=0.4))
+    assert transfer.recorded == transfer.epochs
 
 
 def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
     lengths = {"epochs", "recorded"}
-    transfers = {"unmoved", "mixed"}
+    transfers = {"unmoved", "mixed", "omitted"}
     others = {"teacher_epochs", *transfers}
     assert FULL.model_dump(exclude=others) == QUICK.model_dump(exclude=others)
     assert FULL.teacher_epochs > QUICK.teacher_epochs
