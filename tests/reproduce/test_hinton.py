@@ -101,8 +101,6 @@ def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
         ("student_hidden", [0]),
         ("student_batch", 0),
         ("temperature", 0),
-        ("alpha", 0),
-        ("alpha", 1.1),
         ("workers", -1),
     ],
 )
@@ -113,7 +111,15 @@ def test_settings_out_of_bounds_are_refused(setting, value):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("jitter", -1), ("mixup", 0), ("epochs", 0), ("recorded", 0), ("soft_clip", 0)],
+    [
+        ("jitter", -1),
+        ("mixup", 0),
+        ("epochs", 0),
+        ("recorded", 0),
+        ("alpha", 0),
+        ("alpha", 1.1),
+        ("soft_clip", 0),
+    ],
 )
 def test_transfer_sets_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ValidationError, match=setting):

@@ -42,6 +42,7 @@ def transfer(jitter, mixup=None):
         mixup=mixup,
         epochs=3,
         recorded=2,
+        alpha=0.9,
         label_optimizer=rate,
         soft_optimizer=rate,
     )
