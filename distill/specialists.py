@@ -116,7 +116,7 @@ def confusable_subsets(
         seed: of the starts.
         restarts: the best of so many is taken.
 
-    Source: Hinton et al. 2015, section 5.1, with an on-line k-means of which they say no more.
+    Source: Hinton et al. 2015, section 5.3, with an on-line k-means of which they say no more.
     """
     columns_CC = covariance_CC.T.double()
     if not 1 <= num_subsets <= len(columns_CC):

@@ -27,7 +27,8 @@ def pool_cells(map_BDHW: Tensor, scales: Sequence[int], *, pooling: Pooling = "d
             from the map and the others from that grid.
 
     Source: Wei et al., Scale Decoupled Distillation, CVPR 2024; `chained` is what the published
-    code does, and differs from `direct` where the finest side does not divide the map's.
+    code does with 4 as the finest side (it pools 4 x 4 first whatever the scales are), and differs
+    from `direct` where the finest side does not divide the map's.
     """
     source = map_BDHW if pooling == "direct" else _pool_grid(map_BDHW, scales[-1])
     cells_BDR = torch.cat([_pool_grid(source, side).flatten(2) for side in scales], dim=2)

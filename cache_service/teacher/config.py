@@ -49,7 +49,9 @@ class TeacherConfig(Frozen):
     ] = None
     pooling: Annotated[
         Literal["direct", "chained"],
-        Field(description="direct pools each scale from the map; chained as the SDD code."),
+        Field(
+            description="direct: each scale from the map; chained: the finest, and others from it."
+        ),
     ] = "direct"
     model_args: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the model's constructor."

@@ -21,7 +21,8 @@ class Pair(Frozen):
     Attributes:
         title: as the paper writes it.
         teacher, student: networks.
-        scales: {1, 2} for like architectures, {1, 2, 4} for unlike ones.
+        scales: {1, 2} for like architectures, {1, 2, 4} for unlike ones. MobileNetV2, whose map is
+            2 x 2, has {1, 2}; its published runs add a grid of 4 x 4 that repeats these pixels.
         beta: of DKD and its scale decoupled form; gamma of SD-NKD.
         light: a ShuffleNet or MobileNet student, which has a lower learning rate.
         published: top-1 accuracy, %, by `teacher` and method.
@@ -94,7 +95,6 @@ def find_pair(written: str) -> Pair:
 
 def _pair(name: str) -> Pair:
     teacher, student = name.split(":")
-    # The map of MobileNetV2 is 2 x 2, which has no grid of 4 x 4.
     is_like = name in _LIKE_PAIRS or student == "MobileNetV2"
     figures = zip(_COLUMNS, _TABLE[name], strict=True)
     return Pair(

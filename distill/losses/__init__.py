@@ -2,9 +2,10 @@
 
 No settings object, no state, no input or output. Every loss is summed in float32 (float64 where
 the logits already are), also under autocast; is in nats unless it says otherwise; comes back as a
-() tensor averaged over the batch; and is finite for finite logits at any T > 0 of use. Gradients
-stop at whatever teaches. Nothing is replaced when it is not finite: the trainer stops on it.
-Which T, weights and labels make sense is checked by the settings of each method, not here.
+() tensor averaged over the batch (`*_rows` as one value per view); and is finite for finite logits
+at any T > 0 of use. Gradients stop at whatever teaches, but for two views that teach each other.
+Nothing is replaced when it is not finite: the trainer stops on it. Which T, weights and labels make
+sense is checked by the settings of each method, not here.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def multi_teacher_hard_loss(
     """Return 1 / N sum_i CE(head_i / T, argmax teacher_i), in nats, averaged over the batch.
 
     Heads and teachers as in `multi_teacher_soft_loss`. No T**2 here, as in the formula: hard
-    labels do not soften with T, so T only lowers the student's own confidence.
+    labels do not soften with T, so T only divides the student's own logits.
 
     Source: Touvron et al. 2021, with N teachers; T = 1 and a weight of 0.5 there.
     """

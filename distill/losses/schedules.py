@@ -32,7 +32,7 @@ def cosine(epoch: float, *, start: float, end: float, epochs: float) -> float:
 
 
 def warm_up(epoch: float, *, epochs: float = 20.0) -> float:
-    """Return min(epoch / epochs, 1), the factor before DKD, SD-DKD and SD-NKD.
+    """Return min(epoch / epochs, 1), the factor before DKD, NKD and their forms on cells.
 
     Source: mdistiller and the SDD code; 20 epochs on CIFAR-100, 1 on ImageNet. They count epochs
     from 1 and hold the factor for a whole epoch: pass floor(epoch) + 1 for exactly their values.

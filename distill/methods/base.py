@@ -2,7 +2,7 @@
 
 A method is one file with one frozen settings model and one function; `distill/methods/__init__.py`
 has its line of registration. The function gets a `Step` and returns named terms, each a () float32
-tensor in nats with its weight applied; their sum is the loss.
+tensor with its weight applied, in nats unless the method says otherwise; their sum is the loss.
 
 Shape letters: B batch, R cells (0 is the whole image), C classes.
 """

@@ -17,7 +17,7 @@ from cache_service.errors import ConfigError
 from cache_service.models.cells import cell_logits, check_cells, pool_cells
 from cache_service.models.heads import answer_cells
 from distill.losses import sdd_weights
-from distill.methods.base import MethodSettings, Plan, Step, needs_one_teacher
+from distill.methods.base import MethodSettings, Plan, Step, TeacherFacts, needs_one_teacher
 
 
 class CellSettings(MethodSettings):
@@ -44,25 +44,35 @@ class StudentAnswer(NamedTuple):
 
 
 def answer_student(step: Step, scales: Sequence[int]) -> StudentAnswer:
-    """Both answers from one run of the backbone, pooled as the teacher's were."""
-    pooling = step.teachers[0].pooling
-    if pooling == "direct" or tuple(scales) == (1,):
+    """Both answers from one run of the backbone, pooled as the teacher's were.
+
+    Chained pooling derives coarser cells from the finest that was recorded, so the student's are
+    derived from that one too, whatever `scales` are used.
+    """
+    teacher = step.teachers[0]
+    if not _is_chained(teacher):
         cells_BRC = cell_logits(step.student, step.images_B3HW, scales)
         return StudentAnswer(cells_BRC[:, 0], cells_BRC)
 
     def pool(map_BDHW: Tensor) -> Tensor:
         # A chained whole image is not the plain mean where the finest grid does not divide the
         # map, and labels are for the plain one.
-        cells = (pool_cells(map_BDHW, (1,)), pool_cells(map_BDHW, scales, pooling=pooling))
-        return torch.cat(cells, dim=1)
+        chained_BRD = pool_cells(map_BDHW, teacher.scales, pooling="chained")
+        used_BRD = select_cells(chained_BRD, teacher.scales, scales)
+        return torch.cat([pool_cells(map_BDHW, (1,)), used_BRD], dim=1)
 
     both_NC = answer_cells(step.student, step.images_B3HW, pool)
     both_BRC = both_NC.reshape(len(step.images_B3HW), -1, both_NC.shape[-1])
     return StudentAnswer(both_BRC[:, 0], both_BRC[:, 1:])
 
 
+def _is_chained(teacher: TeacherFacts) -> bool:
+    """Whether its whole image may be another one than the plain mean of the map."""
+    return teacher.pooling == "chained" and teacher.scales != (1,)
+
+
 def select_cells(cells_BRC: Tensor, recorded: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """The cells of the wanted scales, of those of all recorded ones, [B, R, C]."""
+    """The cells of the wanted scales, of those of all recorded ones, [B, R, C or D]."""
     if tuple(wanted) == tuple(recorded):
         return cells_BRC
     starts = dict(zip(recorded, accumulate((s * s for s in recorded), initial=0), strict=False))
@@ -101,6 +111,6 @@ def needs_cells(settings: CellSettings, plan: Plan) -> None:
             f"scales {list(teacher.scales)}.",
             hint=f"Record another cache with `kd-cache build FILE --set scales={every}`.",
         )
-    if (settings.scales or teacher.scales) == (1,):
+    if (settings.scales or teacher.scales) == (1,) and not _is_chained(teacher):
         return
     check_cells(plan.student, plan.input_size)

@@ -35,7 +35,7 @@ def cs_kd(settings: CSKD, step: Step) -> dict[str, Tensor]:
 
     A classmate is another sample of the same class, drawn anew each epoch, under the same seed.
     It is answered in training mode without gradients, and learns nothing itself in this step. The
-    only sample of a class is its own classmate, and learns from its label alone.
+    only sample of a class is its own classmate: the same view, answered a second time.
 
     Source: Yun et al., "Regularizing Class-wise Predictions via Self-knowledge Distillation",
     CVPR 2020, and its code: T = 4, weight 1.

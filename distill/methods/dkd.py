@@ -31,8 +31,9 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     a mixed view is its larger part. `standardize` z-scores the logits of both sides first.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, with the settings of
-    mdistiller: T = 4, alpha 1, warm-up over 20 epochs; beta 8, 6 from vgg13 and wrn_40_2, 2 for
-    resnet56 -> resnet20 and resnet110 -> resnet32. Departures: those of `dkd_loss`.
+    mdistiller: T = 4, alpha 1, warm-up over 20 epochs; beta 8 for most pairs, 6 from vgg13
+    and for wrn_40_2 -> wrn_16_2, 2 for resnet56 -> resnet20 and resnet110 -> resnet32. Departures:
+    those of `dkd_loss`.
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]

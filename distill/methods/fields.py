@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 else:
     Temperature = Annotated[
         scheduled(Annotated[float, Field(gt=0, le=1000)]),
-        Field(description="Divides logits before the softmax of both sides."),
+        Field(description="Divides logits before the softmax."),
     ]
     Share = Annotated[
         scheduled(Annotated[float, Field(ge=0, le=1)]),

@@ -49,18 +49,23 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     log-sum-exp of those outside. The generalist is the teacher in `caches`. An epoch is every
     sample of `classes` and as many drawn from the others, new ones each epoch; by how much this
     favors them is written into the checkpoint, and taken back at use: see `distill.specialists`.
-    `top1` counts the dustbin as one class.
+    `top1` counts the dustbin as one class. In the soft term both sides are folded at its T, so one
+    that answers as the generalist does has nothing to learn.
 
-    Source: Hinton et al. 2015, sections 5.1 to 5.3. They leave T and alpha open.
+    Source: Hinton et al. 2015, sections 5.2, 5.3 and 6.1. They leave T and alpha open.
     """
     subset = torch.tensor(settings.classes, device=step.images_B3HW.device)
-    logits_BS = dustbin_logits(step.student(step.images_B3HW), subset)
+    logits_BC = step.student(step.images_B3HW)
+    logits_BS = dustbin_logits(logits_BC, subset)
     labels_B = dustbin_labels(step.batch.labels_B, subset)
     step.metrics["top1"] = (logits_BS.detach().argmax(dim=-1) == labels_B).float().mean()
     generalist_BC = step.teacher(temperature=settings.temperature)[:, 0]
-    folded_BS = dustbin_logits(generalist_BC, subset, temperature=settings.temperature)
     hard = label_loss(logits_BS, labels_B, smoothing=step.label_smoothing)
-    soft = kd_loss(logits_BS, folded_BS, temperature=settings.temperature)
+    folded = (
+        dustbin_logits(each_BC, subset, temperature=settings.temperature)
+        for each_BC in (logits_BC, generalist_BC)
+    )
+    soft = kd_loss(*folded, temperature=settings.temperature)
     return {"label": (1 - settings.alpha) * hard, "soft": settings.alpha * soft}
 
 

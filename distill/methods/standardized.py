@@ -1,7 +1,9 @@
-"""Logit standardization as a setting of the methods that compare softmaxes of both sides at one T.
+"""Logit standardization as a setting of methods that compare a student's softmax with a teacher's.
 
-Others have no such setting: `hard` sees verdicts, which it does not change; `nkd` weighs by how
-sure the teacher is, which it takes away; `dist` has correlations instead, and `logits` no softmax.
+It was published for those: here `kd`, `dkd`, their forms on cells, `soft` and `ensemble`. Others
+have no such setting: students that teach themselves or each other were not among them; `hard` sees
+verdicts, which it does not change; `nkd` weighs by how sure the teacher is, which it takes away;
+`dist` has correlations instead, and `logits` no softmax.
 """
 
 from __future__ import annotations

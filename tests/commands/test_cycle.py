@@ -92,6 +92,17 @@ def test_teachers_grow_by_the_chosen_student_of_every_round(finished):
     assert not (out / "round-3" / "cache").exists()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_recorded_student_says_in_its_cache_it_says_again(finished, number):
+    _, out, _ = finished
+    ended = kd_cache(
+        "verify", str(out / f"round-{number}" / "cache"), "--recompute", "24", "--json"
+    )
+    assert ended.code == 0, ended.err
+    asked = json.loads(ended.out)["recompute"]
+    assert (asked["num_views"], asked["views_equal"], asked["top1_agreement"]) == (24, 24, 1.0)
+
+
 def test_of_several_methods_the_best_student_goes_on(finished):
     *_, document = finished
     for each in document["rounds"]:

@@ -175,6 +175,23 @@ def test_labels_are_for_the_ordinary_logits_where_pooling_is_chained(model):
     torch.testing.assert_close(uniform["soft"].double(), 0.5 * soft, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 2, 4)])
+def test_chained_cells_come_from_the_finest_recorded_grid_whichever_are_used(model, scales):
+    # A 3 x 3 map: by way of 4 x 4 its cells are others than by way of 2 x 2, or none.
+    stream = MemoryStream(train_config("unused", batch_size=8), pooling="chained", scales=(1, 2, 4))
+    stream.seen = stream.seen.model_copy(update={"size": 6})
+    batch = stream.batch(0)
+    stream.batch = lambda step: batch._replace(images_BHW3=batch.images_BHW3[:, :6, :6])
+    images = images_of(stream)
+    used = sum(side * side for side in scales)
+    cells_BRC = cell_logits(model, images, (1, 2, 4), pooling="chained")[:, :used]
+    terms, _ = terms_of(SDKD(alpha=1, scales=scales, complementary_weight=1), stream, model)
+    wanted = kl_rows(batch.rows[0]["logits"][:, :used], cells_BRC, 4).mean()
+    torch.testing.assert_close(terms["soft"].double(), wanted, rtol=1e-5, atol=1e-6)
+    shorter_BRC = cell_logits(model, images, scales, pooling="chained")
+    assert (len(scales) == 3) == torch.allclose(shorter_BRC, cells_BRC, atol=1e-4)
+
+
 TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
 
 

@@ -59,6 +59,19 @@ def live(build):
     return LiveTeacher(facts, answer)
 
 
+@pytest.mark.parametrize("name", ["soft", "hard", "ensemble"])
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_one_cache_of_another_recipe_among_several_is_refused(tmp_path, cache, name, odd):
+    other = str(tmp_path / "other")
+    record_toy(other, augment=MIXED)
+    caches = [cache] * 3
+    caches[odd] = other
+    with pytest.raises(SpecMismatchError, match="recipe") as refused:
+        train(config_for(tmp_path / "out", caches, method={"name": name}))
+    assert caches[odd or 1] in str(refused.value)  # the first that is not as those before it
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("method", ["kd", "sd-kd"])
 @pytest.mark.parametrize(
     "augment", [{"preset": "cifar", "size": 16}, MIXED], ids=["plain", "mixed"]

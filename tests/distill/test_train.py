@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import signal
 import threading
 
@@ -17,6 +19,7 @@ from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
 from distill.finite import FiniteWatch
+from distill.metrics import read_metrics
 from distill.stream import LiveTeacher
 from distill.train import train
 
@@ -325,3 +328,18 @@ def test_the_folder_holds_the_config_in_full_and_the_student(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     wanted = ["checkpoint.pt", "config.yaml", "metrics.csv", "metrics.jsonl", "student.safetensors"]
     assert names == wanted
+
+
+@pytest.mark.parametrize("name", ["sd-kd", "sd-dkd", "sd-nkd"])
+def test_what_cells_weigh_is_written_at_every_step_and_epoch(tmp_path, name):
+    method = {"name": name, "complementary_weight": 3}
+    config = train_config(tmp_path, method=method, epochs=1)
+    train(config, stream=MemoryStream(config))
+    lines = [line for line in read_metrics(str(tmp_path)) if line["kind"] in {"step", "epoch"}]
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "metrics.csv").read_text()))
+    assert len(lines) == 7
+    for found in [*lines, row]:
+        share = float(found["complementary"])
+        assert 0 < share < 1
+        assert float(found["weight_consistent"]) == pytest.approx(1 - share)
+        assert float(found["weight_complementary"]) == pytest.approx(3 * share)

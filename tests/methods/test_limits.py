@@ -10,6 +10,7 @@ from support.streams import plain_net
 from torch import nn
 
 from cache_service.models.cells import cell_logits
+from cache_service.models.preprocess import prepare_views
 from distill.losses import sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 
 ALIKE = {"rtol": 1e-5, "atol": 1e-6}
@@ -33,7 +34,14 @@ def equal_teachers(number, *, mixed=False):
 
 
 def slopes(terms, model):
-    return torch.autograd.grad(sum(terms.values()), list(model.parameters()))
+    weights = list(model.parameters())
+    return torch.autograd.grad(sum(terms.values()), weights, retain_graph=True)
+
+
+def assert_same(found, wanted, model):
+    """Term by term, and in what they do to the weights."""
+    torch.testing.assert_close(found, wanted, **ALIKE)
+    torch.testing.assert_close(slopes(found, model), slopes(wanted, model), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +49,41 @@ def slopes(terms, model):
 )
 def test_on_the_whole_image_alone_a_cells_method_is_the_plain_one(stream, model, cells, plain):
     same = {"classes": "all", "gamma": 3} if plain == "nkd" else {}
-    found, _ = terms_of(settings_of(cells, scales=[1], temperature=4, **same), stream, model)
-    wanted, _ = terms_of(settings_of(plain, temperature=4, **same), stream, model)
-    torch.testing.assert_close(found, wanted, **ALIKE)
+    assert_same(
+        terms_of(settings_of(cells, scales=[1], temperature=4, **same), stream, model)[0],
+        terms_of(settings_of(plain, temperature=4, **same), stream, model)[0],
+        model,
+    )
+
+
+@pytest.mark.parametrize(("cells", "plain"), [("sd-kd", "kd"), ("sd-dkd", "dkd")])
+def test_so_it_is_where_logits_are_standardized(stream, model, cells, plain):
+    found, _ = terms_of(settings_of(cells, scales=[1], standardize=True), stream, model)
+    assert_same(found, terms_of(settings_of(plain, standardize=True), stream, model)[0], model)
+
+
+@pytest.mark.parametrize("name", ["sd-kd", "sd-dkd", "sd-nkd"])
+def test_weights_of_1_are_the_plain_mean_over_cells(stream, model, name):
+    whole = {"warmup_epochs": 0} if name != "sd-kd" else {}
+    found, _ = terms_of(settings_of(name, complementary_weight=1, **whole), stream, model)
+    every = [
+        terms_of(settings_of(name, complementary_weight=w, **whole), stream, model)[0]["soft"]
+        for w in (0, 2)
+    ]
+    # The loss is linear in the weight, so that 1 lies in the middle of none and twice.
+    torch.testing.assert_close(found["soft"], sum(every) / 2, **ALIKE)
+    batch, cells_BRC = stream.batch(0), cell_logits(model, images_of(stream), (1, 2)).double()
+    teacher_BRC = batch.rows[0]["logits"].double()
+    labels_BR = formulas.larger_part(batch)[:, None].expand(-1, 5)
+    rows_BR = {
+        "sd-kd": lambda: 0.9 * formulas.kd(cells_BRC, teacher_BRC, 4),
+        "sd-dkd": lambda: (
+            formulas.tckd(cells_BRC, teacher_BRC, labels_BR, 4)
+            + 8 * formulas.nckd(cells_BRC, teacher_BRC, labels_BR, 4)
+        ),
+        "sd-nkd": lambda: formulas.nkd(cells_BRC, teacher_BRC, labels_BR, 4, 8, "all"),
+    }[name]()
+    torch.testing.assert_close(found["soft"].double(), rows_BR.mean(), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
@@ -84,22 +124,31 @@ def test_sd_kd_is_the_loss_that_others_can_import(stream, model, weight):
     assert 0 < metrics["complementary"] < 1
 
 
-@pytest.mark.parametrize("name", ["soft", "hard", "ensemble"])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("soft", {}),
+        ("soft", {"direction": "reverse"}),
+        ("soft", {"standardize": True}),
+        ("hard", {}),
+        ("ensemble", {}),
+        ("ensemble", {"mean": "geometric"}),
+        ("ensemble", {"standardize": True}),
+    ],
+)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_several_equal_teachers_are_one(model, name, mixed):
-    settings = settings_of(name)
+def test_several_equal_teachers_are_one(model, name, written, mixed):
+    settings = settings_of(name, **written)
     several, _ = terms_of(settings, equal_teachers(3, mixed=mixed), model)
     alone, _ = terms_of(settings, equal_teachers(1, mixed=mixed), model)
-    torch.testing.assert_close(several, alone, **ALIKE)
+    assert_same(several, alone, model)
 
 
 @pytest.mark.parametrize("name", ["soft", "ensemble"])
 def test_one_teacher_is_kd(stream, model, name):
     settings = {"temperature": 5, "alpha": 0.7}
     found, _ = terms_of(settings_of(name, **settings), stream, model)
-    torch.testing.assert_close(
-        found, terms_of(settings_of("kd", **settings), stream, model)[0], **ALIKE
-    )
+    assert_same(found, terms_of(settings_of("kd", **settings), stream, model)[0], model)
 
 
 def test_a_shared_head_is_pulled_to_the_arithmetic_mean(model):
@@ -119,6 +168,39 @@ def test_at_high_temperature_kd_matches_logits(stream, model):
         torch.cat([slope.flatten() for slope in slopes(terms, model)]) for terms in (hot, limit)
     )
     assert (found - wanted).norm() < 5e-3 * wanted.norm()
+
+
+def centered(logits_BC):
+    return logits_BC - logits_BC.mean(-1, keepdim=True)
+
+
+def test_at_high_temperature_an_ensemble_matches_the_mean_of_its_logits(model):
+    stream = memory(num_teachers=3)
+    terms, _ = terms_of(settings_of("ensemble", temperature=1000, alpha=1), stream, model)
+    mean_BC = torch.stack([rows["logits"][:, 0] for rows in stream.batch(0).rows]).mean(0)
+    gap_BC = centered(model(images_of(stream))) - centered(mean_BC)
+    torch.testing.assert_close(terms["soft"], 0.5 * gap_BC.pow(2).mean(), rtol=5e-3, atol=1e-5)
+
+
+def test_at_high_temperature_dkd_matches_the_logits_of_the_other_classes(model):
+    stream = memory()
+    batch = stream.batch(0)
+    _, metrics = terms_of(settings_of("dkd", temperature=1000), stream, model)
+    both = (model(images_of(stream)).detach(), batch.rows[0]["logits"][:, 0])
+    z_BC, v_BC = (centered(formulas.others(each, batch.labels_B)) for each in both)
+    wanted = 0.5 * (z_BC - v_BC).pow(2).mean()
+    torch.testing.assert_close(metrics["nckd"].double(), wanted, rtol=1e-2, atol=1e-5)
+
+
+def test_at_high_temperature_ddgsd_matches_the_logits_of_both_views(model):
+    stream = memory(num_teachers=0)
+    again = prepare_views(stream.batch(0).again.images_BHW3, stream.seen, device="cpu")
+    with torch.no_grad():
+        model.head.weight.mul_(30)  # apart enough for float32 at this T
+    terms, _ = terms_of(settings_of("ddgsd", temperature=200, consistency=1), stream, model)
+    gap_BC = centered(model(images_of(stream))) - centered(model(again))
+    for name in ("kl_ab", "kl_ba"):
+        torch.testing.assert_close(terms[name], 0.5 * gap_BC.pow(2).mean(), rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "sd-kd", "sd-dkd", "soft", "ensemble"])
@@ -179,14 +261,16 @@ def test_tf_kd_of_a_copy_is_kd(stream, model):
 
 
 def test_dist_is_blind_to_what_correlation_is_blind_to(model):
+    """A teacher that is half as sure correlates wholly with a student that kd would pull."""
     stream = memory()
-    batch = stream.batch(0)
-    logits_BC = model(images_of(stream)).detach()
-    stream.teach = lambda *_, **__: logits_BC.unsqueeze(1)
+    p_BC = model(images_of(stream)).detach().softmax(-1)
+    doubt_BC = (0.5 * p_BC + 0.5 / p_BC.shape[-1]).log()
+    stream.teach = lambda *_, **__: doubt_BC.unsqueeze(1)
     terms, _ = terms_of(settings_of("dist"), stream, model)
-    assert len(batch.labels_B) == 8
+    pulled, _ = terms_of(settings_of("kd", temperature=1), stream, model)
     assert terms["inter"].abs() < 1e-4
     assert terms["intra"].abs() < 1e-4
+    assert pulled["soft"] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd", "sd-dkd", "sd-nkd"])

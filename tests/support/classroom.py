@@ -9,6 +9,7 @@ import torch
 
 from cache_service.format.cells import expand_cells
 from distill.stream import LiveTeacher, open_stream
+from distill.students import make_student
 from distill.train import train
 from support.builds import open_toy, run_build
 from support.streams import train_config
@@ -34,6 +35,13 @@ class Way(NamedTuple):
 
     codec: str | None
     augment: str
+
+
+class Run(NamedTuple):
+    """The loss of every step, and by how much all of them together moved the weights."""
+
+    losses: list[float]
+    moved_P: torch.Tensor
 
 
 class Classroom:
@@ -88,8 +96,8 @@ class Classroom:
         }
         return train_config(out, dataset=TOYS, **(settings | changes))
 
-    def losses(self, way, method, *, num_teachers=1, **changes):
-        """The loss of every step of an epoch."""
+    def run(self, way, method, *, num_teachers=1, **changes):
+        """A short run under these teachers."""
         key = (way, repr(method), num_teachers, repr(changes))
         return self._once(key, lambda: self._train(way, method, range(num_teachers), changes))
 
@@ -103,5 +111,14 @@ class Classroom:
         out = str(self._folder / f"run{len(self._made)}")
         config = self.config(out, way, teachers, method=method, **changes)
         live = [self.live(way, teacher) for teacher in teachers] if way.codec is None else []
-        train(config, teachers=live, on_event=note)
-        return found
+        result = train(config, teachers=live, on_event=note)
+        start = make_student(
+            config.student, num_classes=NUM_CLASSES, view_size=16, teacher=None, seed=config.seed
+        )
+        moved = [
+            (now.detach() - before.detach()).flatten()
+            for now, before in zip(
+                result.student.model.parameters(), start.model.parameters(), strict=True
+            )
+        ]
+        return Run(found, torch.cat(moved))
