@@ -50,6 +50,7 @@ class Builder:
         self._part = part
         self._context = multiprocessing.get_context("forkserver")
         self._restarts = 0
+        self._shards_done = 0
         self.progress: Progress | None = None
         self.committed = 0
         self.done = False
@@ -110,8 +111,10 @@ class Builder:
             if isinstance(news, KdCacheError):
                 raise news
             if isinstance(news, Progress):
-                if news.shards_committed:
-                    self._restarts = 0
+                # Not `shards_committed`: death may outrun the news of a commit, and then the next
+                # life finds it done.
+                if news.shards_done > self._shards_done:
+                    self._restarts, self._shards_done = 0, news.shards_done
                 self.committed = self._committed_before + news.shards_committed
                 self.progress = news
             elif news == _DONE:

@@ -72,6 +72,7 @@ class Watch:
         self._terms = terms
         self._stopping = stopping
         self._deaths = 0
+        self._shards_done = 0
         self._device = build.device or ""
         self._noted = 0.0
         self._latest: BuildProgress | None = None
@@ -117,8 +118,9 @@ class Watch:
                 time.sleep(POLL_S)
 
     def _take(self, progress: BuildProgress) -> None:
-        if progress.shards_committed:
-            self._deaths = 0
+        # Not `shards_committed`: death may outrun the news of a commit.
+        if progress.shards_done > self._shards_done:
+            self._deaths, self._shards_done = 0, progress.shards_done
         self._terms.figures.progressed(self._device, self._latest, progress)
         self._latest = self._unwritten = progress
 

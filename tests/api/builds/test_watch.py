@@ -96,6 +96,16 @@ def test_a_killed_worker_is_replaced_and_the_build_goes_on(tmp_path):
     assert num_lives(tmp_path) == 6
 
 
+def test_commits_that_only_the_next_worker_tells_of_count_as_progress(tmp_path):
+    script = (
+        "lives = life(); say(progress={**progress(0), 'shards_done': lives})\n"
+        f"if lives < 6: {DIES}\n{FINISHES}"
+    )
+    with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
+        assert until_final(builds, builds.submit(wanted()).id).state == "done"
+    assert num_lives(tmp_path) == 6
+
+
 def test_a_worker_that_keeps_dying_fails_its_build_after_a_few_lives(tmp_path):
     with running_builds(tmp_path, scripted(tmp_path, f"life(); {DIES}")) as builds:
         failed = until_final(builds, builds.submit(wanted()).id)
