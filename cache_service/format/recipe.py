@@ -25,6 +25,7 @@ AreaRange = Annotated[
 AspectRange = Annotated[
     tuple[Aspect, Aspect], Field(description="Least and largest width / height.")
 ]
+Scale = Annotated[float, Field(ge=0.1, le=10)]
 Spread = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this to 1 + this.")]
 Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
 
@@ -71,6 +72,29 @@ class HorizontalFlip(Frozen):
 
     op: Literal["horizontal_flip"] = "horizontal_flip"
     prob: Share = 0.5
+
+
+class RandomAffine(Frozen):
+    """Turn, shift, scale and lean about the middle, with bilinear interpolation on black."""
+
+    op: Literal["random_affine"] = "random_affine"
+    degrees: Annotated[
+        float, Field(ge=0, le=180, description="Turns by at most this, either way.")
+    ] = 10.0
+    translate: Annotated[
+        float, Field(ge=0, le=1, description="Shifts by at most this share of the side.")
+    ] = 0.0
+    scale: Annotated[tuple[Scale, Scale], Field(description="Least and largest.")] = (1.0, 1.0)
+    shear: Annotated[
+        float, Field(ge=0, le=60, description="Leans by at most this, in degrees, either way.")
+    ] = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomAffine:
+        low, high = self.scale
+        if low > high:
+            raise ValueError(f"random_affine.scale runs from {low} down to {high}")
+        return self
 
 
 class ColorJitter(Frozen):
@@ -141,6 +165,7 @@ Op = Annotated[
     | RandomResizedCrop
     | CenterCrop
     | HorizontalFlip
+    | RandomAffine
     | ColorJitter
     | RandAugment
     | TrivialAugment

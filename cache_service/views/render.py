@@ -15,7 +15,7 @@ from PIL import Image
 from cache_service.format import recipe as settings
 from cache_service.views.callables import SeededPipeline
 from cache_service.views.draws import Ints, draw_words
-from cache_service.views.ops import auto, color, erasing, flip, framing
+from cache_service.views.ops import affine, auto, color, erasing, flip, framing
 from cache_service.views.ops.base import ImageOp
 
 _OPS: Mapping[type[Any], Callable[[Any, int], ImageOp]] = {
@@ -23,6 +23,7 @@ _OPS: Mapping[type[Any], Callable[[Any, int], ImageOp]] = {
     settings.RandomResizedCrop: framing.RandomResizedCrop,
     settings.CenterCrop: framing.CenterCrop,
     settings.HorizontalFlip: flip.HorizontalFlip,
+    settings.RandomAffine: affine.RandomAffine,
     settings.ColorJitter: color.ColorJitter,
     settings.RandAugment: auto.RandAugment,
     settings.TrivialAugment: auto.TrivialAugment,

@@ -38,6 +38,20 @@ NO_FRAME = "must start with pad_crop, random_resized_crop or center_crop: the fi
         ({"op": "horizontal_flip", "prob": 1.1}, "less than or equal to 1"),
         ({"op": "horizontal_flip", "prob": float("nan")}, "should be a finite number"),
         *(
+            ({"op": "random_affine", name: bad}, says)
+            for name, bad, says in (
+                ("degrees", -1, "greater than or equal to 0"),
+                ("degrees", 181, "less than or equal to 180"),
+                ("translate", -0.1, "greater than or equal to 0"),
+                ("translate", 1.1, "less than or equal to 1"),
+                ("scale", (0.09, 1), "greater than or equal to 0.1"),
+                ("scale", (1, 11), "less than or equal to 10"),
+                ("scale", (1.1, 0.9), "random_affine.scale runs from 1.1 down to 0.9"),
+                ("shear", -1, "greater than or equal to 0"),
+                ("shear", 61, "less than or equal to 60"),
+            )
+        ),
+        *(
             ({"op": "color_jitter", name: bad}, says)
             for name, high in (
                 *(("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)),

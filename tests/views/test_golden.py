@@ -15,6 +15,7 @@ from cache_service.format import recipe
 from cache_service.format.recipe import PRESETS
 from cache_service.views.digest import digest64
 from cache_service.views.mix import Mixer
+from cache_service.views.ops.affine import RandomAffine
 from cache_service.views.ops.auto import RandAugment, TrivialAugment
 from cache_service.views.ops.color import ColorJitter
 from cache_service.views.ops.erasing import RandomErasing
@@ -25,6 +26,7 @@ from cache_service.views.versions import library_versions
 
 RECORDED_WITH = "pillow 13.0.0, torchvision 0.29.1"
 
+AFFINE = recipe.RandomAffine(degrees=12, translate=0.1, scale=(0.9, 1.1), shear=5)
 JITTER = recipe.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, prob=0.8)
 
 OPS = {
@@ -32,6 +34,7 @@ OPS = {
     "random_resized_crop": RandomResizedCrop(recipe.RandomResizedCrop(), 224),
     "center_crop": CenterCrop(recipe.CenterCrop(), 224),
     "horizontal_flip": HorizontalFlip(recipe.HorizontalFlip(), 32),
+    "random_affine": RandomAffine(AFFINE, 32),
     "color_jitter": ColorJitter(JITTER, 32),
     "rand_augment": RandAugment(recipe.RandAugment(), 224),
     "trivial_augment": TrivialAugment(recipe.TrivialAugment(), 32),
@@ -51,6 +54,14 @@ FIRST_DRAWS = {
     ),
     "center_crop": ([[], [], []], 13020603013274838756),
     "horizontal_flip": ([[0], [0], [0]], 6620384982079234725),
+    "random_affine": (
+        [
+            [116921, 156345, 20586, 66959],
+            [251644, 125062, 80858, 71652],
+            [211038, 80771, -100474, 66909],
+        ],
+        13161431150038712849,
+    ),
     "color_jitter": (
         [[1, 20, 68109, 71229], [1, 19, 75643, 90002], [1, 16, 52977, 71030]],
         13425451131337731378,
@@ -94,6 +105,7 @@ EXACT_UNDER_ONE_PILLOW = {
     "deit": (PRESETS["deit"], 4973590784003882025),
     "none": (PRESETS["none"], 16519147460714133184),
     "trivial_augment": ((recipe.PadCrop(), recipe.TrivialAugment()), 14653055990103989311),
+    "random_affine": ((recipe.PadCrop(), AFFINE), 521058337238082793),
     "color_jitter": ((recipe.PadCrop(), JITTER), 15036571841526721237),
 }
 
