@@ -28,8 +28,9 @@ WANTED_RIGHT = 0.98
 
 
 VIEWS_NOTE = (
-    "The paper's students see unmoved digits. Others here see moved digits, each blended with "
-    "another one (mixup), and the teacher's answers to these very pixels; the goal is judged there."
+    "The paper's students see unmoved digits. Others here see digits that are shifted, turned and "
+    "scaled as the teacher's were, each blended with another one (mixup), and the teacher's "
+    "answers to these very pixels; the goal is judged there."
 )
 
 

@@ -14,7 +14,8 @@ from cache_service.storage.local import LocalStorage
 from cli.reproduce.order import Say
 from distill.scores import Evaluation
 
-SECONDS_NAME = "recording-seconds.txt"
+SECONDS_SUFFIX = "-seconds.txt"
+"""Of the file beside a cache that holds what its recording took, over all starts."""
 
 
 def record_teacher(document: dict[str, Any], *, title: str, say: Say) -> float:
@@ -24,15 +25,16 @@ def record_teacher(document: dict[str, Any], *, title: str, say: Say) -> float:
         UntrainedTeacherError, SpecMismatchError, KdCacheError: see the message.
     """
     config = validate_config(BuildConfig, document, where=title)
-    storage = LocalStorage(str(Path(config.cache).parent))
+    folder, name = Path(config.cache).parent, Path(config.cache).name + SECONDS_SUFFIX
+    storage = LocalStorage(str(folder))
     started = time.perf_counter()
     opened = open_build(config)
     prepare(opened, say=lambda line: say(f"{title}: {line}"))
     committed = run_local(opened, seeds=config.seeds)
-    seconds = float(storage.get(SECONDS_NAME) or 0)
+    seconds = float(storage.get(name) or 0)
     if committed:
         seconds += time.perf_counter() - started
-        storage.put(SECONDS_NAME, f"{seconds:.3f}\n".encode())
+        storage.put(name, f"{seconds:.3f}\n".encode())
         storage.sweep()
         say(f"{title}: recorded {len(config.seeds)} epochs of {len(opened.dataset)} views")
     else:

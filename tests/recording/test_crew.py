@@ -31,7 +31,7 @@ class Mortals:
 
     def set_forkserver_preload(self, _: list[str]) -> None: ...
 
-    def Process(self, *, target: Any, args: tuple[Any, ...]) -> Mortals:  # noqa: N802  the library's name
+    def Process(self, *, target: Any, args: tuple[Any, ...]) -> Mortals:
         del target
         self._news = args[-1]
         return self
@@ -55,9 +55,13 @@ def _lives(monkeypatch, tmp_path, mortals):
     config = BuildConfig.model_validate(build_document(str(tmp_path / "c")))
     builder = crew.Builder(config, (0,), WHOLE, number=0)
     with pytest.raises(StorageError, match="without committing a shard"):
-        while mortals.lives < len(mortals.done):
-            builder.look_after()
+        _look_after_until_given_up(builder, mortals)
     return mortals.lives
+
+
+def _look_after_until_given_up(builder, mortals):
+    while mortals.lives < len(mortals.done):
+        builder.look_after()
 
 
 def test_a_builder_that_gets_no_shard_done_in_four_lives_is_given_up(monkeypatch, tmp_path):

@@ -8,12 +8,13 @@ from support.command import kd_cache
 from support.pages import ROOT
 
 from cache_service.build.config import BuildConfig
-from cache_service.format.recipe import Mixup
+from cache_service.format.recipe import Mixup, RandomAffine
 from cache_service.yamltext import parse_yaml
 from cli.reproduce.hinton import (
     FULL,
     QUICK,
     HintonSettings,
+    Moves,
     Transfer,
     build_document,
     student_document,
@@ -25,14 +26,15 @@ from distill.config import TrainConfig
 ORDER = Order(out="out", data="data", seeds=1, quick=False, say=lambda line: None)
 
 
-def test_the_teacher_is_the_papers_with_jitter_max_norm_and_the_dropout_that_the_table_tells():
+def test_the_teacher_has_the_papers_jitter_and_max_norm_and_what_else_the_table_tells():
     config = TrainConfig.model_validate(teacher_document(FULL, ORDER))
     args = config.student.model_args
     assert args["hidden"] == [1200, 1200]
     assert (args["drop_input"], args["drop_hidden"]) == (FULL.drop_input, FULL.drop_hidden)
     assert args["max_norm"] == FULL.max_norm
-    (jitter,) = config.augment.ops
+    jitter, affine = config.augment.ops
     assert (config.augment.size, jitter.op, jitter.padding) == (28, "pad_crop", 2)
+    assert affine == RandomAffine(degrees=FULL.moves.degrees, scale=(0.9, 1.1))
     assert config.method.name == "ce"
 
 
@@ -97,7 +99,6 @@ def test_the_quick_form_differs_in_lengths_alone_and_lies_elsewhere():
         ("drop_input", 1.0),
         ("drop_hidden", -0.1),
         ("max_norm", 0),
-        ("jitter", -1),
         ("student_hidden", [0]),
         ("student_batch", 0),
         ("temperature", 0),
@@ -112,7 +113,6 @@ def test_settings_out_of_bounds_are_refused(setting, value):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("jitter", -1),
         ("mixup", 0),
         ("epochs", 0),
         ("recorded", 0),
@@ -124,6 +124,15 @@ def test_settings_out_of_bounds_are_refused(setting, value):
 def test_transfer_sets_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ValidationError, match=setting):
         Transfer.model_validate(FULL.mixed.model_dump() | {setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("jitter", -1), ("degrees", -1), ("degrees", 181), ("zoom", -0.1), ("zoom", 0.9)],
+)
+def test_moves_out_of_bounds_are_refused(setting, value):
+    with pytest.raises(ValidationError, match=setting):
+        Moves.model_validate({setting: value})
 
 
 @pytest.mark.parametrize("name", ["hinton-mnist", "omitted-three"])

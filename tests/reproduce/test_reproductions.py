@@ -14,7 +14,7 @@ from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
 from cli.reproduce import hinton_mnist, omitted_three
 from cli.reproduce.cohort import train_cohort
-from cli.reproduce.hinton import HintonSettings, Transfer, student_document
+from cli.reproduce.hinton import HintonSettings, Moves, Transfer, student_document
 from cli.reproduce.markdown import render_markdown
 from cli.reproduce.order import Order
 from cli.reproduce.registry import REPRODUCTIONS, find_reproduction
@@ -35,10 +35,10 @@ def kept(out):
     return {key: value for key, value in files if "/cache/" in key or CHECKPOINT_NAME in key}
 
 
-def transfer(jitter, mixup=None):
+def transfer(mixup=None, **moves):
     rate = SGD(lr=0.1)
     return Transfer(
-        jitter=jitter,
+        moves=Moves(**moves),
         mixup=mixup,
         epochs=3,
         recorded=2,
@@ -58,9 +58,9 @@ def finished(data, tmp_path_factory):
         teacher_optimizer=SGD(lr=0.1),
         student_hidden=(24,),
         student_batch=32,
-        unmoved=transfer(jitter=0),
-        mixed=transfer(jitter=1, mixup=1.0),
-        omitted=transfer(jitter=1, mixup=1.0),
+        unmoved=transfer(),
+        mixed=transfer(jitter=1, degrees=12, mixup=1.0),
+        omitted=transfer(jitter=1, degrees=12, mixup=1.0),
         workers=0,
     )
     out = tmp_path_factory.mktemp("finished")
@@ -131,6 +131,8 @@ def test_the_same_call_again_trains_and_records_nothing(finished, data):
     order = make_order(out, data, said=said)
     again = [module.reproduce(order, settings) for module in (hinton_mnist, omitted_three)]
     assert [table.rows for table in again] == [table.rows for table in tables]
+    for table, earlier in zip(again, tables, strict=True):
+        assert table.seconds == pytest.approx(earlier.seconds, abs=0.01)
     assert all(line.endswith(" before") for line in said)
     assert kept(out) == before
 
