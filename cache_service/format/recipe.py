@@ -30,6 +30,12 @@ Spread = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this t
 Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
 
 
+def _require_rising(op: str, **ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        if low > high:
+            raise ValueError(f"{op}.{name} runs from {low} down to {high}")
+
+
 class PadCrop(Frozen):
     """Pad by `padding` on each side, then crop the view's size at a random place."""
 
@@ -50,10 +56,7 @@ class RandomResizedCrop(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> RandomResizedCrop:
-        for name in ("area", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"random_resized_crop.{name} runs from {low} down to {high}")
+        _require_rising(self.op, area=self.area, ratio=self.ratio)
         return self
 
 
@@ -91,9 +94,7 @@ class RandomAffine(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> RandomAffine:
-        low, high = self.scale
-        if low > high:
-            raise ValueError(f"random_affine.scale runs from {low} down to {high}")
+        _require_rising(self.op, scale=self.scale)
         return self
 
 
@@ -137,10 +138,7 @@ class RandomErasing(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> RandomErasing:
-        for name in ("area", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"random_erasing.{name} runs from {low} down to {high}")
+        _require_rising(self.op, area=self.area, ratio=self.ratio)
         return self
 
 

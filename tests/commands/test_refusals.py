@@ -133,6 +133,7 @@ TRAIN_MISTAKES = {
     "an unknown key": ({"epocs": 3}, 2, ["epocs", "epochs"]),
     "an unknown method": ({"method": {"name": "sd-kdd"}}, 2, ["sd-kdd", "sd-kd"]),
     "a temperature of zero": ({"method": {"name": "kd", "temperature": 0}}, 2, ["temperature"]),
+    "a negative temperature": ({"method": {"name": "dkd", "temperature": -1}}, 2, ["temperature"]),
     "scales that are not recorded": (
         {"method": {"name": "sd-kd", "scales": [1, 4]}},
         2,

@@ -1,8 +1,8 @@
 """Turning, shifting, scaling and leaning an image, by one resampling.
 
 torchvision's `RandomAffine` with bilinear interpolation. The map is in float64 here and in Pillow,
-so another machine may round a value that lies within its last bits of a half: the digest would say
-so. Draws are integers, alike everywhere.
+so on another kind of CPU a value within the last bits of a whole level may come out one level
+apart: the digest would say so. Draws are integers, alike everywhere.
 
 Shape letters: B samples, W words.
 """
