@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cache_service.build.config import BuildConfig
-from cache_service.build.engine import prepare, run_local
-from cache_service.build.opened import open_build
+from cache_service.recording.config import BuildConfig
+from cache_service.recording.engine import prepare, run_local
+from cache_service.recording.opened import open_build
 from cache_service.views.versions import library_versions
-from cli.demo.way import Measured, WayJob
+from cli.experiments.demo.way import Measured, WayJob
 from distill.config import TrainConfig
 
 
@@ -190,7 +190,7 @@ def _train_file(pair: Pair, build: BuildConfig, options: argparse.Namespace) -> 
 
 def _run(job: WayJob) -> Measured:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.demo.way"],
+        [sys.executable, "-m", "cli.experiments.demo.way"],
         input=job.model_dump_json(),
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from cache_service.wording import human_bytes
 from cli.options import Json, emit
 
 if TYPE_CHECKING:
-    from cli.bench.http import HttpBench
+    from cli.experiments.bench.http import HttpBench
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def bench(
     """Measure this machine: `http`, the service against a route that returns a constant."""
     if name != "http":
         raise ConfigError(f"bench {name} is not known.", hint="Type: kd-cache bench http")
-    from cli.bench.http import FULL, QUICK, run_http_bench
+    from cli.experiments.bench.http import FULL, QUICK, run_http_bench
 
     found = run_http_bench(QUICK if quick else FULL, lambda line: typer.echo(line, err=True))
     emit(found.document(), as_json=json, text=_table(found))

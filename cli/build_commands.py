@@ -11,7 +11,7 @@ from cache_service.wording import human_bytes, human_seconds
 from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:
-    from cache_service.build.plan import Plan
+    from cache_service.recording.plan import Plan
 
 
 class Engine(StrEnum):
@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def plan(file: File, settings: Settings = None, json: Json = False) -> None:
     """Rows, bytes and teacher time of a build, and the teacher's score, before paying."""
-    from cache_service.build.config import BuildConfig
-    from cache_service.build.opened import open_build
-    from cache_service.build.plan import make_plan
     from cache_service.configfile import load_yaml_config
+    from cache_service.recording.config import BuildConfig
+    from cache_service.recording.opened import open_build
+    from cache_service.recording.plan import make_plan
 
     config = load_yaml_config(BuildConfig, file, settings or [])
     found = make_plan(open_build(config))
@@ -75,12 +75,12 @@ def build(
     json: Json = False,
 ) -> None:
     """Record the teacher. Always resumes: run the same command again after any stop."""
-    from cache_service.build.config import BuildConfig
-    from cache_service.build.engine import prepare, run_local
-    from cache_service.build.engine_ray import run_ray
-    from cache_service.build.jobs import Part
-    from cache_service.build.opened import open_build
     from cache_service.configfile import load_yaml_config
+    from cache_service.recording.config import BuildConfig
+    from cache_service.recording.engine import prepare, run_local
+    from cache_service.recording.engine_ray import run_ray
+    from cache_service.recording.jobs import Part
+    from cache_service.recording.opened import open_build
     from cli.build_seeds import chosen_seeds
     from cli.progress import build_progress
 

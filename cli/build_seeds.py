@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cache_service.build.config import BuildConfig
 from cache_service.errors import ConfigError
 from cache_service.format.seeds import parse_seeds
+from cache_service.recording.config import BuildConfig
 
 
 def chosen_seeds(config: BuildConfig, written: str | None) -> tuple[tuple[int, ...], BuildConfig]:

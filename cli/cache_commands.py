@@ -87,7 +87,7 @@ def verify(
     lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in found.incomplete.items()]
     accepted = not found.damaged
     if recompute and accepted:
-        from cache_service.build.recompute import recompute as ask
+        from cache_service.recording.recompute import recompute as ask
 
         answer = ask(opened, recompute)
         document["recompute"] = answer

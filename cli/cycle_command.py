@@ -14,8 +14,8 @@ def register(app: typer.Typer) -> None:
 
 def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
     """Train a student, record it as a teacher, and train the next one from both. Resumes."""
-    from cli.cycle.config import load_cycle
-    from cli.cycle.run import run_cycle
+    from cli.experiments.cycle.config import load_cycle
+    from cli.experiments.cycle.run import run_cycle
 
     config = load_cycle(file, settings or [])
     table = run_cycle(config, where=file, say=lambda line: typer.echo(line, err=True))

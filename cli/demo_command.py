@@ -29,8 +29,8 @@ def demo(
     require_extra()
     from rich.console import Console
 
-    from cli.demo.run import report_path, run_demo
-    from cli.demo.table import caption, make_table, summary
+    from cli.experiments.demo.run import report_path, run_demo
+    from cli.experiments.demo.table import caption, make_table, summary
 
     result = run_demo(out, say=lambda line: typer.echo(line, err=True))
     report = report_path(out)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cache_service.wording import human_bytes
 
 if TYPE_CHECKING:
-    from cache_service.build.progress import Progress as BuildProgress
+    from cache_service.recording.progress import Progress as BuildProgress
 
 
 class Listener(Protocol):

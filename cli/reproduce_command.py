@@ -51,9 +51,9 @@ def reproduce(
     json: Json = False,
 ) -> None:
     """Train a published table again and write it beside the published figures. Resumes."""
-    from cli.reproduce.order import Order
-    from cli.reproduce.registry import find_reproduction, refuse_device, refuse_options
-    from cli.reproduce.run import run_reproduction
+    from cli.experiments.reproduce.order import Order
+    from cli.experiments.reproduce.registry import find_reproduction, refuse_device, refuse_options
+    from cli.experiments.reproduce.run import run_reproduction
 
     reproduction = find_reproduction(name)
     refuse_options(reproduction, pair=pair, device=device)

@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cache_service.api.config import ServeConfig
-from cache_service.build.config import BuildConfig
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import PRESETS, AugmentConfig, Op
+from cache_service.recording.config import BuildConfig
 from cache_service.teacher.config import TeacherConfig
-from cli.cycle.config import CycleConfig
+from cli.experiments.cycle.config import CycleConfig
 from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS

@@ -12,9 +12,9 @@ from support.command import kd_cache
 
 from cache_service.format.layout import default_layout, row_bytes
 from cache_service.reader import open_cache
-from cli.bench import http
-from cli.bench.load import measure
-from cli.bench.rows import write_bench_cache
+from cli.experiments.bench import http
+from cli.experiments.bench.load import measure
+from cli.experiments.bench.rows import write_bench_cache
 
 TINY = http.Plan(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8})
 

@@ -15,8 +15,8 @@ from support.builds import build_document, record_toy, tree_bytes, write_file
 from support.command import kd_cache
 
 from cache_service.reader import open_cache
-from cli.cycle.config import load_cycle
-from cli.cycle.run import run_cycle
+from cli.experiments.cycle.config import load_cycle
+from cli.experiments.cycle.run import run_cycle
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 
 TOYS = {"name": "support.toys:patches", "args": {"num_samples": 80}}
@@ -34,7 +34,7 @@ VIT = {
 }
 PLAIN = {"preset": "none", "size": 16}
 """Of these toys the place in the image is the class, so nothing may be moved or mirrored."""
-MLP = {"model": "cli.reproduce.mlp:mlp", "model_args": {"side": 16, "hidden": [16]}}
+MLP = {"model": "cli.experiments.reproduce.mlp:mlp", "model_args": {"side": 16, "hidden": [16]}}
 TEACHER = {"model": "support.toys:tiny_net", "allow_untrained": True}
 
 

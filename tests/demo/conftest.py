@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.demo.result import DemoResult
-from cli.demo.run import run_demo
-from cli.demo.settings import DemoSettings
-from cli.demo.way import measure_way
+from cli.experiments.demo.result import DemoResult
+from cli.experiments.demo.run import run_demo
+from cli.experiments.demo.settings import DemoSettings
+from cli.experiments.demo.way import measure_way
 
 TINY = DemoSettings(
     view_size=8, padding=1, scales=(1, 2), teacher_epochs=2, epochs=2, batch_size=128, device="cpu"

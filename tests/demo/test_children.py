@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cache_service.errors import ConfigError, NotACacheError
-from cli.demo.children import STOP_S, Children
-from cli.demo.runs import loss_curve
-from cli.demo.way import WayJob
+from cli.experiments.demo.children import STOP_S, Children
+from cli.experiments.demo.runs import loss_curve
+from cli.experiments.demo.way import WayJob
 from cli.main import app
 from distill.config import TrainConfig
 

@@ -9,16 +9,16 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from cli.demo import way
-from cli.demo.settings import DemoSettings
-from cli.demo.way import StepClock
+from cli.experiments.demo import way
+from cli.experiments.demo.settings import DemoSettings
+from cli.experiments.demo.way import StepClock
 from distill.events import Event
 
 MEGABYTE = 2**20
 
 MEASURE = """
 import numpy as np, torch
-from cli.demo.memory import PeakMemory
+from cli.experiments.demo.memory import PeakMemory
 
 def hold(megabytes):
     return int(np.ones(megabytes * 2**20, np.uint8)[-1])

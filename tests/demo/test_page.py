@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.html_page import Page
 
-from cli.demo.run import report_path
-from cli.demo.table import COLUMNS, cells
+from cli.experiments.demo.run import report_path
+from cli.experiments.demo.table import COLUMNS, cells
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_commands_and_files_are_there_as_they_are(demo, page):
 def test_losses_that_disagree_are_not_called_equal(demo):
     from dataclasses import replace
 
-    from cli.demo.page import render_page
+    from cli.experiments.demo.page import render_page
 
     found = demo.result.agreement
     wrong = found._replace(cached=tuple(loss + 0.01 for loss in found.cached))

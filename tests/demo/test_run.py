@@ -12,8 +12,8 @@ from demo.conftest import TINY, run_tiny
 from typer.testing import CliRunner
 
 from cache_service.errors import ConfigError
-from cli.demo.runs import MEASURED_NAME, loss_curve
-from cli.demo.settings import WAYS
+from cli.experiments.demo.runs import MEASURED_NAME, loss_curve
+from cli.experiments.demo.settings import WAYS
 from cli.main import app
 
 NAMES = ["alone", "live", "kd", "sd-kd"]

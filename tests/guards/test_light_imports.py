@@ -60,7 +60,7 @@ def test_students_train_without_a_web_server_a_teacher_or_a_build():
     loaded = loaded_after("distill", "distill.train", "distill.evaluate")
     assert not loaded & set(WEB)
     ours = {name for name in loaded if name.startswith("cache_service.")}
-    builders = ("cache_service.teacher", "cache_service.build", "cache_service.api")
+    builders = ("cache_service.teacher", "cache_service.recording", "cache_service.api")
     assert not {name for name in ours if name.startswith(builders)}
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support.builds import build_document
 
-from cache_service.build import crew
-from cache_service.build.config import BuildConfig
-from cache_service.build.jobs import WHOLE
-from cache_service.build.progress import Progress
 from cache_service.errors import StorageError
+from cache_service.recording import crew
+from cache_service.recording.config import BuildConfig
+from cache_service.recording.jobs import WHOLE
+from cache_service.recording.progress import Progress
 
 
 @dataclass

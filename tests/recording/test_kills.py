@@ -24,9 +24,9 @@ from support.builds import (
     write_file,
 )
 
-from cache_service.build.engine import prepare
-from cache_service.build.record import open_writer, record
 from cache_service.reader import open_cache
+from cache_service.recording.engine import prepare
+from cache_service.recording.record import open_writer, record
 from cache_service.writer import CacheWriter
 
 SIZES = {

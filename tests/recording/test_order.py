@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from support.builds import open_toy, record_toy, tree_bytes
 
-from cache_service.build.engine import prepare
-from cache_service.build.jobs import Shard, all_shards
-from cache_service.build.order import ShardOrder
-from cache_service.build.record import open_writer, record
+from cache_service.recording.engine import prepare
+from cache_service.recording.jobs import Shard, all_shards
+from cache_service.recording.order import ShardOrder
+from cache_service.recording.record import open_writer, record
 from cache_service.writer import CacheWriter
 
 PLANNED = [Shard(seed, shard) for seed in range(2) for shard in range(3)]

@@ -11,9 +11,6 @@ import pytest
 import torch
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
-from cache_service.build.engine import prepare
-from cache_service.build.jobs import Part
-from cache_service.build.record import open_writer, record
 from cache_service.errors import (
     NonFiniteError,
     SpecMismatchError,
@@ -22,6 +19,9 @@ from cache_service.errors import (
 from cache_service.format.cells import expand_cells
 from cache_service.format.codecs import decode
 from cache_service.reader import open_cache
+from cache_service.recording.engine import prepare
+from cache_service.recording.jobs import Part
+from cache_service.recording.record import open_writer, record
 
 CODECS = [
     {"kind": "dense"},

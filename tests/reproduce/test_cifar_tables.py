@@ -10,14 +10,20 @@ from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
-from cli.reproduce import ddgsd_cifar100, deit_cifar100, sdd_cifar100
-from cli.reproduce.ddgsd_cifar100 import DdgsdSettings
-from cli.reproduce.deit import DeitSettings
-from cli.reproduce.markdown import render_markdown
-from cli.reproduce.order import Order
-from cli.reproduce.school import ImageSettings, School, TrainingSettings, accuracy, network
-from cli.reproduce.sdd import METHODS, SddSettings
-from cli.reproduce.small_nets import RESNET
+from cli.experiments.reproduce import ddgsd_cifar100, deit_cifar100, sdd_cifar100
+from cli.experiments.reproduce.ddgsd_cifar100 import DdgsdSettings
+from cli.experiments.reproduce.deit import DeitSettings
+from cli.experiments.reproduce.markdown import render_markdown
+from cli.experiments.reproduce.order import Order
+from cli.experiments.reproduce.school import (
+    ImageSettings,
+    School,
+    TrainingSettings,
+    accuracy,
+    network,
+)
+from cli.experiments.reproduce.sdd import METHODS, SddSettings
+from cli.experiments.reproduce.small_nets import RESNET
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from distill.metrics import read_metrics
 from distill.optim import SGD, AdamW
@@ -180,7 +186,7 @@ def test_a_student_that_diverges_is_a_failure_and_the_others_are_not(strips, tmp
     images, said = ImageSettings(shrink=4), []
     school = School("some", images, make_order(tmp_path, strips, say=said.append))
     school.open()
-    nets = {"good": "cli.reproduce.mlp:mlp", "bad": "support.strokes:overflowing"}
+    nets = {"good": "cli.experiments.reproduce.mlp:mlp", "bad": "support.strokes:overflowing"}
     students = {
         name: {"student": network(model, side=8), "method": {"name": "ce"}, "seed": 4}
         for name, model in nets.items()

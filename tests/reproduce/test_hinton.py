@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from support.command import kd_cache
 from support.pages import ROOT
 
-from cache_service.build.config import BuildConfig
 from cache_service.format.recipe import Mixup, RandomAffine
+from cache_service.recording.config import BuildConfig
 from cache_service.yamltext import parse_yaml
-from cli.reproduce.hinton import (
+from cli.experiments.reproduce.hinton import (
     FULL,
     QUICK,
     HintonSettings,
@@ -20,7 +20,7 @@ from cli.reproduce.hinton import (
     student_document,
     teacher_document,
 )
-from cli.reproduce.order import Order
+from cli.experiments.reproduce.order import Order
 from distill.config import TrainConfig
 
 ORDER = Order(out="out", data="data", seeds=1, quick=False, say=lambda line: None)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, linear, relu
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-from cli.reproduce.mlp import FACTORY, MaxNormLinear, mlp
+from cli.experiments.reproduce.mlp import FACTORY, MaxNormLinear, mlp
 
 MAX_NORM = 0.5
 

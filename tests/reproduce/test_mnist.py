@@ -12,7 +12,7 @@ from support.strokes import draw, idx_bytes
 
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.errors import DatasetError
-from cli.reproduce.mnist import FILES, mnist, mnist_document
+from cli.experiments.reproduce.mnist import FILES, mnist, mnist_document
 
 IMAGES, LABELS = FILES["train"]
 

@@ -12,13 +12,13 @@ from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
-from cli.reproduce import hinton_mnist, omitted_three
-from cli.reproduce.cohort import train_cohort
-from cli.reproduce.hinton import HintonSettings, Moves, Transfer, student_document
-from cli.reproduce.markdown import render_markdown
-from cli.reproduce.order import Order
-from cli.reproduce.registry import REPRODUCTIONS, find_reproduction
-from cli.reproduce.runs import count_wrong
+from cli.experiments.reproduce import hinton_mnist, omitted_three
+from cli.experiments.reproduce.cohort import train_cohort
+from cli.experiments.reproduce.hinton import HintonSettings, Moves, Transfer, student_document
+from cli.experiments.reproduce.markdown import render_markdown
+from cli.experiments.reproduce.order import Order
+from cli.experiments.reproduce.registry import REPRODUCTIONS, find_reproduction
+from cli.experiments.reproduce.runs import count_wrong
 from distill.checkpoint import CHECKPOINT_NAME
 from distill.config import TrainConfig
 from distill.optim import SGD

@@ -9,7 +9,7 @@ from support.builds import record_toy
 from support.streams import train_config
 
 from cache_service.errors import ViewDriftError
-from cli.reproduce.resident import ResidentStream, open_resident
+from cli.experiments.reproduce.resident import ResidentStream, open_resident
 from distill.stream import open_stream
 from distill.train import train
 

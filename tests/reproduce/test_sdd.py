@@ -9,17 +9,17 @@ from support.command import kd_cache
 from cache_service.errors import ConfigError
 from cache_service.models.cells import check_cells
 from cache_service.models.create import create_model
-from cli.reproduce import ddgsd_cifar100, deit
-from cli.reproduce.ddgsd_cifar100 import DdgsdSettings
-from cli.reproduce.deit import DeitSettings
-from cli.reproduce.order import Order
-from cli.reproduce.school import ImageSettings, School, TrainingSettings
-from cli.reproduce.sdd import FULL, METHODS, QUICK, SddSettings, method_document
-from cli.reproduce.sdd_cifar100 import REPRODUCTION
-from cli.reproduce.sdd_lessons import fit_cells
-from cli.reproduce.sdd_pairs import QUICK as QUICK_PAIR
-from cli.reproduce.sdd_pairs import USUAL, find_pair
-from cli.reproduce.small_nets import cifar_resnet18, resnet
+from cli.experiments.reproduce import ddgsd_cifar100, deit
+from cli.experiments.reproduce.ddgsd_cifar100 import DdgsdSettings
+from cli.experiments.reproduce.deit import DeitSettings
+from cli.experiments.reproduce.order import Order
+from cli.experiments.reproduce.school import ImageSettings, School, TrainingSettings
+from cli.experiments.reproduce.sdd import FULL, METHODS, QUICK, SddSettings, method_document
+from cli.experiments.reproduce.sdd_cifar100 import REPRODUCTION
+from cli.experiments.reproduce.sdd_lessons import fit_cells
+from cli.experiments.reproduce.sdd_pairs import QUICK as QUICK_PAIR
+from cli.experiments.reproduce.sdd_pairs import USUAL, find_pair
+from cli.experiments.reproduce.small_nets import cifar_resnet18, resnet
 from distill.config import TrainConfig
 from distill.tokens import vit_tokens
 

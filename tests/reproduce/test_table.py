@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cli.reproduce.markdown import render_markdown
-from cli.reproduce.table import Goal, Measured, Row, Table
+from cli.experiments.reproduce.markdown import render_markdown
+from cli.experiments.reproduce.table import Goal, Measured, Row, Table
 
 FAILURE = "the loss of step 7 is not finite (a|b)."
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from cache_service.build.config import BuildConfig
 from cache_service.configfile import load_yaml_config
-from cli.cycle.config import CycleConfig
+from cache_service.recording.config import BuildConfig
+from cli.experiments.cycle.config import CycleConfig
 from cli.main import app
 from distill.config import TrainConfig
 from support.pages import ROOT

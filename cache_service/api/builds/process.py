@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from cache_service.build.jobs import Shard
+from cache_service.recording.jobs import Shard
 
 LOG = logging.getLogger("kdcache.builds")
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from cache_service.api.builds.config import BuildLimits, BuildsConfig, Name
-from cache_service.build.config import BuildConfig
 from cache_service.configfile import suggest, validate_config
 from cache_service.errors import ConfigError
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import describe_seeds, parse_seeds
 from cache_service.format.spec import Codec, DenseCodec, Layout, Scales
+from cache_service.recording.config import BuildConfig
 
 MOST_SEEDS = 100_000
 """Seeds are counted against this before a range is written out; a server's own limit is lower."""

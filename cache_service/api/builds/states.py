@@ -17,7 +17,7 @@ FINAL: tuple[State, ...] = ("done", "failed", "canceled")
 
 
 class BuildProgress(Frozen):
-    """How far a build is; see `cache_service.build.progress.Progress`."""
+    """How far a build is; see `cache_service.recording.progress.Progress`."""
 
     rows_done: Annotated[int, Field(description="Recorded, by this run and those before.")]
     rows_total: int

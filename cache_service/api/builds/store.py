@@ -32,9 +32,9 @@ from cache_service.api.builds.schema import (
     prepare,
 )
 from cache_service.api.builds.states import Build, BuildError, BuildProgress, State
-from cache_service.build.jobs import Shard
 from cache_service.errors import ConfigError, OutOfSpaceError, SpecMismatchError, StorageError
 from cache_service.format.canonical import canonical_json
+from cache_service.recording.jobs import Shard
 from cache_service.storage.local import LocalStorage
 from cache_service.writer import first_difference
 

@@ -18,9 +18,9 @@ from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.builds.states import Build
 from cache_service.api.builds.store import BuildStore
 from cache_service.api.builds.watch import Terms
-from cache_service.build.config import BuildConfig
-from cache_service.build.jobs import Shard
 from cache_service.errors import ConfigError, KdCacheError
+from cache_service.recording.config import BuildConfig
+from cache_service.recording.jobs import Shard
 
 LOG = logging.getLogger("kdcache.builds")
 

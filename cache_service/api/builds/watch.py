@@ -12,8 +12,8 @@ from cache_service.api.builds.figures import BuildFigures
 from cache_service.api.builds.process import COMMAND, Worker
 from cache_service.api.builds.states import Build, BuildError, BuildProgress, State
 from cache_service.api.builds.store import BuildStore
-from cache_service.build.config import BuildConfig
 from cache_service.errors import KdCacheError
+from cache_service.recording.config import BuildConfig
 
 LOG = logging.getLogger("kdcache.builds")
 

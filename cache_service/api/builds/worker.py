@@ -19,11 +19,11 @@ from dataclasses import asdict
 from typing import Any
 
 from cache_service.api.builds.states import BuildError
-from cache_service.build.config import BuildConfig
-from cache_service.build.jobs import Shard
-from cache_service.build.order import ShardOrder
-from cache_service.build.progress import Progress
 from cache_service.errors import ConfigError, KdCacheError
+from cache_service.recording.config import BuildConfig
+from cache_service.recording.jobs import Shard
+from cache_service.recording.order import ShardOrder
+from cache_service.recording.progress import Progress
 
 NEWS_S = 0.2
 """Least time between two reports, but for those of a committed shard."""
@@ -56,9 +56,9 @@ def main() -> int:
 
 def _record(config: BuildConfig, order: ShardOrder, say: Say) -> None:
     try:
-        from cache_service.build.engine import prepare
-        from cache_service.build.opened import open_build
-        from cache_service.build.record import open_writer, record
+        from cache_service.recording.engine import prepare
+        from cache_service.recording.opened import open_build
+        from cache_service.recording.record import open_writer, record
     except ImportError as missing:
         raise ConfigError(
             f"this server cannot run builds: {missing}.", hint="pip install 'kd-cache[train]'"

@@ -11,8 +11,8 @@ from support.build_queue import wanted
 from cache_service.api.builds.errors import NoSuchBuildError, QueueFullError
 from cache_service.api.builds.states import BuildError, BuildProgress
 from cache_service.api.builds.store import BuildStore
-from cache_service.build.jobs import Shard
 from cache_service.errors import ConfigError, OutOfSpaceError, SpecMismatchError, StorageError
+from cache_service.recording.jobs import Shard
 
 PROGRESS = BuildProgress(
     rows_done=32,

@@ -27,7 +27,7 @@ from cache_service.api.builds import lane, watch
 from cache_service.api.builds.config import BuildsConfig
 from cache_service.api.builds.process import Worker
 from cache_service.api.builds.supervisor import Builds
-from cache_service.build.config import BuildConfig
+from cache_service.recording.config import BuildConfig
 
 FINISHES = "say(progress=progress(9)); say(done=True)"
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"

@@ -1,0 +1,92 @@
+"""Run a build: in this process, or in several on this machine.
+
+Every engine does the same thing, `record` over a part of the shards, which may be repeated, killed
+and resumed at will. So an engine is free to run a part again whenever it doubts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cache_service.format.group import ROOT_KEY
+from cache_service.interrupts import stop_on_signal
+from cache_service.recording.crew import Builder
+from cache_service.recording.jobs import WHOLE, Part
+from cache_service.recording.opened import OpenedBuild
+from cache_service.recording.progress import OnProgress, Progress
+from cache_service.recording.record import open_writer, record
+from cache_service.storage import open_storage
+from cache_service.teacher import require_trained
+
+POLL_S = 0.2
+"""How often builders are looked after."""
+
+
+def prepare(build: OpenedBuild, *, say: Callable[[str], None] = lambda _: None) -> None:
+    """Make or extend the cache; score the teacher first where nothing is paid for yet.
+
+    Raises:
+        UntrainedTeacherError: the teacher scores like chance.
+        SpecMismatchError: another cache is there.
+    """
+    if open_storage(build.config.cache).get(ROOT_KEY) is None:
+        score = build.score()
+        say(
+            f"teacher: {score.accuracy:.1%} of {score.num_samples} samples right "
+            f"(chance {score.chance:.1%})"
+        )
+        require_trained(score, build.config.teacher)
+    open_writer(build)
+
+
+def run_local(
+    build: OpenedBuild,
+    *,
+    seeds: tuple[int, ...],
+    part: Part = WHOLE,
+    on_progress: OnProgress = lambda _: None,
+) -> int:
+    """Record a part with `config.processes` builders. Returns the shards committed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is committed stays.
+        KdCacheError: whatever stopped a builder.
+    """
+    if build.config.processes == 1:
+        return record(build, open_writer(build), seeds=seeds, part=part, on_progress=on_progress)
+    count = build.config.processes
+    parts = [Part(part.index + part.count * i, part.count * count) for i in range(count)]
+    crew = [Builder(build.config, seeds, each, number=i) for i, each in enumerate(parts)]
+    try:
+        with stop_on_signal() as stop:
+            while not all(builder.done for builder in crew):
+                if stop.requested:
+                    raise KeyboardInterrupt
+                time.sleep(POLL_S)
+                for builder in crew:
+                    builder.look_after()
+                on_progress(_total([builder.progress for builder in crew if builder.progress]))
+    finally:
+        for builder in crew:
+            builder.stop()
+        open_storage(build.config.cache).sweep()
+    return sum(builder.committed for builder in crew)
+
+
+def _total(parts: list[Progress]) -> Progress:
+    if not parts:
+        return Progress(0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+    counts = (
+        "rows_done",
+        "rows_total",
+        "shards_done",
+        "shards_total",
+        "shards_committed",
+        "bytes_written",
+        "rows_per_s",
+    )
+    return replace(
+        parts[-1], **{name: sum(getattr(part, name) for part in parts) for name in counts}
+    )

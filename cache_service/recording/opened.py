@@ -1,0 +1,130 @@
+"""A build file becomes an opened build: dataset, teacher, spec, views. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_service.configfile import validate_config
+from cache_service.datasets import ImageDataset, open_dataset
+from cache_service.format.codecs import Head
+from cache_service.format.layout import default_layout, row_bytes
+from cache_service.format.recipe import AugmentConfig
+from cache_service.format.spec import CacheSpec, FeaturesCodec, Layout, TopKCodec
+from cache_service.recording.config import BuildConfig
+from cache_service.teacher import Score, Teacher, load_teacher, score_teacher
+from cache_service.views.replay import Views
+
+SCORED_SAMPLES = 512
+"""Enough to tell a teacher from chance on 2 to 21,000 classes, a few seconds for the largest."""
+
+
+@dataclass(frozen=True)
+class OpenedBuild:
+    """Everything that recording needs, ready.
+
+    Attributes:
+        config: the build file.
+        dataset: the images and labels.
+        teacher: the frozen network.
+        spec: identity of the cache that this build makes.
+        views: the recipe bound to the dataset.
+    """
+
+    config: BuildConfig
+    dataset: ImageDataset
+    teacher: Teacher
+    spec: CacheSpec
+    views: Views
+
+    @property
+    def head(self) -> Head | None:
+        """The teacher's linear head, where the codec keeps it."""
+        if not isinstance(self.spec.codec, FeaturesCodec) or self.teacher.head is None:
+            return None
+        return self.teacher.head
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How to open dataset and teacher again, for `verify --recompute`."""
+        return {
+            "dataset": self.config.dataset.model_dump(mode="json"),
+            "teacher": self.config.teacher.model_dump(mode="json"),
+        }
+
+    def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What the codec encodes: stored cells' logits, or the head's inputs for `features`."""
+        if isinstance(self.spec.codec, FeaturesCodec):
+            return self.teacher.features(pixels_BHW3)
+        return self.teacher.answer(pixels_BHW3)
+
+    def score(self) -> Score:
+        """Score the teacher on unaugmented views of samples drawn over the dataset."""
+        recipe = AugmentConfig(size=self.spec.recipe.size, preset="none").recipe()
+        plain = Views(recipe, self.dataset)
+        count = min(SCORED_SAMPLES, len(self.dataset))
+        batch = self.config.batch_size
+        batches, labels = [], []
+        for start in range(0, count, batch):
+            positions = np.arange(start, min(start + batch, count), dtype=np.int64)
+            rendered = plain.render(0, positions)
+            batches.append(torch.from_numpy(rendered.pixels_BHW3))
+            labels.append(self.dataset.labels[rendered.samples_B])
+        return score_teacher(
+            self.teacher,
+            batches,
+            np.concatenate(labels),
+            num_classes=self.spec.dataset.num_classes,
+        )
+
+
+def open_build(config: BuildConfig) -> OpenedBuild:
+    """Open what a build file names.
+
+    Raises:
+        DatasetError, ConfigError, UnsupportedError: see the message.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dataset = open_dataset(config.dataset)
+    teacher = load_teacher(
+        config.teacher,
+        scales=config.scales,
+        num_classes=dataset.id.num_classes,
+        view_size=config.augment.size,
+        device=resolve_device(config.device),
+        want_features=isinstance(config.codec, FeaturesCodec),
+        store_all=isinstance(config.codec, TopKCodec),
+    )
+    spec = _spec(config, dataset, teacher)
+    return OpenedBuild(config, dataset, teacher, spec, Views(spec.recipe, dataset))
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the first GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> CacheSpec:
+    codec = config.codec
+    if isinstance(codec, FeaturesCodec):
+        assert teacher.head is not None
+        codec = codec.model_copy(update={"num_channels": int(teacher.head.weight_CD.shape[1])})
+    parts: dict[str, Any] = {
+        "dataset": dataset.id,
+        "recipe": config.augment.recipe(),
+        "teacher": teacher.id,
+        "scales": config.scales,
+        "stored_scales": teacher.stored_scales,
+        "codec": codec,
+    }
+    # The row's size follows from everything but the layout, so ask a spec with any layout.
+    any_layout = Layout(shard_rows=2, chunk_rows=2)
+    draft = validate_config(CacheSpec, {**parts, "layout": any_layout}, where="this build")
+    layout = config.layout or default_layout(row_bytes(draft), len(dataset))
+    return draft.model_copy(update={"layout": layout})

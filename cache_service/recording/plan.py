@@ -1,0 +1,97 @@
+"""What a build will cost before it is paid: rows, bytes, time; and can the teacher do it?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cache_service.format.codecs import encode
+from cache_service.format.commit import commit_key
+from cache_service.format.layout import row_bytes
+from cache_service.format.seeds import describe_seeds
+from cache_service.recording.jobs import all_shards
+from cache_service.recording.opened import OpenedBuild
+from cache_service.storage import open_storage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The price of a build.
+
+    Attributes:
+        rows: views to record over all seeds.
+        rows_pending: of these, not recorded yet.
+        bytes_per_row: stored per view, uncompressed.
+        bytes_total: of all rows, uncompressed.
+        render_rows_per_s: views rendered per second by one process, measured.
+        teacher_rows_per_s: views answered per second on the chosen device, measured.
+        teacher_s: seconds of teacher time for the pending rows.
+        accuracy, chance: the teacher's score on unaugmented samples, and that of guessing.
+    """
+
+    cache: str
+    fingerprint: str
+    seeds: str
+    rows: int
+    rows_pending: int
+    shards: int
+    shard_rows: int
+    bytes_per_row: int
+    bytes_total: int
+    stored_scales: tuple[int, ...]
+    render_rows_per_s: float
+    teacher_rows_per_s: float
+    teacher_s: float
+    accuracy: float
+    chance: float
+    scored_samples: int
+
+
+def make_plan(build: OpenedBuild) -> Plan:
+    """Count, measure one batch, score the teacher. Writes nothing."""
+    spec, config = build.spec, build.config
+    shards = all_shards(spec, config.seeds)
+    storage = open_storage(config.cache)
+    pending = [s for s in shards if storage.size(commit_key(*s)) is None]
+    rows_pending = sum(stop - start for start, stop in (spec.shard_range(s.shard) for s in pending))
+    score = build.score()
+    render_rate, teacher_rate = _rates(build)
+    rows = len(config.seeds) * spec.dataset.num_samples
+    return Plan(
+        cache=config.cache,
+        fingerprint=spec.fingerprint,
+        seeds=describe_seeds(config.seeds),
+        rows=rows,
+        rows_pending=rows_pending,
+        shards=len(shards),
+        shard_rows=spec.layout.shard_rows,
+        bytes_per_row=row_bytes(spec),
+        bytes_total=rows * row_bytes(spec),
+        stored_scales=spec.stored_scales,
+        render_rows_per_s=render_rate,
+        teacher_rows_per_s=teacher_rate,
+        teacher_s=rows_pending / teacher_rate,
+        accuracy=score.accuracy,
+        chance=score.chance,
+        scored_samples=score.num_samples,
+    )
+
+
+def _rates(build: OpenedBuild) -> tuple[float, float]:
+    """Views per second of rendering (one process) and of the teacher with encoding."""
+    count = min(build.config.batch_size, len(build.dataset))
+    positions = np.arange(count, dtype=np.int64)
+    build.views.render(build.config.seeds[0], positions[:1])  # opens files, warms code
+    started = time.perf_counter()
+    views = build.views.render(build.config.seeds[0], positions)
+    render_s = time.perf_counter() - started
+    pixels = torch.from_numpy(views.pixels_BHW3)
+    labels = build.dataset.labels[views.samples_B][:, None]
+    build.answer(pixels[:1])
+    started = time.perf_counter()
+    encode(build.spec.codec, build.answer(pixels), labels)
+    teacher_s = time.perf_counter() - started
+    return count / render_s, count / teacher_s

@@ -1,0 +1,1 @@
+"""Commands that train several configurations and make a table: demo, reproduce, cycle, bench."""
