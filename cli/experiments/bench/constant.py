@@ -1,7 +1,7 @@
 """What the service is measured against: FastAPI routes that return constants.
 
-`python -m cli.experiments.bench.constant BYTES ...` serves that many bytes at /0, /1, ... on uvicorn
-as the service runs, but with nothing of it: no guard, no logs, no checks, no reading.
+`python -m cli.experiments.bench.constant BYTES ...` serves that many bytes at /0, /1, ... on
+uvicorn as the service runs, but without the guard, logs, checks and reading.
 """
 
 from __future__ import annotations

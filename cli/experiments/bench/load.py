@@ -1,8 +1,8 @@
 """The client of a measurement: a process of its own that does little but wait.
 
-Run as `python -m cli.experiments.bench.load`: one JSON order a line on stdin, one JSON answer a line
-on stdout. Each connection asks again as soon as it has its answer. Bodies are received and not looked at, so
-that the server is what is measured.
+Run as `python -m cli.experiments.bench.load`: one JSON order a line on stdin, one JSON answer a
+line on stdout. Each connection asks again as soon as it has its answer. Bodies are received and
+not looked at, so that the server is what is measured.
 """
 
 from __future__ import annotations
