@@ -188,7 +188,7 @@ def _score_beside_teacher(
         stream.batches(0),
         student.preprocess,
         device=device,
-        teach=lambda batch: stream.teach(batch, temperature=1.0, cache=0)[:, 0],
+        teach=lambda batch: stream.teacher_logits(batch, temperature=1.0, cache=0)[:, 0],
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from cache_service.configfile import read_document, suggest, validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig
-from distill.learner import ALONE, Learner
 from distill.methods import method_of
+from distill.student_state import ALONE, StudentState
 
 OWN = (
     "student",
@@ -121,13 +121,13 @@ def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
     return configs[first]
 
 
-def refuse_apart_peers(learners: Sequence[Learner]) -> None:
+def refuse_apart_peers(students: Sequence[StudentState]) -> None:
     """Refuse peers of which one is further than the other.
 
     Raises:
         ConfigError: names both, and how far they are.
     """
-    peers = [each for each in learners if method_of(each.settings).asks_peers]
+    peers = [each for each in students if method_of(each.settings).asks_peers]
     for one, other in pairwise(peers):
         if one.history.step != other.history.step:
             raise ConfigError(

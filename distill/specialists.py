@@ -178,7 +178,7 @@ def evaluate_together(
 
     Args:
         batches: such as `distill.evaluate.HeldOut`.
-        generalist: networks and caches do alike: `open_answer`, or a stream's `teach`.
+        generalist: networks and caches do alike: `open_answer`, or a stream's `teacher_logits`.
         specialists: from `open_specialist`, or of caches.
         top: see `combine`.
         device: where they answer; the CPU by default.

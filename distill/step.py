@@ -1,26 +1,79 @@
-"""One update of every student: views in, answers of students and teachers, losses, new weights.
+"""One update of every student: views in, logits of students and teachers, losses, new weights.
 
-This is the whole flow of training on one screen. What a method computes is in `distill/methods`.
+A batch is moved to the device once and each teacher's logits are decoded once for all students.
+What a method computes is in `distill/methods`.
+Shape letters: B batch, R cells, C classes, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cache_service.models.preprocess import prepare_views
 from distill.batches import Batch
-from distill.learner import Learner
-from distill.lesson import Lesson, Run
+from distill.finite import FiniteWatch
 from distill.methods import PeerLogits, Step, method_of
 from distill.randomness import seed_step
+from distill.stream import Stream
+from distill.student_state import StudentState
 from distill.totals import Named, name_values
 
 
-def train_step(run: Run, learners: Sequence[Learner], group: Sequence[Batch]) -> list[Named]:
+class TrainContext(NamedTuple):
+    """What all students share, from the first step to the last.
+
+    Attributes:
+        stream: batches, and what teachers say about them.
+        device: where the students are.
+        watch: over every loss.
+    """
+
+    stream: Stream
+    device: torch.device
+    watch: FiniteWatch
+
+
+class BatchTargets:
+    """One batch for any number of students.
+
+    Attributes:
+        batch: on the device.
+        samples_B: its samples, where they were read.
+    """
+
+    def __init__(self, context: TrainContext, batch: Batch) -> None:
+        self.batch = batch.to(str(context.device))
+        self.samples_B = batch.samples_B
+        self._context = context
+        self._answers: dict[tuple[int, int, float], Tensor] = {}
+
+    @torch.no_grad()
+    def teacher_logits(
+        self, *, temperature: float = 1.0, cache: int = 0, views: Batch | None = None
+    ) -> Tensor:
+        """A teacher's logits, float32 [B, R, C]; the same tensor for whoever asks again.
+
+        `views` is a part of `batch`, such as `batch.again`; by default all of it.
+        """
+        batch = self.batch if views is None else views
+        asked = (id(batch), cache, temperature)
+        if asked not in self._answers:
+            # Outside of autocast: derived cells are sums over stored ones; bfloat16 rounds them.
+            with torch.autocast(self._context.device.type, enabled=False):
+                self._answers[asked] = self._context.stream.teacher_logits(
+                    batch, temperature=temperature, cache=cache
+                )
+        return self._answers[asked]
+
+
+def train_step(
+    context: TrainContext, students: Sequence[StudentState], group: Sequence[Batch]
+) -> list[Named]:
     """One update of each student, from the batches of one accumulation group.
 
     The gradient is that of the mean over all views of the group. Returns means over them (losses
@@ -31,71 +84,73 @@ def train_step(run: Run, learners: Sequence[Learner], group: Sequence[Batch]) ->
         NonFiniteError: a loss is no number; on a CPU before the update.
     """
     num_views = sum(len(batch.labels_B) for batch in group)
-    means: list[list[Named]] = [[] for _ in learners]
-    for learner in learners:
-        learner.optimizer.zero_grad(set_to_none=True)
+    means: list[list[Named]] = [[] for _ in students]
+    for student in students:
+        student.optimizer.zero_grad(set_to_none=True)
     for batch in group:
-        lesson, share = Lesson(run, batch), len(batch.labels_B) / num_views
-        answers = _answer_as_peers(run, learners, lesson)
-        for place, learner in enumerate(learners):
-            terms, metrics = _learn_terms(run, learner, lesson, _peers_of(place, answers))
+        targets, share = BatchTargets(context, batch), len(batch.labels_B) / num_views
+        answers = _answer_as_peers(context, students, targets)
+        for place, student in enumerate(students):
+            terms, metrics = _learn_terms(context, student, targets, _peers_of(place, answers))
             loss = torch.stack(list(terms.values())).sum()
             parts = {f"loss_{name}": term for name, term in terms.items()}
             named = name_values({"loss": loss, **parts, **metrics})
-            run.watch.see(batch.cursor, batch.samples_B, named, student=learner.name)
-            torch.autograd.backward(learner.scaler.scale(loss * share))
+            context.watch.see(batch.cursor, batch.samples_B, named, student=student.name)
+            torch.autograd.backward(student.scaler.scale(loss * share))
             means[place].append(Named(named.names, named.values_V * share))
-    for learner in learners:
-        _move(learner)
+    for student in students:
+        _move(student)
     return [_sum(parts) for parts in means]
 
 
 def _learn_terms(
-    run: Run, learner: Learner, lesson: Lesson, peers: PeerLogits | None
+    context: TrainContext, student: StudentState, targets: BatchTargets, peers: PeerLogits | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The method's loss terms and metrics of one batch."""
-    cursor = lesson.batch.cursor
-    seed_step(learner.config.seed, cursor.step, run.device)
+    cursor = targets.batch.cursor
+    seed_step(student.config.seed, cursor.step, context.device)
     step = Step(
-        student=learner.model,
-        images_B3HW=_see(run, learner, lesson.batch),
-        batch=lesson.batch,
-        teacher=lesson.teach,
-        teachers=run.stream.facts.teachers,
-        epoch=cursor.step / run.stream.facts.plan.steps_per_epoch,
-        label_smoothing=learner.config.label_smoothing,
+        student=student.model,
+        images_B3HW=_see(context, student, targets.batch),
+        batch=targets.batch,
+        teacher=targets.teacher_logits,
+        teachers=context.stream.facts.teachers,
+        epoch=cursor.step / context.stream.facts.plan.steps_per_epoch,
+        label_smoothing=student.config.label_smoothing,
         metrics={},
         peers=peers,
-        epochs=run.stream.facts.plan.epochs,
-        see=partial(_see, run, learner),
-        memory=learner.own_rows,
+        epochs=context.stream.facts.plan.epochs,
+        see=partial(_see, context, student),
+        memory=student.own_rows,
     )
-    with learner.autocast(run.device):
-        terms = method_of(learner.settings).terms(learner.settings, step)
+    with student.autocast(context.device):
+        terms = method_of(student.settings).terms(student.settings, step)
     return terms, step.metrics
 
 
-def _see(run: Run, learner: Learner, batch: Batch) -> Tensor:
+def _see(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
     return prepare_views(
         batch.images_BHW3,
-        learner.preprocess,
-        device=run.device,
-        channels_last=learner.config.channels_last,
+        student.preprocess,
+        device=context.device,
+        channels_last=student.config.channels_last,
     )
 
 
-def _answer_as_peers(run: Run, learners: Sequence[Learner], lesson: Lesson) -> dict[int, Tensor]:
+def _answer_as_peers(
+    context: TrainContext, students: Sequence[StudentState], targets: BatchTargets
+) -> dict[int, Tensor]:
     """Logits of each student that others learn from: all answer before any of them moves."""
     answers = {}
-    for place, learner in enumerate(learners):
-        if method_of(learner.settings).asks_peers:
-            cursor = lesson.batch.cursor
-            seed_step(learner.config.seed, cursor.step, run.device)
-            with learner.autocast(run.device):
-                answers[place] = learner.model(_see(run, learner, lesson.batch))
+    for place, student in enumerate(students):
+        if method_of(student.settings).asks_peers:
+            cursor = targets.batch.cursor
+            seed_step(student.config.seed, cursor.step, context.device)
+            with student.autocast(context.device):
+                answers[place] = student.model(_see(context, student, targets.batch))
             # Looked at by themselves, or a peer whose loss they spoil would be blamed for them.
             seen = name_values({"logits": answers[place].mean()})
-            run.watch.see(cursor, lesson.samples_B, seen, student=learner.name)
+            context.watch.see(cursor, targets.samples_B, seen, student=student.name)
     return answers
 
 
@@ -106,16 +161,16 @@ def _peers_of(place: int, answers: dict[int, Tensor]) -> PeerLogits | None:
     return PeerLogits(answers[place], others)
 
 
-def _move(learner: Learner) -> None:
+def _move(student: StudentState) -> None:
     """Weights go along the gradients that are there, and their average along with them."""
-    clip = learner.config.clip_grad_norm
+    clip = student.config.clip_grad_norm
     if clip is not None:
-        learner.scaler.unscale_(learner.optimizer)
-        nn.utils.clip_grad_norm_(learner.model.parameters(), clip)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    if learner.average is not None:
-        learner.average.update(learner.model)
+        student.scaler.unscale_(student.optimizer)
+        nn.utils.clip_grad_norm_(student.model.parameters(), clip)
+    student.scaler.step(student.optimizer)
+    student.scaler.update()
+    if student.average is not None:
+        student.average.update(student.model)
 
 
 def _sum(parts: Sequence[Named]) -> Named:

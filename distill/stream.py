@@ -62,7 +62,7 @@ class Stream(Protocol):
         """The batches from a step on, on the CPU."""
         ...
 
-    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+    def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
         """A teacher's logits of a batch on the device, float32 [B, R, C]."""
         ...
 
@@ -101,7 +101,7 @@ class ReplayedStream:
             pin_memory=self.pin_memory,
         )
 
-    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+    def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
         """Recorded logits, decoded on the device."""
         return self.decoders[cache].logits(batch.rows[cache], temperature=temperature)
 
@@ -120,7 +120,7 @@ class LiveStream:
         """Of the views."""
         return self._views.batches(first_step)
 
-    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:  # noqa: ARG002 - Stream's signature
+    def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:  # noqa: ARG002 - Stream's signature
         """Ask the teacher now."""
         return self._live[cache].answer(batch.images_BHW3)
 

@@ -1,6 +1,6 @@
 """Train students: from their train files to what they leave behind, resumed where they stopped.
 
-The steps themselves are `distill.loop`. A student alone is a list of one.
+The steps themselves are `distill.trainer`. A student alone is a list of one.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from distill.events import Listener
 from distill.export import export_student
 from distill.finite import FiniteWatch
 from distill.history import History
-from distill.learner import ALONE, Learner, make_learner
-from distill.lesson import Run
-from distill.loop import Loop, identity_of
 from distill.metrics import metrics_files
 from distill.randomness import private_random
 from distill.several import refuse_apart_peers, refuse_unlike
+from distill.step import TrainContext
 from distill.stream import LiveStream, LiveTeacher, Stream, open_stream
+from distill.student_state import ALONE, StudentState, make_student_state
 from distill.students import Student, choose_device
 from distill.trackers import trackers_of
+from distill.trainer import Trainer, identity_of
 
 CONFIG_NAME = "config.yaml"
 
@@ -96,45 +96,51 @@ def train_students(
         stream = open_stream(shared, device=device, seeds=seeds, methods=methods)
     if teachers:
         stream = LiveStream(stream, teachers)
-    run = Run(stream, device, FiniteWatch(device))
+    context = TrainContext(stream, device, FiniteWatch(device))
     with private_random(device), stop_on_signal() as stop, ExitStack() as stack:
-        learners = [make_learner(configs[name], stream, device, name=name) for name in configs]
-        _go_on(run, learners, saved)
+        students = [
+            make_student_state(configs[name], stream, device, name=name) for name in configs
+        ]
+        _go_on(context, students, saved)
         held_out = _open_held_out(shared, stream)
         for config in configs.values():
             _write_config(config)
         records = {
-            learner.name: stack.enter_context(
+            student.name: stack.enter_context(
                 metrics_files(
-                    learner.config.out,
-                    step=learner.history.step,
-                    trackers=trackers_of(learner.config, step=learner.history.step),
+                    student.config.out,
+                    step=student.history.step,
+                    trackers=trackers_of(student.config, step=student.history.step),
                 )
             )
-            for learner in learners
+            for student in students
         }
-        Loop(run, shared, learners, held_out, records, on_event).train_epochs(stop)
-    return {learner.name: _finish(learner, stream) for learner in learners}
+        Trainer(context, shared, students, held_out, records, on_event).train_epochs(stop)
+    return {student.name: _finish(student, stream) for student in students}
 
 
-def _go_on(run: Run, learners: Sequence[Learner], saved: Mapping[str, Payload]) -> None:
+def _go_on(
+    context: TrainContext, students: Sequence[StudentState], saved: Mapping[str, Payload]
+) -> None:
     """Put those that have a checkpoint where it was written."""
-    for learner in learners:
-        payload = saved.get(learner.name)
+    for student in students:
+        payload = saved.get(student.name)
         if payload is not None:
-            refuse_other_rows(_path(learner.config), payload, identity_of(run, learners, learner))
-            learner.restore(payload, run.device)
-        if learner.own_rows is not None:
-            steps = run.stream.facts.plan.steps_per_epoch
-            learner.own_rows.keep_for(learner.history.step, steps_per_epoch=steps)
-    refuse_apart_peers(learners)
+            refuse_other_rows(
+                _path(student.config), payload, identity_of(context, students, student)
+            )
+            student.restore(payload, context.device)
+        if student.own_rows is not None:
+            steps = context.stream.facts.plan.steps_per_epoch
+            student.own_rows.keep_for(student.history.step, steps_per_epoch=steps)
+    refuse_apart_peers(students)
 
 
-def _finish(learner: Learner, stream: Stream) -> TrainResult:
-    config, num_classes = learner.config, stream.facts.num_classes
-    student = Student(learner.kept_model.eval(), learner.preprocess)
-    export_student(config.out, student, name=config.student.model, num_classes=num_classes)
-    return TrainResult(student, learner.history)
+def _finish(student: StudentState, stream: Stream) -> TrainResult:
+    config, num_classes = student.config, stream.facts.num_classes
+    trained = Student(student.kept_model.eval(), student.preprocess)
+    export_student(config.out, trained, name=config.student.model, num_classes=num_classes)
+    return TrainResult(trained, student.history)
 
 
 def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:

@@ -152,7 +152,7 @@ def test_sd_kd_on_fewer_scales_equals_a_recording_of_fewer_scales(model):
     wide = MemoryStream(train_config("unused", batch_size=8), scales=(1, 2, 4))
     narrow = MemoryStream(train_config("unused", batch_size=8), scales=(1, 4))
     keep = [0, *range(5, 21)]
-    narrow.teach = lambda batch, **_: wide.batch(0).rows[0]["logits"][:, keep]
+    narrow.teacher_logits = lambda batch, **_: wide.batch(0).rows[0]["logits"][:, keep]
     found, _ = terms_of(SDKD(scales=(1, 4)), wide, model)
     wanted, _ = terms_of(SDKD(), narrow, model)
     torch.testing.assert_close(found, wanted)

@@ -175,9 +175,9 @@ def test_a_peer_cannot_join_or_leave_later(tmp_path):
 class Doubtful(MemoryStream):
     """Its teacher turns to NaN for those who ask at T = 2."""
 
-    def teach(self, batch, *, temperature, cache):
+    def teacher_logits(self, batch, *, temperature, cache):
         spoiled = temperature == 2 and batch.cursor.step >= 7
-        return super().teach(batch, temperature=temperature, cache=cache) * (
+        return super().teacher_logits(batch, temperature=temperature, cache=cache) * (
             torch.nan if spoiled else 1
         )
 

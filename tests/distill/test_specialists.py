@@ -232,7 +232,7 @@ def test_a_cache_answers_as_the_network_that_recorded_it(school):
     specialist = open_specialist(school.folder / "specialist0")
 
     def recorded(batch):
-        return stream.teach(batch, temperature=1.0, cache=0)[:, 0]
+        return stream.teacher_logits(batch, temperature=1.0, cache=0)[:, 0]
 
     network = open_answer(school.folder / "generalist")
     by_cache, by_network = (

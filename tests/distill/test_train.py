@@ -201,8 +201,8 @@ class Spoiling(MemoryStream):
 
     spoiled_from = 7
 
-    def teach(self, batch, *, temperature, cache):
-        logits_BRC = super().teach(batch, temperature=temperature, cache=cache)
+    def teacher_logits(self, batch, *, temperature, cache):
+        logits_BRC = super().teacher_logits(batch, temperature=temperature, cache=cache)
         return logits_BRC * torch.nan if batch.cursor.step >= self.spoiled_from else logits_BRC
 
 

@@ -263,7 +263,7 @@ def test_tf_kd_of_a_virtual_teacher(stream, model, seen):
     label_BC = one_hot(labels_B, z.shape[-1]).double()
     u = 0.95 * label_BC + 0.05 / (z.shape[-1] - 1) * (1 - label_BC)
     settings = settings_of("tf-kd", temperature=2, alpha=0.3, correct=0.95)
-    stream.teach = None  # would fail if it were asked
+    stream.teacher_logits = None  # would fail if it were asked
     assert_terms(
         terms_of(settings, stream, model)[0],
         label=0.7 * formulas.label(z, batch),

@@ -29,7 +29,7 @@ def model():
 
 def equal_teachers(number, *, mixed=False):
     stream = memory(mixed=mixed, num_teachers=number)
-    stream.teach = lambda batch, *, temperature, cache: batch.rows[0]["logits"]
+    stream.teacher_logits = lambda batch, *, temperature, cache: batch.rows[0]["logits"]
     return stream
 
 
@@ -265,7 +265,7 @@ def test_dist_is_blind_to_what_correlation_is_blind_to(model):
     stream = memory()
     p_BC = model(images_of(stream)).detach().softmax(-1)
     doubt_BC = (0.5 * p_BC + 0.5 / p_BC.shape[-1]).log()
-    stream.teach = lambda *_, **__: doubt_BC.unsqueeze(1)
+    stream.teacher_logits = lambda *_, **__: doubt_BC.unsqueeze(1)
     terms, _ = terms_of(settings_of("dist"), stream, model)
     pulled, _ = terms_of(settings_of("kd", temperature=1), stream, model)
     assert terms["inter"].abs() < 1e-4

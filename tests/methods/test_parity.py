@@ -147,7 +147,7 @@ def test_a_topk_cache_never_drops_the_class_that_a_view_is_of(classroom, augment
     live = classroom.live(Way(None, augment))
     num_beaten = 0
     for batch in stream.batches(0):
-        decoded_BRC = stream.teach(batch, temperature=4.0, cache=0)
+        decoded_BRC = stream.teacher_logits(batch, temperature=4.0, cache=0)
         exact_BRC = live.answer(batch.images_BHW3)
         kept_BRK = batch.rows[0]["classes"]
         for labels_B in (batch.labels_B, batch.partner_labels_B):

@@ -58,7 +58,7 @@ def test_the_terms_are_their_formula(stream, nets, num, teacher_weight):
 
 
 def test_without_its_weight_no_teacher_is_asked(stream, nets):
-    stream.teach = None  # would fail if it were called
+    stream.teacher_logits = None  # would fail if it were called
     terms_of(settings_of("peers"), stream, nets[0], others=nets[1:])
 
 
@@ -74,7 +74,7 @@ def test_one_peer_beside_a_teacher_is_kd(stream, nets):
 def test_a_peer_that_is_the_teacher_teaches_as_kd_does(stream, nets):
     student, other = nets[:2]
     answer = other(images_of(stream)).detach()
-    stream.teach = lambda *_, **__: answer.unsqueeze(1)
+    stream.teacher_logits = lambda *_, **__: answer.unsqueeze(1)
     found, _ = terms_of(settings_of("peers", temperature=4), stream, student, others=[other])
     kd, _ = terms_of(settings_of("kd", alpha=0.5), stream, student)
     torch.testing.assert_close(found["peers"], 2 * kd["soft"])
@@ -83,7 +83,7 @@ def test_a_peer_that_is_the_teacher_teaches_as_kd_does(stream, nets):
 def test_at_high_temperature_peers_match_logits(nets):
     stream = memory()
     student, other = nets[:2]
-    stream.teach = lambda *_, **__: other(images_of(stream)).detach().unsqueeze(1)
+    stream.teacher_logits = lambda *_, **__: other(images_of(stream)).detach().unsqueeze(1)
     hot, _ = terms_of(settings_of("peers", temperature=1000), stream, student, others=[other])
     limit, _ = terms_of(settings_of("logits", alpha=1), stream, student)
     torch.testing.assert_close(hot["peers"], limit["soft"], rtol=5e-3, atol=1e-5)

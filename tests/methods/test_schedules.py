@@ -137,7 +137,7 @@ def test_a_topk_cache_is_decoded_for_the_temperature_of_the_step(tmp_path, model
         batch_size=32,
     )
     stream = open_stream(config, device=torch.device("cpu"))
-    asked, teach = [], stream.teach
+    asked, teacher_logits = [], stream.teacher_logits
 
     class Asked:
         facts = stream.facts
@@ -145,9 +145,9 @@ def test_a_topk_cache_is_decoded_for_the_temperature_of_the_step(tmp_path, model
         def batches(self, first_step):
             return stream.batches(first_step)
 
-        def teach(self, batch, *, temperature, cache):
+        def teacher_logits(self, batch, *, temperature, cache):
             asked.append(temperature)
-            return teach(batch, temperature=temperature, cache=cache)
+            return teacher_logits(batch, temperature=temperature, cache=cache)
 
     train(config, stream=Asked())
     assert asked == pytest.approx([20.0, 20 - 16 / 3, 20 - 32 / 3])

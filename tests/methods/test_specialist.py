@@ -58,7 +58,7 @@ def test_it_is_its_formula_written_out(model, classes, temperature):
 def test_one_that_starts_as_the_generalist_has_nothing_to_learn_from_it(model, temperature):
     stream = memory()
     answer_BC = model(images_of(stream)).detach()
-    stream.teach = lambda *_, **__: answer_BC.unsqueeze(1)
+    stream.teacher_logits = lambda *_, **__: answer_BC.unsqueeze(1)
     terms, _ = terms_of(settings_of("specialist", temperature=temperature), stream, model)
     assert terms["soft"].item() == pytest.approx(0.0, abs=1e-5)
 

@@ -21,7 +21,7 @@ def stream():
     )
     drawn = torch.Generator().manual_seed(5)
     moved = {AT_1: 0.0, AT_4: torch.randn(8, 5, 5, generator=drawn)}
-    made.teach = lambda batch, *, temperature, cache: (
+    made.teacher_logits = lambda batch, *, temperature, cache: (
         batch.rows[cache]["logits"] + moved[temperature]
     )
     return made
@@ -45,7 +45,8 @@ def test_nkd_asks_for_its_target_at_1_and_for_the_rest_at_t(stream, name, classe
     count = 5 if name == "sd-nkd" else 1
     z = cell_logits(model, images_of(stream), (1, 2)).detach().double()[:, :count]
     v_1, v_4 = (
-        stream.teach(batch, temperature=each, cache=0)[:, :count].double() for each in (AT_1, AT_4)
+        stream.teacher_logits(batch, temperature=each, cache=0)[:, :count].double()
+        for each in (AT_1, AT_4)
     )
     labels = formulas.larger_part(batch)[:, None].expand(-1, count)
     target = formulas.nkd(z, v_1, labels, AT_4, 0.0, classes)

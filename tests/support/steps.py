@@ -72,7 +72,7 @@ def terms_of(
         student=model,
         images_B3HW=images_of(stream),
         batch=batch,
-        teacher=lambda *, temperature=1.0, cache=0, views=None: stream.teach(
+        teacher=lambda *, temperature=1.0, cache=0, views=None: stream.teacher_logits(
             views or batch, temperature=temperature, cache=cache
         ),
         teachers=stream.facts.teachers,

@@ -76,7 +76,7 @@ class MemoryStream:
             cursor=cursor,
         )
 
-    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+    def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
         return batch.rows[cache]["logits"]
 
 

@@ -13,13 +13,12 @@ from cli.experiments.demo.result import Agreement
 from cli.experiments.demo.way import WayJob, live_teacher
 from distill.config import TrainConfig
 from distill.finite import FiniteWatch
-from distill.learner import make_learner
-from distill.lesson import Run
 from distill.optim import set_learning_rate
 from distill.randomness import private_random
 from distill.schedule import learning_rate
-from distill.step import train_step
+from distill.step import TrainContext, train_step
 from distill.stream import LiveStream, open_stream
+from distill.student_state import make_student_state
 from distill.students import choose_device
 
 TOLERANCE = 1e-3
@@ -39,11 +38,14 @@ def compare_steps(cached: TrainConfig, live: WayJob) -> Agreement:
     teacher = live_teacher(live.teacher, live.train, device)
     beside = LiveStream(open_stream(live.train, device=device), [teacher])
     watch = FiniteWatch(device)
-    from_cache, from_live = Run(recorded, device, watch), Run(beside, device, watch)
+    from_cache, from_live = (
+        TrainContext(recorded, device, watch),
+        TrainContext(beside, device, watch),
+    )
     num_steps = recorded.facts.plan.steps_per_epoch
     losses: list[tuple[float, float]] = []
     with private_random(device):
-        learner = make_learner(cached, recorded, device)
+        student = make_student_state(cached, recorded, device)
         for batch in islice(recorded.batches(0), num_steps):
             rate = learning_rate(
                 cached.schedule,
@@ -52,10 +54,10 @@ def compare_steps(cached: TrainConfig, live: WayJob) -> Agreement:
                 updates_per_epoch=num_steps,
                 epochs=cached.epochs,
             )
-            set_learning_rate(learner.optimizer, rate)
-            twin = copy.deepcopy(learner)
+            set_learning_rate(student.optimizer, rate)
+            twin = copy.deepcopy(student)
             (with_live,) = train_step(from_live, [twin], [batch])
-            (with_cache,) = train_step(from_cache, [learner], [batch])
+            (with_cache,) = train_step(from_cache, [student], [batch])
             losses.append((with_live.floats()["loss"], with_cache.floats()["loss"]))
     live_losses, cached_losses = zip(*losses, strict=True)
     return Agreement(live_losses, cached_losses, TOLERANCE)

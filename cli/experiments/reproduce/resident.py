@@ -82,9 +82,9 @@ class ResidentStream:
                 batch = batch._replace(again=again)
             yield batch
 
-    def teach(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
+    def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
         """Recorded logits, decoded on the device."""
-        return self._streamed.teach(batch, temperature=temperature, cache=cache)
+        return self._streamed.teacher_logits(batch, temperature=temperature, cache=cache)
 
     def _batch(self, epoch: _Epoch, positions_B: Tensor, cursor: Cursor) -> Batch:
         samples_B = epoch.samples_N[positions_B]

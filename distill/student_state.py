@@ -26,7 +26,7 @@ AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Learner:
+class StudentState:
     """One student.
 
     Attributes:
@@ -96,9 +96,9 @@ class Learner:
         self.history.restore(state["history"], device)
 
 
-def make_learner(
+def make_student_state(
     config: TrainConfig, stream: Stream, device: torch.device, *, name: str = ALONE
-) -> Learner:
+) -> StudentState:
     """The student of a train file, checked against what it is to learn from. Reads no row.
 
     Raises:
@@ -120,7 +120,7 @@ def make_learner(
         config.method,
         Plan(facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes),
     )
-    return Learner(
+    return StudentState(
         name=name,
         config=config,
         model=model,
