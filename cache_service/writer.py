@@ -194,13 +194,18 @@ def _write_documents(storage: Storage, spec: CacheSpec, num_seeds: int) -> None:
     """Write the metadata below the root where it is missing, damaged, or holds too few seeds."""
     if storage.get(COMMITS_KEY) != COMMITS_DOCUMENT:
         storage.put(COMMITS_KEY, COMMITS_DOCUMENT)
-    for name in array_documents(spec, num_seeds):
-        key = f"{name}/zarr.json"
-        content = storage.get(key)
-        try:
-            present = int(json.loads(content or b"{}")["shape"][0])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
-            present = 0
-        wanted = array_documents(spec, max(num_seeds, present))[name]
-        if content != canonical_json(wanted):
-            storage.put(key, canonical_json(wanted))
+    constant = head_arrays(spec)
+    contents = {name: storage.get(f"{name}/zarr.json") for name in array_documents(spec, 1)}
+    present = [_num_seeds(content) for name, content in contents.items() if name not in constant]
+    documents = array_documents(spec, max(num_seeds, *present))
+    for name, document in documents.items():
+        if contents[name] != canonical_json(document):
+            storage.put(f"{name}/zarr.json", canonical_json(document))
+
+
+def _num_seeds(document: bytes | None) -> int:
+    """Length of the seed axis that an array's document describes; 0 where it is not readable."""
+    try:
+        return int(json.loads(document or b"{}")["shape"][0])
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+        return 0

@@ -73,33 +73,31 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read every byte: exit 3 where one is not what was committed, 4 where shards are missing."""
-    from cache_service.audit import audit
-    from cache_service.audit import repair as drop
+    """Check every byte of a cache. Exits with 3 if one is damaged, with 4 if shards are missing."""
     from cache_service.reader import open_cache
+    from cache_service.verify import drop_damaged_commits, verify_cache
 
     opened = open_cache(cache)
-    found = audit(opened)
-    dropped = drop(opened, found) if repair else 0
-    document: dict[str, Any] = {"cache": cache, "audit": found, "dropped": dropped}
-    lines = [f"{cache}: {found.rows_checked:,} rows in {found.shards_checked} shards are intact"]
-    lines += [f"damaged: seed {s} shard {n}: {why}" for s, n, why in found.damaged]
-    lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in found.incomplete.items()]
-    accepted = not found.damaged
+    report = verify_cache(opened)
+    dropped = drop_damaged_commits(opened, report) if repair else 0
+    document: dict[str, Any] = {"cache": cache, "audit": report, "dropped": dropped}
+    lines = [f"{cache}: {report.rows_checked:,} rows in {report.shards_checked} shards are intact"]
+    lines += [f"damaged: seed {s} shard {n}: {why}" for s, n, why in report.damaged]
+    lines += [f"damaged: {why}" for _, why in report.damaged_metadata]
+    if report.damaged_metadata:
+        lines.append("Run the same `kd-cache build` again: it writes the metadata anew.")
+    lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in report.incomplete.items()]
+    accepted = report.is_intact
     if recompute and accepted:
-        from cache_service.recording.recompute import recompute as ask
+        from cache_service.recording.recompute import recompute as compare_with_teacher
 
-        answer = ask(opened, recompute)
-        document["recompute"] = answer
-        accepted = answer.accepted
-        lines.append(
-            f"recomputed {answer.num_views} views: {answer.views_equal} replay exactly, largest "
-            f"difference {answer.max_abs_diff:.4f}, same class in {answer.top1_agreement:.2%} of "
-            "cells"
-        )
+        comparison = compare_with_teacher(opened, recompute)
+        document["recompute"] = comparison
+        accepted = comparison.accepted
+        lines += comparison.lines()
     document["accepted"] = accepted
     emit(document, as_json=json, text="\n".join(lines))
     if not accepted:
         raise typer.Exit(CORRUPT)
-    if found.incomplete or not found.complete:
+    if report.incomplete or not report.complete:
         raise typer.Exit(INCOMPLETE)

@@ -20,9 +20,9 @@ from support.proxy import Fault, proxied
 from support.streams import train_config
 from support.toys import patches
 
-from cache_service.audit import audit
 from cache_service.errors import ConfigError, SpecMismatchError
 from cache_service.reader import open_cache
+from cache_service.verify import verify_cache
 from distill import CachedDataset, load_cache
 from distill.evaluate import evaluate_checkpoint
 from distill.metrics import read_metrics
@@ -182,7 +182,7 @@ def test_a_student_is_scored_on_a_cache_behind_a_url(tmp_path, root):
     here = evaluate_checkpoint(str(tmp_path), cache=str(root / "c"))
     with serving(root) as origin:
         assert evaluate_checkpoint(str(tmp_path), cache=origin.url("c")) == here
-        assert audit(open_cache(origin.url("c"))).rows_checked == 192
+        assert verify_cache(open_cache(origin.url("c"))).rows_checked == 192
 
 
 def test_another_fingerprint_behind_a_url_is_refused(tmp_path, root):

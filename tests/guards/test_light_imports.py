@@ -18,7 +18,7 @@ ROWS = (
     "cache_service.storage.local",
     "cache_service.reader",
     "cache_service.writer",
-    "cache_service.audit",
+    "cache_service.verify",
 )
 HEAVY = ("torch", "torchvision", "timm", "PIL", "sklearn", "ray")
 WEB = ("fastapi", "starlette", "uvicorn")

@@ -12,7 +12,6 @@ from support.command import kd_cache
 from support.ordered import epoch_in_batches, same, write_ordered
 from support.origin import serving
 
-from cache_service.audit import audit
 from cache_service.errors import (
     NotACacheError,
     RowsNotBuiltError,
@@ -23,6 +22,7 @@ from cache_service.reader import open_cache
 from cache_service.remote.cache import RemoteCache
 from cache_service.remote.source import open_source
 from cache_service.storage import open_storage
+from cache_service.verify import verify_cache
 
 CODECS = [
     {"kind": "dense", "compression": "zstd"},
@@ -163,7 +163,7 @@ def test_verify_sees_damage_through_a_server(tmp_path):
     content[100] ^= 1
     path.write_bytes(content)
     with serving(tmp_path) as origin:
-        found = audit(open_cache(origin.url("c")))
+        found = verify_cache(open_cache(origin.url("c")))
     assert [(seed, shard) for seed, shard, _ in found.damaged] == [(0, 0)]
     ended = None
     with serving(tmp_path) as origin:
