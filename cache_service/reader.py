@@ -155,14 +155,55 @@ class Cache:
             rows.read_into(low - first, high - first, out, low - start, at_hand=at_hand)
 
     def pieces(self, seed: int, start: int, stop: int, name: str) -> list[Piece]:
-        """As `read`, one array as it lies in mapped files; NotAtHandError where it does not."""
+        """As `read`, one array in pieces, in order.
+
+        Whole chunks of a mapped file are not copied and come with their committed CRC-32C.
+        """
         self._check_range(seed, start, stop)
-        size, found = self.spec.layout.shard_rows, []
+        size, pieces = self.spec.layout.shard_rows, []
         for shard in range(start // size, (stop - 1) // size + 1):
             first = shard * size
             low, high = max(start, first), min(stop, first + size)
-            found += self._shard(seed, shard, at_hand=True).pieces(name, low - first, high - first)
-        return found
+            pieces += self._shard(seed, shard).pieces(name, low - first, high - first)
+        return pieces
+
+    def is_ready(
+        self, seed: int, start: int, stop: int, names: tuple[str, ...] | None = None
+    ) -> bool:
+        """Whether positions [start, stop) can be read without blocking on storage.
+
+        They can when every chunk that holds them is memory-mapped and was checked before. Never
+        raises: False for rows outside of the cache, too. `names` are arrays, all by default.
+        """
+        if not 0 <= start < stop <= self.spec.dataset.num_samples:
+            return False
+        names = self._names[:-1] if names is None else names
+        size, chunk = self.spec.layout.shard_rows, self.spec.layout.chunk_rows
+        for number in range(start // size, (stop - 1) // size + 1):
+            shard, first = self._shards.if_open(seed, number), number * size
+            low, high = max(start, first) - first, min(stop, first + size) - first
+            chunks = slice(low // chunk, (high - 1) // chunk + 1)
+            if shard is None or not shard.is_ready(names, chunks):
+                return False
+        return True
+
+    def is_lookup_ready(
+        self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...] | None = None
+    ) -> bool:
+        """As `is_ready`, of a lookup: the seed's order must be in memory, too."""
+        with self._lock:
+            order = self._positions.get(seed)
+        if order is None or first_outside(samples, len(order)) is not None:
+            return False
+        names = self._names[:-1] if names is None else names
+        layout = self.spec.layout
+        shards, rows = np.divmod(order[samples].astype(np.int64), layout.shard_rows)
+        for number in np.unique(shards).tolist():
+            shard = self._shards.if_open(seed, number)
+            chunks = rows[shards == number] // layout.chunk_rows
+            if shard is None or not shard.is_ready(names, chunks):
+                return False
+        return True
 
     def check_ahead(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
         """Check chunks from a position on, to the shard's end at most. Raises as `read`."""

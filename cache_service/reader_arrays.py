@@ -125,10 +125,10 @@ class MappedArray:
             done += count
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
-        """Rows [start, stop) where they lie; NotAtHandError where one is not checked yet."""
+        """Rows [start, stop) where they lie in the map; chunks are checked first."""
         size, row_bytes = self._stored.chunk_rows, self._row_bytes
         first, last = start // size, (stop - 1) // size
-        self._make_sure(slice(first, last + 1), at_hand=True)
+        self._make_sure(slice(first, last + 1), at_hand=False)
         found: list[Piece] = []
         for chunk in range(first, last + 1):
             low, high = max(start - chunk * size, 0), min(stop - chunk * size, size)
@@ -163,6 +163,10 @@ class MappedArray:
         """Check the chunks of so many bytes from row `start` on."""
         first = start // self._stored.chunk_rows
         self._make_sure(slice(first, first + 1 + num_bytes // self._stride), at_hand=False)
+
+    def is_ready(self, chunks: NDArray[np.int64] | slice) -> bool:
+        """Whether those chunks have been checked, so that reading them touches no storage."""
+        return bool(self._checked[chunks].all())
 
     def _make_sure(self, chunks: NDArray[np.int64] | slice, *, at_hand: bool) -> None:
         """Check those chunks that nobody has checked yet."""
@@ -214,6 +218,16 @@ class FetchedArray:
             where = chunks == number
             out[where] = chunk[inside[where]]
         return out
+
+    def is_ready(self, chunks: NDArray[np.int64] | slice) -> bool:  # noqa: ARG002  as MappedArray's
+        """Always False: chunks are fetched from storage."""
+        return False
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Rows [start, stop), copied; their checksum is not known."""
+        rows: Rows = np.empty(stop - start, f"V{self._stored.array.row_bytes}")
+        self.read_into(start, stop, rows, at_hand=False)
+        return [(rows.view(np.uint8).data, None)]
 
     def _chunks(self, numbers: list[int]) -> dict[int, Rows]:
         with self._lock:

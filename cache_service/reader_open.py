@@ -61,6 +61,11 @@ class OpenShards:
                 self._make_room()
         return rows
 
+    def if_open(self, seed: int, number: int) -> ShardRows | None:
+        """The shard, or None where it is not open."""
+        with self._lock:
+            return self._shards.get((seed, number))
+
     def gather(
         self,
         seed: int,

@@ -71,15 +71,13 @@ class ShardRows:
             rows[where] = reader.gather(chunks, inside, at_hand=at_hand)
 
     def pieces(self, name: str, start: int, stop: int) -> list[Piece]:
-        """Rows [start, stop) of an array as they lie in memory.
+        """Rows [start, stop) of an array in pieces: where they lie if it is mapped, else copied."""
+        return self._reader(name, at_hand=False).pieces(start, stop)
 
-        Raises:
-            NotAtHandError: they do not, or not all of them are checked.
-        """
-        reader = self._readers.get(name)
-        if not isinstance(reader, MappedArray):
-            raise NotAtHandError
-        return reader.pieces(start, stop)
+    def is_ready(self, names: Iterable[str], chunks: NDArray[np.int64] | slice) -> bool:
+        """Whether these chunks of every array are mapped and checked."""
+        readers = [self._readers.get(name) for name in names]
+        return all(reader is not None and reader.is_ready(chunks) for reader in readers)
 
     def checked_maps(self, names: Iterable[str]) -> dict[str, CheckedMap] | None:
         """These arrays in memory; None unless all of them are mapped and checked throughout."""

@@ -10,8 +10,10 @@ import support.repeatable  # noqa: F401  loads the profile of the property tests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_service.format.canonical import crc32c
 from cache_service.reader import open_cache
 from cache_service.reader_memory import NotAtHandError, blank_rows, typed_rows
+from cache_service.storage.local import LocalStorage
 
 NAMES = st.lists(st.sampled_from(["sample", "digest", "origin"]), unique=True, min_size=1)
 
@@ -79,6 +81,72 @@ def test_what_is_fetched_is_never_at_hand(write_once):
     cache.read_into(0, 0, 8, out)
     with pytest.raises(NotAtHandError):
         cache.read_into(0, 0, 8, out, at_hand=True)
+
+
+def test_a_range_is_ready_once_its_chunks_were_read(write_once):
+    cache = open_cache(write_once("dense", "local"))
+    assert not cache.is_ready(0, 0, 8)
+    cache.read(0, 0, 8)
+    assert cache.is_ready(0, 0, 8)
+    assert cache.is_ready(0, 2, 7, ("sample",))
+    assert not cache.is_ready(0, 4, 12)
+    assert not cache.is_ready(1, 0, 8)
+    cache.check_ahead(0, 8, ("sample",), 1 << 20)
+    assert cache.is_ready(0, 4, 32, ("sample",))
+    assert not cache.is_ready(0, 4, 32)
+    cache.read(0, 0, 100)
+    assert cache.is_ready(0, 20, 100)
+
+
+@pytest.mark.parametrize("edges", [(-1, 4), (4, 4), (9, 4), (0, 101), (1 << 40, 1 << 41)])
+def test_a_range_outside_of_the_epoch_is_never_ready_and_never_raises(write_once, edges):
+    cache = open_cache(write_once("dense", "local"))
+    cache.read(0, 0, 100)
+    assert not cache.is_ready(0, *edges)
+
+
+def test_a_lookup_is_ready_once_the_order_and_its_chunks_were_read(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=8)
+    samples = np.array([3, 99, 40])
+    assert not cache.is_lookup_ready(0, samples)
+    cache.read(0, 0, 100)
+    assert not cache.is_lookup_ready(0, samples), "the order of the seed is not known yet"
+    wanted = cache.lookup(0, samples)
+    assert cache.is_lookup_ready(0, samples)
+    assert cache.is_lookup_ready(0, samples, ("logits", "digest"))
+    assert not cache.is_lookup_ready(1, samples)
+    assert not cache.is_lookup_ready(0, np.array([3, 100]))
+    assert not cache.is_lookup_ready(0, np.array([-1]))
+    assert cache.lookup(0, samples)["logits"].tobytes() == wanted["logits"].tobytes()
+
+
+def test_a_lookup_with_one_chunk_unread_is_not_ready(write_once):
+    cache = open_cache(write_once("dense", "local"), open_shards=8)
+    cache.lookup(0, np.array([3]), arrays=("digest",))  # reads the order, which is in `sample`
+    assert cache.is_lookup_ready(0, np.array([3]), ("digest",))
+    assert not cache.is_lookup_ready(0, np.arange(100), ("digest",))
+    assert cache.is_lookup_ready(0, np.arange(100), ("sample",))
+
+
+@pytest.mark.parametrize("codec", ["dense-zstd", "topk"])
+def test_what_must_be_unpacked_is_never_ready(write_once, codec):
+    cache = open_cache(write_once(codec, "local"))
+    cache.lookup(0, np.arange(100))
+    assert not cache.is_ready(0, 0, 8)
+    assert not cache.is_lookup_ready(0, np.array([3]))
+
+
+def test_pieces_are_the_rows_and_whole_mapped_chunks_have_their_checksum(recorded_here):
+    cache, expected = recorded_here
+    for start, stop in ((0, 100), (3, 5), (3, 50), (8, 16), (99, 100)):
+        for array in cache.arrays:
+            pieces = cache.pieces(0, start, stop, array.name)
+            wanted = expected.rows[0][array.name][start:stop].tobytes()
+            assert b"".join(content for content, _ in pieces) == wanted
+            for content, known in pieces:
+                assert known in (None, crc32c(content))
+            if type(cache.storage) is LocalStorage and cache.spec.codec.compression == "none":
+                assert (pieces[0][1] is not None) == (start % 8 == 0 and stop - start >= 8)
 
 
 def test_threads_may_share_a_cache(recorded_here):
