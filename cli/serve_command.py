@@ -42,7 +42,7 @@ def serve(
 ) -> None:
     """Serve the caches of a folder over HTTP, until it is interrupted."""
     from cache_service.api.app import create_app
-    from cache_service.api.config import load_serve_config
+    from cache_service.api.http.settings import load_serve_config
     from cache_service.api.server import run, url_of
 
     given: dict[str, Any] = {"host": host, "port": port}
@@ -66,8 +66,8 @@ def token(
     """Make a token: shown once, and kept nowhere. The server's file gets its sha256."""
     import secrets
 
-    from cache_service.api.auth import token_sha256
-    from cache_service.api.config import TokenConfig
+    from cache_service.api.http.auth import token_sha256
+    from cache_service.api.http.settings import TokenConfig
     from cache_service.configfile import validate_config
 
     secret = f"kdc_{secrets.token_urlsafe(TOKEN_BYTES)}"

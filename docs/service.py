@@ -8,8 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from cache_service.api.app import create_app
-from cache_service.api.config import ServeConfig
-from cache_service.api.problems import CODES
+from cache_service.api.http.problems import CODES
+from cache_service.api.http.settings import ServeConfig
 from cache_service.errors import KdCacheError
 from docs import codebase
 

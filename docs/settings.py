@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cache_service.api.config import ServeConfig
+from cache_service.api.http.settings import ServeConfig
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import PRESETS, AugmentConfig, Op
 from cache_service.recording.config import BuildConfig

@@ -1,9 +1,9 @@
-"""The application: parts, routes, and what stands around them."""
+"""The application: assembles the service, its routes, its middleware, builds and pages."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -11,41 +11,42 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI
 
-from cache_service.api import caches, health, listing, lookup, rows, zarr_keys
-from cache_service.api.auth import AuthMiddleware, Tokens
-from cache_service.api.batch import Batch
-from cache_service.api.bodies import BodyLimitMiddleware
-from cache_service.api.builds import routes as builds_routes
-from cache_service.api.builds.follow import BuildFollow, end_with
+from cache_service.api.builds import routes as build_routes
+from cache_service.api.builds.events import on_thread
 from cache_service.api.builds.supervisor import Builds
-from cache_service.api.catalog import Catalog
-from cache_service.api.config import ServeConfig
-from cache_service.api.follow import PollingFollow
-from cache_service.api.hosts import LoopbackHostMiddleware
-from cache_service.api.lane import LookupLane
-from cache_service.api.limits import Gate, GateMiddleware
-from cache_service.api.live import Live
-from cache_service.api.logs import log_requests
-from cache_service.api.metrics import Metrics
-from cache_service.api.observe import ObserveMiddleware
-from cache_service.api.openapi import describe
-from cache_service.api.page.mount import add_pages
-from cache_service.api.problems import add_problem_handlers
-from cache_service.api.service import Service
-from cache_service.api.session import sign_in_form
+from cache_service.api.http import caches, rows, zarr
+from cache_service.api.http import service as operations
+from cache_service.api.http.auth import AuthMiddleware, LoopbackHostMiddleware, Tokens
+from cache_service.api.http.catalog import Catalog
+from cache_service.api.http.limits import BodyLimitMiddleware, Gate, GateMiddleware
+from cache_service.api.http.log import RequestLogMiddleware, log_request
+from cache_service.api.http.metrics import Live, Metrics
+from cache_service.api.http.problems import add_problem_handlers, describe
+from cache_service.api.http.service import Service
+from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.waiting import Prioritize, ShardWaiter
+from cache_service.api.page import routes as page_routes
+from cache_service.api.page import sign_in
+from cache_service.api.page.pages import Pages
+from cache_service.api.page.service_ports import ServicePorts
 
 
 def create_app(config: ServeConfig) -> FastAPI:
-    """The application of a configuration, ready to be served.
+    """Create the application of a configuration.
 
     Raises:
-        ConfigError: the root is not one that can be served.
+        ConfigError: the root cannot be served.
     """
-    service = _make_service(config)
+    metrics, stopping = Metrics(), asyncio.Event()
+    builds = None
+    if config.builds is not None:
+        builds = Builds(config.root, config.builds, registry=metrics.registry)
+    service = _create_service(config, metrics, stopping, builds)
+    pages = Pages(ServicePorts(service, builds), login=bool(config.tokens))
     app = FastAPI(
         title="kd-cache",
         version=version("kd-cache"),
-        docs_url=None,  # that page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from another server
         redoc_url=None,
         redirect_slashes=False,
         telemetry={
@@ -57,67 +58,82 @@ def create_app(config: ServeConfig) -> FastAPI:
         },
         lifespan=_lifespan,
     )
-    app.state.service = service
-    # Routes are tried in this order, and to try one takes time.
-    for part in (rows, lookup, health, caches, zarr_keys, listing, builds_routes):
-        app.include_router(part.router)
-    pages = add_pages(app, service)
+    app.state.service, app.state.builds, app.state.pages = service, builds, pages
+    # Routes are matched in this order, one by one: the busiest first.
+    for room in (rows, operations, caches, zarr, build_routes, page_routes, sign_in):
+        app.include_router(room.router)
     add_problem_handlers(app)
     describe(app)
-    # The last one added is the outermost: everything is seen, refused requests too.
-    app.add_middleware(LookupLane)
+    # The middleware added last is the outermost: refused requests are logged and counted, too.
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     app.add_middleware(GateMiddleware, gate=service.gate)
-    app.add_middleware(
-        AuthMiddleware, tokens=Tokens(config.tokens), login=partial(sign_in_form, pages)
-    )
+    login = partial(sign_in.sign_in_form, pages)
+    app.add_middleware(AuthMiddleware, tokens=Tokens(config.tokens), login=login)
     if not config.tokens:
         app.add_middleware(LoopbackHostMiddleware)
-    app.add_middleware(ObserveMiddleware, observers=(service.batch.observe,))
+    observers = (metrics.observe, service.live.observe, log_request)
+    app.add_middleware(RequestLogMiddleware, observers=observers)
     return app
 
 
-def _make_service(config: ServeConfig) -> Service:
+def _create_service(
+    config: ServeConfig, metrics: Metrics, stopping: asyncio.Event, builds: Builds | None
+) -> Service:
     limits = config.limits
-    catalog = Catalog(config.root, open_shards=limits.open_shards)
     gate = Gate(
         max_in_flight=limits.max_inflight,
         max_event_streams=limits.max_streams,
         reading_threads=limits.threads,
         max_held_bytes=limits.max_answer_bytes,
     )
-    metrics, live = Metrics(), Live()
     metrics.watch(gate)
-    stopping = asyncio.Event()
-    patient = PollingFollow(catalog, stopping)
-    builds = None
-    if config.builds is not None:
-        builds = Builds(config.root, config.builds, registry=metrics.registry)
+    catalog = Catalog(config.root, open_shards=limits.open_shards)
+    if builds is not None:
+        catalog.is_expected = builds.expects
+    waiter = ShardWaiter(
+        catalog,
+        stopping,
+        max_wait_s=limits.wait_max_s,
+        max_waiting=limits.max_waiting,
+        prioritize=None if builds is None else _prioritize_in(builds),
+    )
     return Service(
         config=config,
         catalog=catalog,
-        follow=BuildFollow(builds, patient) if builds is not None else patient,
+        waiter=waiter,
         gate=gate,
         metrics=metrics,
-        live=live,
-        batch=Batch((metrics.observe, live.observe, log_requests)),
-        builds=builds,
+        live=Live(),
         stopping=stopping,
     )
 
 
+def _prioritize_in(builds: Builds) -> Prioritize:
+    async def prioritize(name: str, seed: int, shards: Sequence[int]) -> None:
+        await on_thread(builds, builds.hurry, name, seed, shards)
+
+    return prioritize
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.service
-    if service.builds is not None:
-        await anyio.to_thread.run_sync(service.builds.start)
-    ending = asyncio.create_task(end_with(service.builds, service.stopping))
+    stopping: asyncio.Event = app.state.service.stopping
+    builds: Builds | None = app.state.builds
+    if builds is not None:
+        await anyio.to_thread.run_sync(builds.start)
+    ending = asyncio.create_task(_stop_workers_early(builds, stopping))
     try:
         yield
     finally:
-        service.batch.flush()
-        service.stopping.set()
+        stopping.set()
         await ending
         await anyio.to_thread.run_sync(app.state.pages.close)
-        if service.builds is not None:
-            await anyio.to_thread.run_sync(service.builds.stop)
+        if builds is not None:
+            await anyio.to_thread.run_sync(builds.stop)
+
+
+async def _stop_workers_early(builds: Builds | None, stopping: asyncio.Event) -> None:
+    """Let the build workers end while the last requests are answered, and not after them."""
+    await stopping.wait()
+    if builds is not None:
+        builds.begin_to_stop()

@@ -23,9 +23,9 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
-from cache_service.api.config import ServeConfig
 from cache_service.api.guard import GuardLimits, guarded
-from cache_service.api.logs import set_up_logs
+from cache_service.api.http.log import set_up_logs
+from cache_service.api.http.settings import ServeConfig
 from cache_service.errors import ConfigError
 
 GRACE_SECONDS = 4

@@ -11,8 +11,8 @@ from support.command import kd_cache
 from support.serving import READ_TOKEN, TOKENS, serving, serving_process
 
 from cache_service.api.app import create_app
-from cache_service.api.auth import token_sha256
-from cache_service.api.config import ServeConfig, load_serve_config
+from cache_service.api.http.auth import token_sha256
+from cache_service.api.http.settings import ServeConfig, load_serve_config
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
 

@@ -11,9 +11,9 @@ from support.asgi import ask
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
 from cache_service.api.app import create_app
-from cache_service.api.auth import OPEN, wanted_scope
-from cache_service.api.config import ServeConfig
-from cache_service.api.problems import Problem
+from cache_service.api.http.auth import OPEN, wanted_scope
+from cache_service.api.http.problems import Problem
+from cache_service.api.http.settings import ServeConfig
 
 VALUES = {"name": "dense", "key": "zarr.json", "build_id": "0" * 16}
 
@@ -141,7 +141,7 @@ def test_a_cookie_reads_and_never_builds(root):
 
 
 def test_every_token_is_compared_in_constant_time(root, monkeypatch):
-    from cache_service.api import auth
+    from cache_service.api.http import auth
 
     compared = []
     honest = auth.hmac.compare_digest

@@ -10,8 +10,8 @@ from support.serving import READ_TOKEN, TOKENS
 from support.sockets import connect, receive_all
 
 from cache_service.api.app import create_app
-from cache_service.api.config import ServeConfig
-from cache_service.api.problems import Problem
+from cache_service.api.http.problems import Problem
+from cache_service.api.http.settings import ServeConfig
 
 PATHS = ["/", "/healthz", "/readyz", "/metrics", "/v1/caches", "/v1/events", "/static/app.js", "/x"]
 

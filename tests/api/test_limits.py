@@ -16,7 +16,7 @@ from support.serving import serving, serving_process
 from support.sockets import connect, get, metric, probing
 from support.toyservice import toy_service
 
-from cache_service.api.limits import Gate
+from cache_service.api.http.limits import Gate
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-from datetime import UTC, datetime
 
 import pytest
 import support.repeatable  # noqa: F401  loads the profile of the property tests
 from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from cache_service.api.logs import Redactor, log_requests, request_line, set_up_logs
-from cache_service.api.observe import ObserveMiddleware, Seen
+from cache_service.api.http.log import Redactor, RequestLogMiddleware, log_request, set_up_logs
 
 KEPT = ("kdcache", "kdcache.requests", "uvicorn", "uvicorn.error")
 
@@ -34,7 +30,7 @@ def stream(monkeypatch):
 @pytest.fixture
 def client():
     app = FastAPI()
-    app.add_middleware(ObserveMiddleware, observers=(log_requests,))
+    app.add_middleware(RequestLogMiddleware, observers=(log_request,))
 
     @app.get("/caches/{name}")
     async def show(name: str) -> str:
@@ -68,36 +64,6 @@ def test_a_request_is_one_line_of_json(stream, client):
         "client": "testclient",
         "names": {"name": "toy"},
     }
-
-
-@given(
-    words=st.tuples(*[st.text(max_size=20)] * 4),
-    status=st.sampled_from([200, 404, 499, 500, 503]),
-    code=st.text(max_size=20),
-    names=st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.integers(), max_size=2),
-    seconds=st.floats(0, 1e6),
-    at=st.floats(0, 4e9),
-)
-def test_a_line_by_hand_says_what_an_encoder_would(words, status, code, names, seconds, at):
-    request_id, method, route, client = words
-    seen = Seen(request_id, method, route, status, code, seconds, 7, client, names, at)
-    wanted = {
-        "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
-        "level": "error" if status >= 500 else "info",
-        "logger": "kdcache.requests",
-        "message": "request",
-        "request_id": request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        "seconds": round(seconds, 6),
-        "bytes": 7,
-        "client": client,
-    }
-    wanted |= ({"code": code} if code else {}) | ({"names": names} if names else {})
-    line = request_line(seen)
-    assert "\n" not in line
-    assert line == json.dumps(wanted)
 
 
 def test_a_log_that_is_gone_stops_no_request(client):

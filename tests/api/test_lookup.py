@@ -9,14 +9,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 from support.caches import make_rows, make_spec, open_writer, write_shard
 from support.ordered import ordered_rows
 from support.serving import serving
 
-from cache_service.api.app import create_app
-from cache_service.api.config import ServeConfig
-from cache_service.api.lane import LookupLane
 from cache_service.format.frame import CHECKSUM_HEADER, checksum_of
 from cache_service.reader import open_cache
 from cache_service.views.order import epoch_order, positions_of
@@ -179,31 +175,3 @@ def test_figures_call_a_lookup_by_its_route(server):
     by_octets(server, np.array([1], "<i4").tobytes())
     figures = server.ask("GET", "/metrics").data.decode()
     assert 'kdcache_requests_total{code="200",route="/v1/caches/{name}/lookup"}' in figures
-
-
-def test_the_lane_answers_what_the_described_route_would(root):
-    laned, plain = (create_app(ServeConfig(root=str(root))) for _ in range(2))
-    (lane,) = (each for each in plain.user_middleware if each.cls is LookupLane)
-    plain.user_middleware.remove(lane)
-    bodies = [
-        (np.array([5, 2, 5], "<i4").tobytes(), OCTETS, "seed=1"),
-        (json.dumps({"seed": 0, "samples": [3]}).encode(), JSON, ""),
-        (b"abc", OCTETS, "seed=0"),
-        (b"\0" * 8, OCTETS, "seed=x"),
-        (b"\0" * 8, "text/plain", "seed=0"),
-        (b"\xff\xff\xff\x7f", OCTETS, "seed=0"),
-        (b"\0" * 2_000_000, OCTETS, "seed=0"),
-    ]
-    answers = []
-    for app in (laned, plain):
-        with TestClient(app, base_url="http://localhost") as client:
-            answers.append([ask(client, *each) for each in bodies])
-    assert answers[0] == answers[1]
-    assert {status for status, _, _ in answers[0]} == {200, 404, 413, 415, 422}
-
-
-def ask(client, body, kind, query):
-    path = f"{LOOKUP}?{query}" if query else LOOKUP
-    answer = client.post(path, content=body, headers={"Content-Type": kind})
-    kept = {name: value for name, value in answer.headers.items() if name != "x-request-id"}
-    return answer.status_code, kept, answer.content

@@ -7,14 +7,13 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cache_service.api.limits import Gate
-from cache_service.api.live import WINDOW_SECONDS, Live, quantile
-from cache_service.api.metrics import Metrics
-from cache_service.api.observe import Seen
+from cache_service.api.http.limits import Gate
+from cache_service.api.http.log import RequestRecord
+from cache_service.api.http.metrics import WINDOW_SECONDS, Live, Metrics, quantile
 
 
 def seen(route="/v1/caches/{name}/rows", status=200, code="", seconds=0.01, num_bytes=100):
-    return Seen("id", "GET", route, status, code, seconds, num_bytes, "127.0.0.1", {}, 0.0)
+    return RequestRecord("id", "GET", route, status, code, seconds, num_bytes, "127.0.0.1", {})
 
 
 def families(metrics):
@@ -36,8 +35,8 @@ def metrics():
 
 def test_a_request_is_counted_by_route_and_code_and_its_time_by_route(metrics):
     for _ in range(2):
-        metrics.observe([seen()])
-    metrics.observe([seen(status=404)])
+        metrics.observe(seen())
+    metrics.observe(seen(status=404))
     route = "/v1/caches/{name}/rows"
     assert value(metrics, "kdcache_requests_total", route=route, code="200") == 2
     assert value(metrics, "kdcache_requests_total", route=route, code="404") == 1
@@ -46,16 +45,16 @@ def test_a_request_is_counted_by_route_and_code_and_its_time_by_route(metrics):
 
 
 def test_failures_are_counted_by_the_code_of_their_problem(metrics):
-    metrics.observe([seen(status=500, code="corrupt")])
-    metrics.observe([seen(status=500)])
-    metrics.observe([seen(status=404, code="not_a_cache")])
+    metrics.observe(seen(status=500, code="corrupt"))
+    metrics.observe(seen(status=500))
+    metrics.observe(seen(status=404, code="not_a_cache"))
     assert value(metrics, "kdcache_read_errors_total", code="corrupt") == 1
     assert value(metrics, "kdcache_read_errors_total", code="error") == 1
     assert value(metrics, "kdcache_read_errors_total", code="not_a_cache") is None
 
 
 def test_an_open_stream_does_not_count_as_a_slow_request(metrics):
-    metrics.observe([seen(route="/v1/events", seconds=3600)])
+    metrics.observe(seen(route="/v1/events", seconds=3600))
     assert value(metrics, "kdcache_request_duration_seconds_count", route="/v1/events") is None
     assert value(metrics, "kdcache_requests_total", route="/v1/events", code="200") == 1
 
@@ -72,7 +71,7 @@ def test_gauges_show_the_gate_as_it_is():
 
 
 def test_names_follow_the_rules_of_prometheus(metrics):
-    metrics.observe([seen(status=500)])
+    metrics.observe(seen(status=500))
     metrics.rows.inc(5)
     metrics.count_refusal("idle")
     found = families(metrics)
@@ -95,16 +94,16 @@ def test_names_follow_the_rules_of_prometheus(metrics):
 
 
 def test_many_caches_and_rows_add_no_series(metrics):
-    metrics.observe([seen()])
+    metrics.observe(seen())
     before = metrics.render().count(b"\n")
     for number in range(100):
-        metrics.observe([seen()._replace(names={"name": f"cache-{number}"})])
+        metrics.observe(seen()._replace(path_params={"name": f"cache-{number}"}))
     assert metrics.render().count(b"\n") == before
 
 
 def test_two_applications_count_apart():
     one, other = Metrics(), Metrics()
-    one.observe([seen()])
+    one.observe(seen())
     assert value(other, "kdcache_response_bytes_total") == 0
 
 
@@ -120,8 +119,8 @@ def test_the_last_minute_is_what_the_page_sees():
     live = Live(clock)
     for second in range(WINDOW_SECONDS * 2):
         clock.now = 100.0 + second
-        live.observe([seen(seconds=0.010, num_bytes=50)])
-    live.observe([seen(status=503, seconds=0.500)])
+        live.observe(seen(seconds=0.010, num_bytes=50))
+    live.observe(seen(status=503, seconds=0.500))
     figures = live.figures()
     assert figures["requests_per_second"] == pytest.approx(1.0, rel=0.05)
     assert figures["bytes_per_second"] == pytest.approx(50, rel=0.05)
@@ -138,7 +137,7 @@ def test_a_young_service_is_not_divided_by_a_whole_minute():
     live = Live(clock)
     clock.now += 2
     for _ in range(10):
-        live.observe([seen()])
+        live.observe(seen())
     assert live.figures()["requests_per_second"] == 5
 
 

@@ -149,7 +149,7 @@ def test_a_request_that_waits_gets_the_rows_when_they_are_recorded(tmp_path):
         timer.join()
         assert answer.status == 200
         assert safetensors.numpy.load(answer.data)["sample"].tolist() == rows["sample"][:4].tolist()
-        assert server.service.waiting == 0
+        assert server.service.waiter.waiting == 0
 
 
 def test_waiting_requests_end_when_the_server_stops(tmp_path):
@@ -159,7 +159,7 @@ def test_waiting_requests_end_when_the_server_stops(tmp_path):
         path = "/v1/caches/growing/rows?seed=0&start=0&stop=4&wait=25"
         asking = threading.Thread(target=lambda: found.append(server.ask("GET", path).status))
         asking.start()
-        while not server.service.waiting:
+        while not server.service.waiter.waiting:
             time.sleep(0.01)
         begun = time.monotonic()
     asking.join(10)

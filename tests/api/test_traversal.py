@@ -13,7 +13,7 @@ from support.asgi import ask
 from support.caches import make_spec, write_cache
 
 from cache_service.api.app import create_app
-from cache_service.api.config import ServeConfig
+from cache_service.api.http.settings import ServeConfig
 
 SECRET = b"from outside of the root"
 MARK = b'"purpose":"outside"'

@@ -16,7 +16,7 @@ from support.caches import make_head, make_rows, make_spec, make_witnesses, open
 from support.serving import serving
 from zarr.storage import ObjectStore
 
-from cache_service.api.ranges import BadRangeError, parse_range
+from cache_service.api.http.zarr import BadRangeError, parse_range
 from cache_service.format.layout import row_arrays
 
 KEY = "logits/c/0/1/0/0"

@@ -13,7 +13,7 @@ from PIL import Image
 from support.pages import ROOT, blocks, blocks_of
 
 from cache_service.api.builds.request import BuildRequest, build_config
-from cache_service.api.config import ServeConfig, load_serve_config
+from cache_service.api.http.settings import ServeConfig, load_serve_config
 from cache_service.configfile import load_yaml_config, validate_config
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.models.cifar import CIFAR_NAMES  # noqa: F401  timm knows them by this

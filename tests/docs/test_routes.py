@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from support.pages import ROOT
 
 from cache_service.api.app import create_app
-from cache_service.api.config import ServeConfig
+from cache_service.api.http.settings import ServeConfig
 from docs.service import PAGES, openapi
 
 TEXT = (ROOT / "docs" / "serving.md").read_text()

@@ -18,12 +18,11 @@ from support.builds import record_toy
 from support.caches import make_spec, open_writer, write_shard
 from support.page_ports import FolderPorts
 
-from cache_service.api import session
-from cache_service.api.auth import AuthMiddleware, Tokens
-from cache_service.api.config import TokenConfig
-from cache_service.api.page import routes
+from cache_service.api.http.auth import AuthMiddleware, Tokens
+from cache_service.api.http.problems import add_problem_handlers
+from cache_service.api.http.settings import TokenConfig
+from cache_service.api.page import routes, sign_in
 from cache_service.api.page.pages import Pages
-from cache_service.api.problems import add_problem_handlers
 
 DATASET = {"name": "support.toys:patches", "args": {"num_samples": 96}}
 
@@ -57,11 +56,11 @@ def serving(pages: Pages, tokens: tuple[TokenConfig, ...] = ()) -> Iterator[str]
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(routes.router)
-    app.include_router(session.router)
+    app.include_router(sign_in.router)
     app.add_middleware(
         AuthMiddleware,
         tokens=Tokens(tokens),
-        login=lambda request: session.sign_in_form(pages, request),
+        login=lambda request: sign_in.sign_in_form(pages, request),
     )
     add_problem_handlers(app)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)

@@ -12,7 +12,7 @@ from http.cookies import SimpleCookie
 import pytest
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
-from cache_service.api import session
+from cache_service.api.page import sign_in
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 BROWSER = {"Accept": "text/html"}
@@ -30,7 +30,7 @@ def closed(root):
         yield running
 
 
-def sign_in(service, token, **headers):
+def signs_in(service, token, **headers):
     body = f"token={token}&next=%2Fcaches%2Fplain%3Fa%3D1".encode()
     return service.ask("POST", "/login", body=body, headers=FORM | headers)
 
@@ -87,7 +87,7 @@ def test_a_stranger_with_a_browser_gets_the_form_and_a_program_the_problem(close
 
 
 def test_a_token_opens_the_pages_by_a_cookie_that_scripts_and_other_sites_cannot_use(closed):
-    answer = sign_in(closed, READ_TOKEN)
+    answer = signs_in(closed, READ_TOKEN)
     assert (answer.status, answer.headers["location"]) == (303, "/caches/plain?a=1")
     cookie = SimpleCookie(answer.headers["set-cookie"])["kd_cache_token"]
     assert cookie["httponly"]
@@ -100,7 +100,7 @@ def test_a_token_opens_the_pages_by_a_cookie_that_scripts_and_other_sites_cannot
     assert "Sign out" in page.data.decode()
     assert READ_TOKEN not in page.data.decode()
     assert str(closed.service.config.root) not in page.data.decode()
-    through_tls = sign_in(closed, READ_TOKEN, **{"X-Forwarded-Proto": "https"})
+    through_tls = signs_in(closed, READ_TOKEN, **{"X-Forwarded-Proto": "https"})
     assert "Secure" in through_tls.headers["set-cookie"]
 
 
@@ -118,29 +118,29 @@ def test_signing_out_takes_the_cookie_back(closed):
 
 
 def test_a_form_of_another_site_and_a_long_one_are_refused(closed):
-    answer = sign_in(closed, READ_TOKEN, **{"Sec-Fetch-Site": "cross-site"})
+    answer = signs_in(closed, READ_TOKEN, **{"Sec-Fetch-Site": "cross-site"})
     assert answer.status == 403
     assert "set-cookie" not in answer.headers
-    assert sign_in(closed, "x" * 5000).status == 401
+    assert signs_in(closed, "x" * 5000).status == 401
 
 
 def test_wrong_tokens_are_refused_and_soon_not_even_heard(root):
     with serving(root, tokens=TOKENS) as service:
-        for _ in range(session.MAX_TRIES):
-            answer = sign_in(service, "wrong")
+        for _ in range(sign_in.MAX_TRIES):
+            answer = signs_in(service, "wrong")
             assert answer.status == 401
             assert "not known here" in answer.data.decode()
-        assert sign_in(service, READ_TOKEN).status == 429
+        assert signs_in(service, READ_TOKEN).status == 429
 
 
 def test_one_address_that_guesses_does_not_lock_others_out_and_few_are_remembered():
-    tries = session.Tries()
-    for _ in range(session.MAX_TRIES):
+    tries = sign_in.Tries()
+    for _ in range(sign_in.MAX_TRIES):
         assert tries.wait_s("a") == 0
         tries.count("a")
-    assert 0 < tries.wait_s("a") <= session.TRIES_S
+    assert 0 < tries.wait_s("a") <= sign_in.TRIES_S
     assert tries.wait_s("b") == 0
-    for number in range(session.MAX_ADDRESSES):
+    for number in range(sign_in.MAX_ADDRESSES):
         tries.count(str(number))
     assert tries.wait_s("a") == 0
 
@@ -160,14 +160,14 @@ def test_one_address_that_guesses_does_not_lock_others_out_and_few_are_remembere
     ],
 )
 def test_nobody_is_sent_elsewhere(written):
-    assert session.local_path(written) == "/"
+    assert sign_in.local_path(written) == "/"
 
 
 @pytest.mark.parametrize(
     "written", ["/", "/caches/c100-r32x4", "/caches/a/explore?seed=1&sample=2"]
 )
 def test_a_path_of_the_server_is_gone_back_to(written):
-    assert session.local_path(written) == written
+    assert sign_in.local_path(written) == written
 
 
 def test_a_token_in_an_address_is_not_repeated_in_the_form(closed):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import urllib3
 
 from cache_service.api.app import create_app
-from cache_service.api.auth import token_sha256
-from cache_service.api.config import ServeConfig
+from cache_service.api.http.auth import token_sha256
+from cache_service.api.http.service import Service
+from cache_service.api.http.settings import ServeConfig
 from cache_service.api.server import listen, make_server, url_of
-from cache_service.api.service import Service
 
 READ_TOKEN, BUILD_TOKEN = "read-" + "r" * 38, "build-" + "b" * 37
 

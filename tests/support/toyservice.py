@@ -23,11 +23,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from cache_service.api.guard import GuardLimits
-from cache_service.api.limits import Gate, GateMiddleware
-from cache_service.api.live import Live
-from cache_service.api.logs import log_requests, set_up_logs
-from cache_service.api.metrics import MEDIA_TYPE, Metrics
-from cache_service.api.observe import ObserveMiddleware
+from cache_service.api.http.limits import Gate, GateMiddleware
+from cache_service.api.http.log import RequestLogMiddleware, log_request, set_up_logs
+from cache_service.api.http.metrics import MEDIA_TYPE, Live, Metrics
 from cache_service.api.server import (
     Server,
     allow_open_files,
@@ -70,7 +68,7 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
     app = FastAPI(lifespan=lifespan, max_body_size=settings["body_bytes"])
     app.state.metrics = metrics
     app.add_middleware(GateMiddleware, gate=gate)
-    app.add_middleware(ObserveMiddleware, observers=(metrics.observe, live.observe, log_requests))
+    app.add_middleware(RequestLogMiddleware, observers=(metrics.observe, live.observe, log_request))
     _add_routes(app, gate, metrics, live)
     return app
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from cache_service.api.builds.config import BuildLimits, BuildsConfig, Name
+from cache_service.api.http.settings import BuildLimits, BuildsConfig, Name
 from cache_service.configfile import suggest, validate_config
 from cache_service.errors import ConfigError
 from cache_service.format.frozen import Frozen

@@ -13,7 +13,7 @@ from cache_service.api.builds.events import build_events, on_thread
 from cache_service.api.builds.request import BuildRequest
 from cache_service.api.builds.states import Build
 from cache_service.api.builds.supervisor import Builds
-from cache_service.api.problems import responses
+from cache_service.api.http.problems import responses
 from cache_service.format.frozen import Frozen
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
@@ -29,7 +29,7 @@ class BuildList(Frozen):
 
 def builds_of(request: Request) -> Builds:
     """The builds of the server. Raises BuildsOffError where its configuration has none."""
-    builds: Builds | None = request.app.state.service.builds
+    builds: Builds | None = request.app.state.builds
     if builds is None:
         raise BuildsOffError(
             "this server runs no builds.", hint="Its operator adds `builds:` to its configuration."

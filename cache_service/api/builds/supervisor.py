@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 from prometheus_client import CollectorRegistry
 
-from cache_service.api.builds.config import BuildsConfig
 from cache_service.api.builds.figures import BuildFigures
 from cache_service.api.builds.lane import Lane
 from cache_service.api.builds.process import COMMAND
@@ -18,6 +17,7 @@ from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.builds.states import Build
 from cache_service.api.builds.store import BuildStore
 from cache_service.api.builds.watch import Terms
+from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError, KdCacheError
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import Shard

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache_service.api.builds.states import Build
+from cache_service.api.builds.supervisor import Builds
+from cache_service.api.http.service import Service
 from cache_service.api.page.ports import BuildNews, Opened, Traffic
-from cache_service.api.service import Service
 
 MAX_BUILDS = 20
 """Builds on the page, the newest first."""
@@ -19,8 +20,9 @@ SOMEWHERE = "ROOT"
 class ServicePorts:
     """See `ports.Ports`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, builds: Builds | None) -> None:
         self._service = service
+        self._builds = builds
 
     @property
     def root(self) -> str:
@@ -39,7 +41,7 @@ class ServicePorts:
     @property
     def builds_enabled(self) -> bool:
         """Whether the server runs builds."""
-        return self._service.builds is not None
+        return self._builds is not None
 
     def names(self) -> list[str]:
         """Names of the caches, sorted."""
@@ -52,7 +54,7 @@ class ServicePorts:
 
     def builds(self) -> list[BuildNews]:
         """Builds, the newest first."""
-        found = self._service.builds
+        found = self._builds
         return [] if found is None else [news_of(build) for build in found.list(MAX_BUILDS)]
 
     def traffic(self) -> Traffic:

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from support.build_queue import builds_document, request_document, wanted
 
-from cache_service.api.builds.config import BuildsConfig
 from cache_service.api.builds.request import build_config
+from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError
 
 BUILDS = BuildsConfig.model_validate(

@@ -24,9 +24,9 @@ from support.build_queue import (
 from support.builds import build_document
 
 from cache_service.api.builds import lane, watch
-from cache_service.api.builds.config import BuildsConfig
 from cache_service.api.builds.process import Worker
 from cache_service.api.builds.supervisor import Builds
+from cache_service.api.http.settings import BuildsConfig
 from cache_service.recording.config import BuildConfig
 
 FINISHES = "say(progress=progress(9)); say(done=True)"

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from cache_service.api.auth import COOKIE, Tokens
+from cache_service.api.http.auth import COOKIE, Tokens
 from cache_service.api.page.pages import Pages
 from cache_service.api.page.routes import framed_alone, pages_of
 

@@ -7,10 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from cache_service.api.answers import entity_tag, matches
-from cache_service.api.catalog import Catalog, Served
-from cache_service.api.problems import responses
-from cache_service.api.service import TheService
+from cache_service.api.http.catalog import Catalog, Served
+from cache_service.api.http.problems import responses
+from cache_service.api.http.rows import entity_tag, matches
+from cache_service.api.http.service import TheService
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json
 from cache_service.format.frozen import Frozen

@@ -1,0 +1,97 @@
+"""What the routes of one application share, and the routes that say how the service is."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from cache_service.api.http.catalog import Catalog
+from cache_service.api.http.limits import Gate
+from cache_service.api.http.metrics import MEDIA_TYPE, Live, Metrics
+from cache_service.api.http.problems import responses
+from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.waiting import ShardWaiter
+from cache_service.errors import KdCacheError, StorageError
+from cache_service.format.frozen import Frozen
+
+router = APIRouter(tags=["operations"])
+
+READY_S = 2.0
+"""A root that cannot be listed within this time counts as not ready, seconds."""
+
+
+@dataclass
+class Service:
+    """One service, from start to stop.
+
+    Attributes:
+        catalog: the caches below the root.
+        waiter: waits for shards that are being recorded.
+        gate: limits what runs at a time, and runs reads on threads.
+        metrics: for Prometheus.
+        live: rates and latencies for the page.
+        stopping: set when the server stops: streams and waits end.
+        probes: limiter of the thread that lists the root for `/readyz`.
+    """
+
+    config: ServeConfig
+    catalog: Catalog
+    waiter: ShardWaiter
+    gate: Gate
+    metrics: Metrics
+    live: Live
+    stopping: asyncio.Event
+    probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+
+
+async def service_of(request: Request) -> Service:
+    """Return the service of a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(service_of)]
+"""Type of a route's parameter that takes the service."""
+
+
+class Health(Frozen):
+    """`status` is `ok`, or `ready`."""
+
+    status: str
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", response_model=Health)
+async def healthz() -> Health:
+    """The process answers. Touches nothing."""
+    return Health(status="ok")
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", response_model=Health, responses=responses(503))
+async def readyz(service: TheService) -> Health:
+    """The root can be listed."""
+    if service.stopping.is_set():
+        raise StorageError("the service is stopping.")
+    try:
+        with anyio.fail_after(READY_S):
+            await anyio.to_thread.run_sync(
+                service.catalog.check, limiter=service.probes, abandon_on_cancel=True
+            )
+    except TimeoutError:
+        raise StorageError(f"the root was not listed within {READY_S:g} s.") from None
+    except (KdCacheError, OSError) as problem:
+        raise StorageError("the root cannot be listed.") from problem
+    return Health(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses=responses())
+async def metrics(service: TheService) -> Response:
+    """Figures in Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=MEDIA_TYPE)
