@@ -6,7 +6,8 @@ command line prints it as it is and the service sends it as the `detail` of a pr
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class KdCacheError(Exception):
@@ -27,6 +28,22 @@ class KdCacheError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip out of a loader worker: pickling keeps the class and both parts."""
         return (_rebuild, (type(self), self.message, self.hint))
+
+    def as_document(self) -> dict[str, Any]:
+        """The error as JSON, for another process; see `error_from_document`."""
+        return {
+            "code": self.code,
+            "status": self.http_status,
+            "detail": self.message,
+            "hint": self.hint,
+        }
+
+
+def error_from_document(document: Mapping[str, Any]) -> KdCacheError:
+    """The error of `as_document`; a `KdCacheError` if the code is none of this module's."""
+    kinds = {kind.code: kind for kind in KdCacheError.__subclasses__()}
+    kind = kinds.get(document["code"], KdCacheError)
+    return kind(document["detail"], hint=document["hint"])
 
 
 def _rebuild(kind: type[KdCacheError], message: str, hint: str) -> KdCacheError:

@@ -10,18 +10,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from cache_service.format.group import ROOT_KEY
 from cache_service.interrupts import stop_on_signal
-from cache_service.recording.crew import Builder
+from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import WHOLE, Part
-from cache_service.recording.opened import OpenedBuild
+from cache_service.recording.opened import OpenedBuild, resolve_device
 from cache_service.recording.progress import OnProgress, Progress
 from cache_service.recording.record import open_writer, record
+from cache_service.recording.worker import RecordingWorker
 from cache_service.storage import open_storage
 from cache_service.teacher import require_trained
 
 POLL_S = 0.2
-"""How often builders are looked after."""
+"""How often the worker processes are checked."""
 
 
 def prepare(build: OpenedBuild, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -48,31 +51,47 @@ def run_local(
     part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
 ) -> int:
-    """Record a part with `config.processes` builders. Returns the shards committed.
+    """Record a part with `config.processes` worker processes. Returns the shards committed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is committed stays.
-        KdCacheError: whatever stopped a builder.
+        KdCacheError: whatever stopped a worker.
     """
     if build.config.processes == 1:
         return record(build, open_writer(build), seeds=seeds, part=part, on_progress=on_progress)
-    count = build.config.processes
-    parts = [Part(part.index + part.count * i, part.count * count) for i in range(count)]
-    crew = [Builder(build.config, seeds, each, number=i) for i, each in enumerate(parts)]
+    workers = _start_workers(build.config, seeds, part)
     try:
         with stop_on_signal() as stop:
-            while not all(builder.done for builder in crew):
+            while not all(worker.is_done for worker in workers):
                 if stop.requested:
                     raise KeyboardInterrupt
                 time.sleep(POLL_S)
-                for builder in crew:
-                    builder.look_after()
-                on_progress(_total([builder.progress for builder in crew if builder.progress]))
+                for worker in workers:
+                    worker.check()
+                on_progress(_total([worker.progress for worker in workers if worker.progress]))
     finally:
-        for builder in crew:
-            builder.stop()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.stop()
         open_storage(build.config.cache).sweep()
-    return sum(builder.committed for builder in crew)
+    return sum(worker.committed for worker in workers)
+
+
+def _start_workers(
+    config: BuildConfig, seeds: tuple[int, ...], part: Part
+) -> list[RecordingWorker]:
+    """One worker for each share of a part; GPUs are given out in turn."""
+    count, device = config.processes, resolve_device(config.device)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return [
+        RecordingWorker(
+            config.model_copy(update={"device": f"cuda:{number % gpus}" if gpus else device}),
+            seeds,
+            Part(part.index + part.count * number, part.count * count),
+        )
+        for number in range(count)
+    ]
 
 
 def _total(parts: list[Progress]) -> Progress:

@@ -35,16 +35,16 @@ def _holders() -> list[tuple[psutil.Process, set[str]]]:
     return found
 
 
-def _disturb(number: int, times: int, stop: threading.Event, struck: list[int]) -> None:
+def _disturb(number: int, times: int, stop: threading.Event, killed: list[int]) -> None:
     # At its third shard a builder has told of its first. One that dies before that, four times in a
     # row, is rightly given up, and one that hangs before gets ten minutes.
     shards: dict[int, set[str]] = defaultdict(set)
-    while len(struck) < times and not stop.wait(0.05):
+    while len(killed) < times and not stop.wait(0.05):
         for child, locks in _holders():
             shards[child.pid] |= locks
-            if len(shards[child.pid]) > 2 and child.pid not in struck:
+            if len(shards[child.pid]) > 2 and child.pid not in killed:
                 child.send_signal(number)
-                struck.append(child.pid)
+                killed.append(child.pid)
                 break
 
 
@@ -60,19 +60,19 @@ def _disturb(number: int, times: int, stop: threading.Event, struck: list[int]) 
 def test_builders_that_die_or_hang_are_replaced_and_every_shard_is_there_once(
     tmp_path, number, times
 ):
-    # Long enough that the builders are still at it when the last of them is struck.
+    # Long enough that the builders are still at it when the last of them is killed or stopped.
     sizes = SIZES | {"seeds": f"0:{2 + times}"}
     record_toy(str(tmp_path / "whole"), **sizes)
     build = open_toy(str(tmp_path / "c"), **sizes, processes=2, stall_s=8.0)
-    stop, struck = threading.Event(), []
-    disturber = threading.Thread(target=_disturb, args=(number, times, stop, struck))
+    stop, killed = threading.Event(), []
+    disturber = threading.Thread(target=_disturb, args=(number, times, stop, killed))
     disturber.start()
     try:
         run_build(build)
     finally:
         stop.set()
         disturber.join()
-    assert len(struck) == times
+    assert len(killed) == times
     assert tree_bytes(tmp_path / "c") == tree_bytes(tmp_path / "whole")
 
 
@@ -101,15 +101,15 @@ def test_builders_of_one_shard_commit_it_exactly_once_and_all_end_clean(
         cache = str(tmp_path / f"c{turn}")
         prepare(open_toy(cache, **sizes))
         gate, results = context.Barrier(processes), context.Queue()
-        crew = [
+        racers = [
             context.Process(target=_race, args=(cache, gate, results)) for _ in range(processes)
         ]
-        for each in crew:
+        for each in racers:
             each.start()
-        committed = [results.get(timeout=120) for _ in crew]
-        for each in crew:
+        committed = [results.get(timeout=120) for _ in racers]
+        for each in racers:
             each.join()
-        assert [each.exitcode for each in crew] == [0] * processes
+        assert [each.exitcode for each in racers] == [0] * processes
         assert sorted(committed) == [0] * (processes - 1) + [1]
         assert tree_bytes(Path(cache)) == tree_bytes(tmp_path / "whole")
 
@@ -133,7 +133,7 @@ def test_batch_sizes_give_the_same_views_and_answers_to_the_last_bits(tmp_path, 
     assert (one["logits"].argmax(-1) == other["logits"].argmax(-1)).mean() >= 0.999
 
 
-def test_a_builder_that_refuses_stops_the_crew_with_its_reason(tmp_path):
+def test_a_builder_that_refuses_stops_the_pool_with_its_reason(tmp_path):
     build = open_toy(
         str(tmp_path / "c"), processes=2, scales=[1], teacher__model_args={"scale": 1e7}
     )

@@ -6,16 +6,13 @@ each waits for its job, so that nothing is loading while something is timed.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from cache_service.errors import KdCacheError
-from cli.experiments.demo.way import INTERRUPTED, Measured, OnEpoch, WayJob
+from cache_service.errors import KdCacheError, error_from_document
+from cache_service.processes import INTERRUPTED, ChildProcess, module_command
+from cli.experiments.demo.way import Measured, OnEpoch, WayJob
 
 STOP_S = 20.0
 """How long a child may take to finish its step and save it, before it is killed."""
@@ -27,7 +24,7 @@ class Children:
     def __init__(self, count: int, *, threads: int) -> None:
         self._count = count
         self._threads = threads
-        self._waiting: list[subprocess.Popen[str]] = []
+        self._waiting: list[ChildProcess] = []
 
     def __enter__(self) -> Self:
         self._waiting = [_start(self._threads) for _ in range(self._count)]
@@ -49,69 +46,42 @@ class Children:
             KdCacheError: what the child refused, or that it died.
         """
         child = self._waiting.pop(0)
-        assert child.stdin is not None
-        assert child.stdout is not None
         try:
-            _hand_over(child.stdin, job)
-            told = _listen(child.stdout, on_epoch)
+            child.send(job.model_dump(mode="json"))
+            last = _last_message(child, on_epoch)
             status = child.wait()
         finally:
             _stop([child])
-        if "measured" in told:
-            return Measured.model_validate(told["measured"])
-        if "refused" in told:
-            raise _refusal(**told["refused"])
+        if "measured" in last:
+            return Measured.model_validate(last["measured"])
+        if "error" in last:
+            raise error_from_document(last["error"])
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         raise KdCacheError(
-            f"the process that trained into {job.train.out} ended with status {status}; what it "
-            "said is above."
+            f"the process that trained into {job.train.out} ended with status {status}; its "
+            "messages are above."
         )
 
 
-def _start(threads: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        # -P: a folder named cli where the user stands must not be taken for ours.
-        [sys.executable, "-P", "-m", "cli.experiments.demo.way"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        # Ctrl-C goes to the whole group: the children are told by us, once.
-        process_group=0,
+def _start(threads: int) -> ChildProcess:
+    return ChildProcess(
+        module_command("cli.experiments.demo.way"),
+        environment={"OMP_NUM_THREADS": str(threads)},
     )
 
 
-def _hand_over(stdin: IO[str], job: WayJob) -> None:
-    try:
-        stdin.write(job.model_dump_json())
-        stdin.close()
-    except BrokenPipeError:  # it has died; its status tells more than this does
-        return
-
-
-def _listen(stdout: IO[str], on_epoch: OnEpoch) -> dict[str, Any]:
+def _last_message(child: ChildProcess, on_epoch: OnEpoch) -> dict[str, Any]:
     """The last message; epochs are passed on."""
-    for line in stdout:
-        told: dict[str, Any] = json.loads(line)
-        if "epoch" not in told:
-            return told
-        on_epoch(*told["epoch"])
+    while (message := child.receive()) is not None:
+        if "epoch" not in message:
+            return message
+        on_epoch(*message["epoch"])
     return {}
 
 
-def _stop(children: Sequence[subprocess.Popen[str]]) -> None:
+def _stop(children: Sequence[ChildProcess]) -> None:
     for child in children:
-        if child.poll() is None:
-            child.terminate()
+        child.terminate()
     for child in children:
-        with child:
-            try:
-                child.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-
-
-def _refusal(code: str, message: str, hint: str) -> KdCacheError:
-    kinds = {kind.code: kind for kind in KdCacheError.__subclasses__()}
-    return kinds.get(code, KdCacheError)(message, hint=hint)
+        child.stop(STOP_S)

@@ -7,13 +7,10 @@ memory is measured.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
 
 import sklearn.datasets  # noqa: F401  what `digits` loads when it is opened
 import timm  # noqa: F401  what networks are made with
@@ -24,6 +21,7 @@ from cache_service.datasets import open_dataset
 from cache_service.errors import KdCacheError
 from cache_service.format.frozen import Frozen
 from cache_service.models.preprocess import prepare_views
+from cache_service.processes import INTERRUPTED, ParentConnection
 from cache_service.teacher import TeacherConfig, load_teacher
 from cache_service.teacher.teacher import exact_kernels
 from cli.experiments.demo.memory import PeakMemory
@@ -33,8 +31,6 @@ from distill.methods import TeacherFacts
 from distill.stream import LiveTeacher
 from distill.students import choose_device
 from distill.train import train
-
-INTERRUPTED = 130
 
 OnEpoch = Callable[[int, float], None]
 """Told of the epochs completed and the share of test images right."""
@@ -140,33 +136,24 @@ def live_teacher(config: TeacherConfig, train: TrainConfig, device: torch.device
     return LiveTeacher(facts, answer)
 
 
-def main() -> None:
-    """Do the job on standard input."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as channel:
-        # What any library prints must not get between the lines.
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        given = sys.stdin.read()
-        if not given:  # whoever started us is gone
-            return
-        job = WayJob.model_validate_json(given)
-        torch.set_num_threads(job.threads)
-        try:
-            measured = measure_way(
-                job, lambda epoch, accuracy: _tell(channel, "epoch", [epoch, accuracy])
-            )
-        except KdCacheError as refusal:
-            told = {"code": refusal.code, "message": refusal.message, "hint": refusal.hint}
-            _tell(channel, "refused", told)
-            sys.exit(refusal.exit_code)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        _tell(channel, "measured", measured.model_dump(mode="json"))
-
-
-def _tell(channel: TextIO, kind: str, value: object) -> None:
-    channel.write(json.dumps({kind: value}) + "\n")
-    channel.flush()
+def main() -> int:
+    """Do the job that the parent sends. Returns the exit status."""
+    parent = ParentConnection()
+    message = parent.receive()
+    if message is None:  # the parent is gone
+        return 0
+    job = WayJob.model_validate(message)
+    torch.set_num_threads(job.threads)
+    try:
+        measured = measure_way(job, lambda *epoch: parent.send({"epoch": epoch}))
+    except KdCacheError as refusal:
+        parent.send({"error": refusal.as_document()})
+        return refusal.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    parent.send({"measured": measured.model_dump(mode="json")})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
