@@ -33,8 +33,8 @@ class Batch(NamedTuple):
         samples_B: int64 dataset items.
         rows: encoded teacher rows, one dict per cache, keyed by the cache's array names.
         cursor: where in the run.
-        again: the same samples under another seed, for methods that compare views.
-        classmates: another sample of each one's class, for methods that compare those.
+        other_views: one other view for each of these, by the name of the pairing that chose them
+            (`distill.methods.requirements`); empty where no method compares views.
     """
 
     images_BHW3: Tensor
@@ -44,8 +44,7 @@ class Batch(NamedTuple):
     samples_B: Tensor
     rows: tuple[dict[str, Tensor], ...]
     cursor: Cursor
-    again: Batch | None = None
-    classmates: Batch | None = None
+    other_views: dict[str, Batch] = {}  # noqa: RUF012 - never changed in place
 
     def to(self, device: str, *, non_blocking: bool = True) -> Batch:
         """The same batch on a device."""
@@ -69,8 +68,7 @@ class Batch(NamedTuple):
             samples_B=change(self.samples_B),
             rows=tuple({name: change(row) for name, row in rows.items()} for rows in self.rows),
             cursor=self.cursor,
-            again=self.again and self.again.changed(change),
-            classmates=self.classmates and self.classmates.changed(change),
+            other_views={name: b.changed(change) for name, b in self.other_views.items()},
         )
 
 

@@ -19,12 +19,9 @@ from cache_service.loading import STALLED_S, load_ahead
 from cache_service.remote.source import RowSource
 from cache_service.views.replay import ViewBatch, Views
 from distill.batches import Batch, BatchPlan, Cursor
-from distill.methods import Needs
-from distill.pairs import Classmates, Enriched, other_seed, plain_positions, positions_in
+from distill.methods import Requirements, ViewSelection
 from distill.replay import ReplayGuard
 from distill.targets import TargetDecoder
-
-NO_NEEDS = Needs()
 
 
 class Replay:
@@ -179,41 +176,24 @@ def tensors_of(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
 class _PlannedBatches:
     """Step -> Batch, in whichever process."""
 
-    def __init__(self, replay: Replay, plan: BatchPlan, needs: Needs) -> None:
+    def __init__(self, replay: Replay, plan: BatchPlan, selection: ViewSelection) -> None:
         self._replay = replay
         self._plan = plan
-        self._again = needs.again
-        labels = replay.images.labels
-        self._classmates = Classmates(labels) if needs.classmates else None
-        self._positions = (
-            plain_positions if needs.special is None else Enriched(labels, needs.special).at
-        )
+        self._selection = selection
         specs = [cache.spec for cache in replay.caches]
         self._names = [TargetDecoder(spec, None, device="cpu").array_names for spec in specs]
 
     def __call__(self, step: int) -> Batch:
         cursor = self._plan.cursor(step)
-        batch = self._batch(cursor, self._positions(cursor))
-        return batch._replace(again=self._see_again(batch), classmates=self._see_mates(batch))
-
-    def _see_again(self, batch: Batch) -> Batch | None:
-        if not self._again:
-            return None
-        cursor = batch.cursor
-        other = cursor._replace(seed=other_seed(self._plan.seeds, cursor.epoch))
-        return self._batch_of(other, batch.samples_B.numpy())
-
-    def _see_mates(self, batch: Batch) -> Batch | None:
-        if self._classmates is None:
-            return None
-        cursor = batch.cursor
-        samples_B = batch.samples_B.numpy()
-        mates_B = self._classmates.of(samples_B, seed=cursor.seed, epoch=cursor.epoch)
-        return self._batch_of(cursor, mates_B)
-
-    def _batch_of(self, cursor: Cursor, samples_B: NDArray[np.integer]) -> Batch:
-        num_samples = len(self._replay.images)
-        return self._batch(cursor, positions_in(cursor.seed, samples_B, num_samples=num_samples))
+        at = {"seed": cursor.seed, "epoch": cursor.epoch}
+        batch = self._batch(cursor, self._selection.positions(cursor.start, cursor.stop, **at))
+        others = self._selection.other_views(batch.samples_B.numpy(), **at)
+        return batch._replace(
+            other_views={
+                name: self._batch(cursor._replace(seed=seed), positions)
+                for name, (seed, positions) in others.items()
+            }
+        )
 
     def _batch(self, cursor: Cursor, positions: NDArray[np.int64]) -> Batch:
         views, rows = self._replay(cursor.seed, positions)
@@ -235,7 +215,7 @@ def train_loader(
     replay: Replay,
     plan: BatchPlan,
     *,
-    needs: Needs = NO_NEEDS,
+    requirements: Requirements | None = None,
     first_step: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
@@ -243,13 +223,16 @@ def train_loader(
 ) -> Iterator[Batch]:
     """The plan's batches from `first_step` on, in order, whatever the number of workers.
 
-    With `needs`, each comes with the other views that a method compares its own to.
+    `requirements` of methods add other views to each batch, or select the samples of an epoch.
 
     Raises:
         KdCacheError: from reading or replaying, also out of a worker.
     """
+    selection = ViewSelection(
+        requirements or Requirements(), labels_N=replay.images.labels, seeds=plan.seeds
+    )
     return load_ahead(
-        _PlannedBatches(replay, plan, needs),
+        _PlannedBatches(replay, plan, selection),
         range(first_step, plan.num_steps),
         workers=workers,
         pin_memory=pin_memory,

@@ -11,7 +11,7 @@ from typing import Any
 from cache_service.configfile import read_document, suggest, validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig
-from distill.methods import method_of
+from distill.methods import requirements_of
 from distill.student_state import ALONE, StudentState
 
 OWN = (
@@ -127,7 +127,7 @@ def refuse_apart_peers(students: Sequence[StudentState]) -> None:
     Raises:
         ConfigError: names both, and how far they are.
     """
-    peers = [each for each in students if method_of(each.settings).asks_peers]
+    peers = [each for each in students if requirements_of(each.settings).peers]
     for one, other in pairwise(peers):
         if one.history.step != other.history.step:
             raise ConfigError(
@@ -141,7 +141,7 @@ def _refuse_equal_peers(configs: Mapping[str, TrainConfig]) -> None:
     """Peers alike in everything start alike, and never have anything to teach each other."""
     known: dict[str, str] = {}
     for name, config in configs.items():
-        if method_of(config.method).asks_peers:
+        if requirements_of(config.method).peers:
             settings = config.model_copy(update={"out": ""}).model_dump_json()
             if settings in known:
                 raise ConfigError(

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cache_service.errors import UnsupportedError
 from cache_service.models.preprocess import prepare_views
 from distill.batches import Batch
 from distill.finite import FiniteWatch
-from distill.methods import PeerLogits, Step, method_of
+from distill.methods import OtherViews, PeerLogits, Step, ViewLabels, method_of, requirements_of
+from distill.methods.requirements import Pairing
 from distill.randomness import seed_step
 from distill.stream import Stream
 from distill.student_state import StudentState
@@ -58,7 +60,7 @@ class BatchTargets:
     ) -> Tensor:
         """A teacher's logits, float32 [B, R, C]; the same tensor for whoever asks again.
 
-        `views` is a part of `batch`, such as `batch.again`; by default all of it.
+        `views` is a part of `batch`, such as one of `batch.other_views`; by default all of it.
         """
         batch = self.batch if views is None else views
         asked = (id(batch), cache, temperature)
@@ -112,20 +114,33 @@ def _learn_terms(
     step = Step(
         student=student.model,
         images_B3HW=_see(context, student, targets.batch),
-        batch=targets.batch,
-        teacher=targets.teacher_logits,
+        labels=ViewLabels(*targets.batch[1:4]),
+        samples_B=targets.batch.samples_B,
+        teacher_logits=targets.teacher_logits,
         teachers=context.stream.facts.teachers,
         epoch=cursor.step / context.stream.facts.plan.steps_per_epoch,
         label_smoothing=student.config.label_smoothing,
         metrics={},
         peers=peers,
         epochs=context.stream.facts.plan.epochs,
-        see=partial(_see, context, student),
-        memory=student.own_rows,
+        other_views=partial(_other_views, context, student, targets),
+        history=student.predictions,
     )
     with student.autocast(context.device):
         terms = method_of(student.settings).terms(student.settings, step)
     return terms, step.metrics
+
+
+def _other_views(
+    context: TrainContext, student: StudentState, targets: BatchTargets, pairing: type[Pairing]
+) -> OtherViews:
+    views = targets.batch.other_views.get(pairing.name)
+    if views is None:
+        raise UnsupportedError(
+            "the stream of this run provides no other views beside each batch's own.",
+            hint="Train from a train file, or give a stream of your own `Batch.other_views`.",
+        )
+    return OtherViews(_see(context, student, views), partial(targets.teacher_logits, views=views))
 
 
 def _see(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
@@ -143,7 +158,7 @@ def _answer_as_peers(
     """Logits of each student that others learn from: all answer before any of them moves."""
     answers = {}
     for place, student in enumerate(students):
-        if method_of(student.settings).asks_peers:
+        if requirements_of(student.settings).peers:
             cursor = targets.batch.cursor
             seed_step(student.config.seed, cursor.step, context.device)
             with student.autocast(context.device):

@@ -18,10 +18,14 @@ from cache_service.reader import DEFAULT_OPEN_SHARDS
 from cache_service.remote.source import RowSource
 from distill.batches import Batch, BatchPlan
 from distill.config import TrainConfig
-from distill.data import NO_NEEDS, Replay, train_loader
-from distill.methods import MethodSettings, Needs, TeacherFacts
-from distill.needs import needs_of, refuse_unmet
-from distill.pairs import Enriched
+from distill.data import Replay, train_loader
+from distill.methods import (
+    MethodSettings,
+    Requirements,
+    TeacherFacts,
+    ViewSelection,
+    requirements_of,
+)
 from distill.sources import load_cache, recorded_seeds
 from distill.targets import TargetDecoder
 
@@ -88,14 +92,14 @@ class ReplayedStream:
     decoders: tuple[TargetDecoder, ...]
     workers: int
     pin_memory: bool
-    needs: Needs = NO_NEEDS
+    requirements: Requirements
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches from a step on; refused where a view is not what the teacher saw."""
         return train_loader(
             self.replay,
             self.facts.plan,
-            needs=self.needs,
+            requirements=self.requirements,
             first_step=first_step,
             workers=self.workers,
             pin_memory=self.pin_memory,
@@ -138,15 +142,14 @@ def open_stream(
         config: the train file.
         device: where rows are decoded.
         seeds: of a run that resumes; where the file names none, the caches may hold more by now.
-        methods: of all students; some need other views beside each batch's own.
+        methods: of all students; some require other views beside each batch's own.
 
     Raises:
         DatasetError, NotACacheError, RowsNotBuiltError, SpecMismatchError: see the message.
-        ConfigError: the methods' needs cannot be met, or not together.
+        ConfigError: what the methods require cannot be provided, or not together.
     """
-    needs = needs_of(methods)
+    requirements = requirements_of(*methods)
     images = open_dataset(config.dataset)
-    anywhere = needs.again or needs.classmates
     caches = [
         load_cache(
             cache.url,
@@ -154,7 +157,7 @@ def open_stream(
             wait_s=cache.wait_s,
             disk_cache=cache.disk_cache,
             disk_cache_bytes=cache.disk_cache_bytes,
-            open_shards=SCATTERED_OPEN_SHARDS if anywhere else DEFAULT_OPEN_SHARDS,
+            open_shards=SCATTERED_OPEN_SHARDS if requirements.other_views else DEFAULT_OPEN_SHARDS,
         )
         for cache in config.caches
     ]
@@ -165,25 +168,22 @@ def open_stream(
         chosen = recorded_seeds(caches, wanted)
     else:
         # New views every epoch, and where two of a sample are compared, both are new.
-        chosen = wanted or tuple(range(config.epochs * (2 if needs.again else 1)))
-    refuse_unmet(needs, seeds=chosen, labels_N=images.labels)
-    plan = BatchPlan(len(images), config.batch_size, chosen, config.epochs, min_views=2)
-    facts = _facts(replay, plan)
-    if needs.special is not None:
-        facts = _enriched(facts, Enriched(images.labels, needs.special))
+        chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
+    selection = ViewSelection(requirements, labels_N=images.labels, seeds=chosen)
+    plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
     return ReplayedStream(
-        facts=facts,
+        facts=_facts(replay, plan, selection),
         replay=replay,
         decoders=tuple(
             TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches
         ),
         workers=config.workers,
         pin_memory=device.type == "cuda",
-        needs=needs,
+        requirements=requirements,
     )
 
 
-def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
+def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamFacts:
     caches, recipe = replay.caches, replay.views.recipe
     return StreamFacts(
         plan=plan,
@@ -195,15 +195,9 @@ def _facts(replay: Replay, plan: BatchPlan) -> StreamFacts:
             "recipe": sha256_hex(canonical_json(recipe.model_dump(mode="json"))),
             "caches": [cache.fingerprint for cache in caches],
             "seeds": list(plan.seeds),
-        },
+        }
+        | selection.identity,
         mixes=bool(recipe.mixing),
-    )
-
-
-def _enriched(facts: StreamFacts, epoch: Enriched) -> StreamFacts:
-    return facts._replace(
-        plan=facts.plan._replace(num_samples=epoch.num_samples),
-        identity=facts.identity | {"oversampling": epoch.oversampling},
     )
 
 

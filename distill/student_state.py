@@ -13,9 +13,14 @@ from cache_service.format.spec import Preprocess
 from distill.config import TrainConfig
 from distill.ema import WeightAverage
 from distill.history import History
-from distill.methods import MethodSettings, Plan, method_of
+from distill.methods import (
+    MethodSettings,
+    PredictionHistory,
+    RunFacts,
+    method_of,
+    requirements_of,
+)
 from distill.optim import make_optimizer
-from distill.own_rows import OwnRows
 from distill.stream import Stream, StreamFacts
 from distill.students import make_student
 
@@ -37,7 +42,7 @@ class StudentState:
         optimizer: of its parameters.
         scaler: of float16 gradients; does nothing for other types.
         average: of its weights, where the run keeps one.
-        own_rows: what it said about each sample, where its method asks for that.
+        predictions: what it predicted for each sample, where its method requires that.
         history: how far it is.
     """
 
@@ -48,7 +53,7 @@ class StudentState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
-    own_rows: OwnRows | None = None
+    predictions: PredictionHistory | None = None
     history: History = field(default_factory=History)
 
     @property
@@ -118,7 +123,9 @@ def make_student_state(
         model = model.to(memory_format=torch.channels_last)
     method_of(config.method).check(
         config.method,
-        Plan(facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes),
+        RunFacts(
+            facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes
+        ),
     )
     return StudentState(
         name=name,
@@ -128,11 +135,13 @@ def make_student_state(
         optimizer=make_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "float16"),
         average=None if config.ema is None else WeightAverage(model, config.ema),
-        own_rows=_own_rows(config, facts),
+        predictions=_predictions(config, facts),
     )
 
 
-def _own_rows(config: TrainConfig, facts: StreamFacts) -> OwnRows | None:
-    if not method_of(config.method).needs(config.method).memory:
+def _predictions(config: TrainConfig, facts: StreamFacts) -> PredictionHistory | None:
+    if not requirements_of(config.method).prediction_history:
         return None
-    return OwnRows(config.out, num_samples=facts.plan.num_samples, num_classes=facts.num_classes)
+    return PredictionHistory(
+        config.out, num_samples=facts.plan.num_samples, num_classes=facts.num_classes
+    )

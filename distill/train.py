@@ -130,9 +130,9 @@ def _go_on(
                 _path(student.config), payload, identity_of(context, students, student)
             )
             student.restore(payload, context.device)
-        if student.own_rows is not None:
+        if student.predictions is not None:
             steps = context.stream.facts.plan.steps_per_epoch
-            student.own_rows.keep_for(student.history.step, steps_per_epoch=steps)
+            student.predictions.prune(student.history.step, steps_per_epoch=steps)
     refuse_apart_peers(students)
 
 

@@ -19,7 +19,7 @@ from distill.config import TrainConfig
 from distill.evaluate import HeldOut, evaluate_students
 from distill.events import Event, EventKind, Listener, Value
 from distill.finite import refuse_spoiled
-from distill.methods import method_of
+from distill.methods import requirements_of
 from distill.optim import set_learning_rate
 from distill.schedule import learning_rate
 from distill.scores import Evaluation
@@ -45,9 +45,9 @@ def identity_of(
 ) -> dict[str, Any]:
     """What fixes the steps of a student beside its own settings, as JSON."""
     identity = context.stream.facts.identity
-    if not method_of(student.settings).asks_peers:
+    if not requirements_of(student.settings).peers:
         return identity
-    peers = [each.name for each in students if method_of(each.settings).asks_peers]
+    peers = [each.name for each in students if requirements_of(each.settings).peers]
     return identity | {"peers": peers}
 
 
@@ -161,8 +161,8 @@ class Trainer(NamedTuple):
         payloads = {}
         for student in students:
             refuse_spoiled(student.model, student.history.step, student=student.name)
-            if student.own_rows is not None:
-                student.own_rows.settle()
+            if student.predictions is not None:
+                student.predictions.sync()
             payloads[student.name] = {
                 **student.state(),
                 "config": student.config.model_dump(mode="json"),
@@ -173,9 +173,9 @@ class Trainer(NamedTuple):
             }
         save_checkpoints({student.name: student.config.out for student in students}, payloads)
         for student in students:
-            if student.own_rows is not None:
+            if student.predictions is not None:
                 # Only now: until then the checkpoint before might have needed older ones.
-                student.own_rows.keep_for(
+                student.predictions.prune(
                     student.history.step, steps_per_epoch=facts.plan.steps_per_epoch
                 )
             self._tell(student, "checkpoint", {})

@@ -28,15 +28,18 @@ from distill.methods import (
     specialist,
     tf_kd,
 )
-from distill.methods.base import (
+from distill.methods.method import (
     Method,
     MethodSettings,
-    Needs,
+    OtherViews,
     PeerLogits,
-    Plan,
+    RunFacts,
     Step,
     TeacherFacts,
+    ViewLabels,
 )
+from distill.methods.prediction_history import PredictionHistory
+from distill.methods.requirements import Requirements, ViewSelection, combine_requirements
 from distill.methods.schedules import with_schedules
 
 __all__ = [
@@ -44,12 +47,17 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodSettings",
-    "Needs",
+    "OtherViews",
     "PeerLogits",
-    "Plan",
+    "PredictionHistory",
+    "Requirements",
+    "RunFacts",
     "Step",
     "TeacherFacts",
+    "ViewLabels",
+    "ViewSelection",
     "method_of",
+    "requirements_of",
 ]
 
 _REGISTERED: tuple[Method[Any], ...] = (
@@ -86,3 +94,14 @@ else:
 def method_of(settings: MethodSettings) -> Method[Any]:
     """The method whose settings these are."""
     return METHODS[settings.name]
+
+
+def requirements_of(*settings: MethodSettings) -> Requirements:
+    """The combined requirements of the methods with these settings.
+
+    Raises:
+        ConfigError: they require epochs of different samples.
+    """
+    return combine_requirements(
+        (each.name, method_of(each).requirements(each)) for each in settings
+    )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.methods.base import Method, MethodSettings, Step, label_term, needs_no_teacher
+from distill.methods.method import Method, MethodSettings, Step, label_term
 
 
 class CE(MethodSettings):
@@ -20,4 +20,4 @@ def ce(_settings: CE, step: Step) -> dict[str, Tensor]:
     return {"label": label_term(step, step.student(step.images_B3HW))}
 
 
-METHOD = Method(CE, ce, needs_no_teacher)
+METHOD = Method(CE, ce)

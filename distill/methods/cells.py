@@ -17,7 +17,7 @@ from cache_service.errors import ConfigError
 from cache_service.models.cells import cell_logits, check_cells, pool_cells
 from cache_service.models.heads import answer_cells
 from distill.losses import sdd_weights
-from distill.methods.base import MethodSettings, Plan, Step, TeacherFacts, needs_one_teacher
+from distill.methods.method import MethodSettings, RunFacts, Step, TeacherFacts, needs_one_teacher
 
 
 class CellSettings(MethodSettings):
@@ -99,10 +99,10 @@ def weigh_cells(
     return 1.0 + (complementary_weight - 1.0) * marks_BR
 
 
-def needs_cells(settings: CellSettings, plan: Plan) -> None:
+def needs_cells(settings: CellSettings, facts: RunFacts) -> None:
     """A check: one teacher, the scales recorded, and a student that has cells."""
-    needs_one_teacher(settings, plan)
-    teacher = plan.teachers[0]
+    needs_one_teacher(settings, facts)
+    teacher = facts.teachers[0]
     missing = [side for side in settings.scales or () if side not in teacher.scales]
     if missing:
         every = str(sorted({*teacher.scales, *missing})).replace(" ", "")
@@ -113,4 +113,4 @@ def needs_cells(settings: CellSettings, plan: Plan) -> None:
         )
     if (settings.scales or teacher.scales) == (1,) and not _is_chained(teacher):
         return
-    check_cells(plan.student, plan.input_size)
+    check_cells(facts.student, facts.input_size)

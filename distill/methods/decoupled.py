@@ -10,9 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from distill.losses import majority_labels
-from distill.methods.base import Step
 from distill.methods.cells import CellSettings, answer_student, select_cells, weigh_cells
 from distill.methods.fields import ComplementaryWeight, Temperature, WarmupEpochs
+from distill.methods.method import Step
 
 
 class DecoupledSettings(CellSettings):
@@ -45,7 +45,7 @@ def teacher_cells(settings: DecoupledSettings, step: Step, *, temperature: float
     """Logits [B, R, C] of the cells in use, for a temperature."""
     recorded = step.teachers[0].scales
     return select_cells(
-        step.teacher(temperature=temperature), recorded, settings.scales or recorded
+        step.teacher_logits(temperature=temperature), recorded, settings.scales or recorded
     )
 
 
@@ -55,7 +55,7 @@ def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
     scales = settings.scales or recorded
     answer = answer_student(step, scales)
     teacher_BRC = teacher_cells(settings, step, temperature=settings.temperature)
-    labels_B = majority_labels(*step.batch[1:4])
+    labels_B = majority_labels(*step.labels)
     weights_BR = weigh_cells(
         step, teacher_BRC, labels_B, complementary_weight=settings.complementary_weight
     )

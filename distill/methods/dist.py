@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import inter_class_loss, intra_class_loss
-from distill.methods.base import Method, MethodSettings, Step, label_term, needs_one_teacher
 from distill.methods.fields import Temperature, Weight
+from distill.methods.method import Method, MethodSettings, Step, label_term, needs_one_teacher
 
 
 class DIST(MethodSettings):
@@ -30,7 +30,7 @@ def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
     defaults of its code; its CIFAR-100 runs have T = 4, beta = gamma = 2.
     """
     logits_BC = step.student(step.images_B3HW)
-    sides = (logits_BC, step.teacher(temperature=settings.temperature)[:, 0])
+    sides = (logits_BC, step.teacher_logits(temperature=settings.temperature)[:, 0])
     return {
         "label": label_term(step, logits_BC),
         "inter": settings.beta * inter_class_loss(*sides, temperature=settings.temperature),
@@ -38,4 +38,4 @@ def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(DIST, dist, needs_one_teacher)
+METHOD = Method(DIST, dist, (needs_one_teacher,))

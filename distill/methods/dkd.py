@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import majority_labels, nckd_rows, tckd_rows
-from distill.methods.base import Method, Plan, Step, label_term, needs_one_teacher
 from distill.methods.fields import Temperature, WarmupEpochs, Weight
+from distill.methods.method import Method, RunFacts, Step, label_term, needs_one_teacher
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 from distill.methods.warmup import warm_up_factor
 
@@ -36,8 +36,8 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     those of `dkd_loss`.
     """
     logits_BC = step.student(step.images_B3HW)
-    teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
-    labels_B = majority_labels(*step.batch[1:4])
+    teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
+    labels_B = majority_labels(*step.labels)
     student_BC, teacher_BC = standardized(settings, logits_BC, teacher_BC)
     rows = (student_BC, teacher_BC, labels_B)
     tckd = tckd_rows(*rows, temperature=settings.temperature).mean()
@@ -50,10 +50,10 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: DKD, plan: Plan) -> None:
+def check(settings: DKD, facts: RunFacts) -> None:
     """One teacher; all of its logits where they are standardized."""
-    needs_one_teacher(settings, plan)
-    needs_spread(settings, plan)
+    needs_one_teacher(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(DKD, dkd, check)
+METHOD = Method(DKD, dkd, (check,))

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from distill.losses import ensemble_logits, kd_loss
 from distill.losses.ensemble import EnsembleMean
-from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.fields import Share, Temperature
+from distill.methods.method import Method, RunFacts, Step, label_term, needs_teachers
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
-from distill.methods.teachers import needs_teachers
 
 
 class Ensemble(StandardizeSettings):
@@ -38,7 +37,7 @@ def ensemble(settings: Ensemble, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     members = [
-        step.teacher(temperature=settings.temperature, cache=index)[:, 0]
+        step.teacher_logits(temperature=settings.temperature, cache=index)[:, 0]
         for index in range(len(step.teachers))
     ]
     (student_BC,) = standardized(settings, logits_BC)
@@ -52,10 +51,10 @@ def ensemble(settings: Ensemble, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: Ensemble, plan: Plan) -> None:
+def check(settings: Ensemble, facts: RunFacts) -> None:
     """Teachers; all of their logits where they are standardized."""
-    needs_teachers(settings, plan)
-    needs_spread(settings, plan)
+    needs_teachers(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(Ensemble, ensemble, check)
+METHOD = Method(Ensemble, ensemble, (check,))

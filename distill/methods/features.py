@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cache_service.errors import UnsupportedError
 from cache_service.models.heads import describe
-from distill.methods.base import MethodSettings, Plan
+from distill.methods.method import MethodSettings, RunFacts
 
 
 class Features(NamedTuple):
@@ -46,14 +46,13 @@ def answer_with_features(student: nn.Module, images_B3HW: Tensor) -> Features:
     return Features(logits_BC, seen[0].flatten(1))
 
 
-def needs_features(settings: MethodSettings, plan: Plan) -> None:
+def needs_features(settings: MethodSettings, facts: RunFacts) -> None:
     """A check: the student's logits are those of one linear layer on pooled features."""
     # A copy, because batch norms of the student would take in what it is probed with.
-    student = copy.deepcopy(plan.student).eval()
+    student = copy.deepcopy(facts.student).eval()
     layer = _classifier(student)
-    images_B3HW = torch.zeros(
-        2, 3, plan.input_size, plan.input_size, device=layer.weight.device, dtype=layer.weight.dtype
-    )
+    side, weight = facts.input_size, layer.weight
+    images_B3HW = torch.zeros(2, 3, side, side, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         logits_BC, features_BD = answer_with_features(student, images_B3HW)
         weight_CD = layer.weight.flatten(1)

@@ -7,9 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import multi_teacher_hard_loss
-from distill.methods.base import Method, Step, label_term
 from distill.methods.fields import Share, Temperature
 from distill.methods.heads import HeadSettings, answer_heads, needs_heads
+from distill.methods.method import Method, Step, label_term
 
 
 class Hard(HeadSettings):
@@ -29,7 +29,7 @@ def hard(settings: Hard, step: Step) -> dict[str, Tensor]:
     teachers; T = 1 and alpha 0.5 there.
     """
     answer = answer_heads(step.student, step.images_B3HW)
-    teachers = [step.teacher(cache=index)[:, 0] for index in range(len(step.teachers))]
+    teachers = [step.teacher_logits(cache=index)[:, 0] for index in range(len(step.teachers))]
     loss = multi_teacher_hard_loss(answer.teachers, teachers, temperature=settings.temperature)
     return {
         "label": (1 - settings.alpha) * label_term(step, answer.label_BC),
@@ -37,4 +37,4 @@ def hard(settings: Hard, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(Hard, hard, needs_heads)
+METHOD = Method(Hard, hard, (needs_heads,))

@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
-from distill.methods.base import MethodSettings, Plan
-from distill.methods.teachers import needs_teachers
+from distill.methods.method import MethodSettings, RunFacts, needs_teachers
 
 
 class HeadLogits(NamedTuple):
@@ -62,20 +61,20 @@ def answer_heads(student: nn.Module, images_B3HW: Tensor) -> HeadLogits:
     return HeadLogits(logits_BC, (logits_BC,))
 
 
-def needs_heads(settings: HeadSettings, plan: Plan) -> None:
+def needs_heads(settings: HeadSettings, facts: RunFacts) -> None:
     """A check: teachers, and a student with one head for all or one for each of them."""
-    needs_teachers(settings, plan)
-    wanted = len(plan.teachers)
-    if not isinstance(plan.student, HeadedStudent):
+    needs_teachers(settings, facts)
+    wanted = len(facts.teachers)
+    if not isinstance(facts.student, HeadedStudent):
         if settings.heads == "each":
             raise ConfigError(
                 f"method.heads=each asks for a head for each of {wanted} teachers, but the student "
-                f"{type(plan.student).__name__} has no heads for teachers.",
+                f"{type(facts.student).__name__} has no heads for teachers.",
                 hint=f"Train `student: {{model: distill.tokens:vit_tokens, model_args: "
                 f"{{backbone: vit_tiny_patch16_224, num_tokens: {wanted}}}}}`.",
             )
         return
-    found = plan.student.num_teacher_heads
+    found = facts.student.num_teacher_heads
     allowed = {"any": {1, wanted}, "shared": {1}, "each": {wanted}}[settings.heads]
     if found not in allowed:
         numbers = " or ".join(str(number) for number in sorted(allowed))

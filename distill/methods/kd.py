@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import kd_loss
-from distill.methods.base import Method, Plan, Step, label_term, needs_one_teacher
 from distill.methods.fields import Share, Temperature
+from distill.methods.method import Method, RunFacts, Step, label_term, needs_one_teacher
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
@@ -29,7 +29,7 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     with SGD, a 9.1th of the weight decay and of any clipping norm.
     """
     logits_BC = step.student(step.images_B3HW)
-    teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
+    teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
     sides = standardized(settings, logits_BC, teacher_BC)
     soft = kd_loss(*sides, temperature=settings.temperature)
     return {
@@ -38,10 +38,10 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: KD, plan: Plan) -> None:
+def check(settings: KD, facts: RunFacts) -> None:
     """One teacher; all of its logits where they are standardized."""
-    needs_one_teacher(settings, plan)
-    needs_spread(settings, plan)
+    needs_one_teacher(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(KD, kd, check)
+METHOD = Method(KD, kd, (check,))

@@ -7,9 +7,16 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import logit_matching_loss
-from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
 from distill.methods.fields import Share
-from distill.methods.teachers import needs_every_logit
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    RunFacts,
+    Step,
+    label_term,
+    needs_every_logit,
+    needs_one_teacher,
+)
 
 
 class Logits(MethodSettings):
@@ -27,17 +34,17 @@ def match_logits(settings: Logits, step: Step) -> dict[str, Tensor]:
     Source: Hinton et al. 2015, section 2.1; alpha as in `kd`.
     """
     logits_BC = step.student(step.images_B3HW)
-    gap = logit_matching_loss(logits_BC, step.teacher()[:, 0])
+    gap = logit_matching_loss(logits_BC, step.teacher_logits()[:, 0])
     return {
         "label": (1 - settings.alpha) * label_term(step, logits_BC),
         "soft": settings.alpha / 2 * gap,
     }
 
 
-def check(settings: Logits, plan: Plan) -> None:
+def check(settings: Logits, facts: RunFacts) -> None:
     """One teacher, with all of its logits."""
-    needs_one_teacher(settings, plan)
-    needs_every_logit(settings, plan, why="matches every logit by itself")
+    needs_one_teacher(settings, facts)
+    needs_every_logit(settings, facts, why="matches every logit by itself")
 
 
-METHOD = Method(Logits, match_logits, check)
+METHOD = Method(Logits, match_logits, (check,))

@@ -7,9 +7,15 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import majority_labels, nkd_loss
-from distill.methods.base import Method, MethodSettings, Step, label_term, needs_one_teacher
 from distill.methods.fields import Classes, Temperature, WarmupEpochs, Weight
-from distill.methods.teachers import depends_on_temperature
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    Step,
+    depends_on_temperature,
+    label_term,
+    needs_one_teacher,
+)
 from distill.methods.warmup import warm_up_factor
 
 
@@ -34,15 +40,15 @@ def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
     DKD. They were also made with `classes: all`; see `nkd_loss` for how that came about.
     """
     logits_BC = step.student(step.images_B3HW)
-    teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
+    teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
     soft = nkd_loss(
         logits_BC,
         teacher_BC,
-        majority_labels(*step.batch[1:4]),
+        majority_labels(*step.labels),
         temperature=settings.temperature,
         gamma=settings.gamma,
         classes=settings.classes,
-        teacher_at_1_XC=step.teacher()[:, 0] if depends_on_temperature(step) else None,
+        teacher_at_1_XC=step.teacher_logits()[:, 0] if depends_on_temperature(step) else None,
     )
     return {
         "label": label_term(step, logits_BC),
@@ -50,4 +56,4 @@ def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(NKD, nkd, needs_one_teacher)
+METHOD = Method(NKD, nkd, (needs_one_teacher,))

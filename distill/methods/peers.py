@@ -9,8 +9,16 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.losses import kd_loss, peer_match_loss
-from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
 from distill.methods.fields import Temperature, Weight
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    RunFacts,
+    Step,
+    label_term,
+    needs_one_teacher,
+)
+from distill.methods.requirements import Requirements
 
 
 class Peers(MethodSettings):
@@ -39,7 +47,7 @@ def peers(settings: Peers, step: Step) -> dict[str, Tensor]:
     matched = peer_match_loss(own_BC, step.peers.others, temperature=temperature)
     soft = torch.zeros_like(matched)
     if settings.teacher_weight:
-        teacher_BC = step.teacher(temperature=temperature)[:, 0]
+        teacher_BC = step.teacher_logits(temperature=temperature)[:, 0]
         soft = kd_loss(own_BC, teacher_BC, temperature=temperature)
     return {
         "label": label_term(step, own_BC),
@@ -48,10 +56,10 @@ def peers(settings: Peers, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: Peers, plan: Plan) -> None:
+def check(settings: Peers, facts: RunFacts) -> None:
     """One teacher where it has a weight; else none is read, whatever `caches` says."""
     if settings.teacher_weight:
-        needs_one_teacher(settings, plan)
+        needs_one_teacher(settings, facts)
 
 
-METHOD = Method(Peers, peers, check, asks_peers=True)
+METHOD = Method(Peers, peers, (check,), lambda _: Requirements(peers=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache_service.format.frozen import Frozen
 from distill.losses.schedules import constant, cosine, linear
-from distill.methods.base import Method, SettingsT, Step
+from distill.methods.method import Method, SettingsT, Step
 
 NumberT = TypeVar("NumberT", bound=float)
 

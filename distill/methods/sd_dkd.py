@@ -7,10 +7,10 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import nckd_rows, tckd_rows
-from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.cells import needs_cells
 from distill.methods.decoupled import DecoupledSettings, decouple
 from distill.methods.fields import Weight
+from distill.methods.method import Method, RunFacts, Step, label_term
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 from distill.methods.warmup import warm_up_factor
 
@@ -48,10 +48,10 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: SDDKD, plan: Plan) -> None:
+def check(settings: SDDKD, facts: RunFacts) -> None:
     """One teacher with cells; all of its logits where they are standardized."""
-    needs_cells(settings, plan)
-    needs_spread(settings, plan)
+    needs_cells(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(SDDKD, sd_dkd, check)
+METHOD = Method(SDDKD, sd_dkd, (check,))

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import kd_rows, majority_labels
-from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.cells import (
     CellSettings,
     answer_student,
@@ -16,6 +15,7 @@ from distill.methods.cells import (
     weigh_cells,
 )
 from distill.methods.fields import ComplementaryWeight, Share, Temperature
+from distill.methods.method import Method, RunFacts, Step, label_term
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
@@ -42,8 +42,9 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     recorded = step.teachers[0].scales
     scales = settings.scales or recorded
     answer = answer_student(step, scales)
-    teacher_BRC = select_cells(step.teacher(temperature=settings.temperature), recorded, scales)
-    labels_B = majority_labels(*step.batch[1:4])
+    teacher_BRC = step.teacher_logits(temperature=settings.temperature)
+    teacher_BRC = select_cells(teacher_BRC, recorded, scales)
+    labels_B = majority_labels(*step.labels)
     weights_BR = weigh_cells(
         step, teacher_BRC, labels_B, complementary_weight=settings.complementary_weight
     )
@@ -55,10 +56,10 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: SDKD, plan: Plan) -> None:
+def check(settings: SDKD, facts: RunFacts) -> None:
     """One teacher with cells; all of its logits where they are standardized."""
-    needs_cells(settings, plan)
-    needs_spread(settings, plan)
+    needs_cells(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(SDKD, sd_kd, check)
+METHOD = Method(SDKD, sd_kd, (check,))

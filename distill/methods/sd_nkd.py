@@ -7,11 +7,10 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses.nkd import nkd_rows
-from distill.methods.base import Method, Step, label_term
 from distill.methods.cells import needs_cells
 from distill.methods.decoupled import DecoupledSettings, decouple, teacher_cells
 from distill.methods.fields import Classes, Weight
-from distill.methods.teachers import depends_on_temperature
+from distill.methods.method import Method, Step, depends_on_temperature, label_term
 from distill.methods.warmup import warm_up_factor
 
 
@@ -53,4 +52,4 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-METHOD = Method(SDNKD, sd_nkd, needs_cells)
+METHOD = Method(SDNKD, sd_nkd, (needs_cells,))

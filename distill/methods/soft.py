@@ -9,9 +9,9 @@ from torch import Tensor
 
 from distill.losses import multi_teacher_soft_loss
 from distill.losses.soft_targets import Direction
-from distill.methods.base import Method, Plan, Step, label_term
 from distill.methods.fields import Share, Temperature
 from distill.methods.heads import HeadSettings, answer_heads, needs_heads
+from distill.methods.method import Method, RunFacts, Step, label_term
 from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
 
 
@@ -38,7 +38,7 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
     """
     answer = answer_heads(step.student, step.images_B3HW)
     teachers = [
-        step.teacher(temperature=settings.temperature, cache=index)[:, 0]
+        step.teacher_logits(temperature=settings.temperature, cache=index)[:, 0]
         for index in range(len(step.teachers))
     ]
     loss = multi_teacher_soft_loss(
@@ -53,10 +53,10 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: Soft, plan: Plan) -> None:
+def check(settings: Soft, facts: RunFacts) -> None:
     """Teachers and heads for them; all of their logits where they are standardized."""
-    needs_heads(settings, plan)
-    needs_spread(settings, plan)
+    needs_heads(settings, facts)
+    needs_spread(settings, facts)
 
 
-METHOD = Method(Soft, soft, check)
+METHOD = Method(Soft, soft, (check,))

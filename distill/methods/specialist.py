@@ -10,16 +10,16 @@ from torch import Tensor
 
 from cache_service.errors import ConfigError
 from distill.losses import dustbin_labels, dustbin_logits, kd_loss, label_loss
-from distill.methods.base import (
+from distill.methods.fields import Share, Temperature
+from distill.methods.method import (
     Method,
     MethodSettings,
-    Needs,
-    Plan,
+    RunFacts,
     Step,
     needs_one_teacher,
     needs_unmixed,
 )
-from distill.methods.fields import Share, Temperature
+from distill.methods.requirements import Requirements
 
 
 class Specialist(MethodSettings):
@@ -57,9 +57,9 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     subset = torch.tensor(settings.classes, device=step.images_B3HW.device)
     logits_BC = step.student(step.images_B3HW)
     logits_BS = dustbin_logits(logits_BC, subset)
-    labels_B = dustbin_labels(step.batch.labels_B, subset)
+    labels_B = dustbin_labels(step.labels.labels_B, subset)
     step.metrics["top1"] = (logits_BS.detach().argmax(dim=-1) == labels_B).float().mean()
-    generalist_BC = step.teacher(temperature=settings.temperature)[:, 0]
+    generalist_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
     hard = label_loss(logits_BS, labels_B, smoothing=step.label_smoothing)
     folded = (
         dustbin_logits(each_BC, subset, temperature=settings.temperature)
@@ -69,15 +69,15 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     return {"label": (1 - settings.alpha) * hard, "soft": settings.alpha * soft}
 
 
-def check(settings: Specialist, plan: Plan) -> None:
+def check(settings: Specialist, facts: RunFacts) -> None:
     """One generalist, no mixing, and classes that exist and are not all."""
-    needs_one_teacher(settings, plan)
-    needs_unmixed(settings, plan, why="draws samples of its classes")
-    if max(settings.classes) >= plan.num_classes or len(settings.classes) >= plan.num_classes:
+    needs_one_teacher(settings, facts)
+    needs_unmixed(settings, facts, why="draws samples of its classes")
+    if max(settings.classes) >= facts.num_classes or len(settings.classes) >= facts.num_classes:
         raise ConfigError(
-            f"method.classes={list(settings.classes)} of {plan.num_classes} classes: a specialist "
-            f"has some of 0 to {plan.num_classes - 1}, and leaves at least one out."
+            f"method.classes={list(settings.classes)} of {facts.num_classes} classes: a specialist "
+            f"has some of 0 to {facts.num_classes - 1}, and leaves at least one out."
         )
 
 
-METHOD = Method(Specialist, specialist, check, needs=lambda s: Needs(special=s.classes))
+METHOD = Method(Specialist, specialist, (check,), lambda s: Requirements(special_classes=s.classes))

@@ -11,9 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.losses import standardize_logits
-from distill.methods.base import MethodSettings, Plan
 from distill.methods.fields import Standardize
-from distill.methods.teachers import needs_every_logit
+from distill.methods.method import MethodSettings, RunFacts, needs_every_logit
 
 
 class StandardizeSettings(MethodSettings):
@@ -29,9 +28,9 @@ def standardized(settings: StandardizeSettings, *sides: Tensor) -> tuple[Tensor,
     return tuple(standardize_logits(logits_XC) for logits_XC in sides)
 
 
-def needs_spread(settings: StandardizeSettings, plan: Plan) -> None:
+def needs_spread(settings: StandardizeSettings, facts: RunFacts) -> None:
     """A check: no teacher's cache dropped classes where the spread of all of them is asked for."""
     if settings.standardize:
         needs_every_logit(
-            settings, plan, why="with standardize divides by the spread of all logits"
+            settings, facts, why="with standardize divides by the spread of all logits"
         )

@@ -8,8 +8,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.losses import kd_loss, majority_labels, virtual_teacher_loss
-from distill.methods.base import Method, MethodSettings, Plan, Step, label_term, needs_one_teacher
 from distill.methods.fields import Share, Temperature
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    RunFacts,
+    Step,
+    label_term,
+    needs_one_teacher,
+)
 
 PUBLISHED: dict[str, dict[str, float | None]] = {
     "virtual": {"temperature": 20.0, "alpha": 0.1, "correct": 0.99},
@@ -67,13 +74,13 @@ def tf_kd(settings: TfKD, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     if settings.form == "self":
-        teacher_BC = step.teacher(temperature=settings.temperature)[:, 0]
+        teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
         soft = kd_loss(logits_BC, teacher_BC, temperature=settings.temperature)
     else:
         assert settings.correct is not None
         soft = virtual_teacher_loss(
             logits_BC,
-            majority_labels(*step.batch[1:4]),
+            majority_labels(*step.labels),
             correct=settings.correct,
             temperature=settings.temperature,
         )
@@ -83,10 +90,10 @@ def tf_kd(settings: TfKD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: TfKD, plan: Plan) -> None:
+def check(settings: TfKD, facts: RunFacts) -> None:
     """A teacher for the form that has one; the virtual form reads none, whatever `caches` says."""
     if settings.form == "self":
-        needs_one_teacher(settings, plan)
+        needs_one_teacher(settings, facts)
 
 
-METHOD = Method(TfKD, tf_kd, check)
+METHOD = Method(TfKD, tf_kd, (check,))

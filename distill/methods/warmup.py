@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from distill.losses.schedules import warm_up
-from distill.methods.base import Step
+from distill.methods.method import Step
 
 
 def warm_up_factor(step: Step, *, epochs: float) -> float:

@@ -14,7 +14,7 @@ from support.toys import NUM_CLASSES
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.cells import cell_logits
-from distill.methods import METHODS, MethodConfig, Plan, TeacherFacts, method_of
+from distill.methods import METHODS, MethodConfig, RunFacts, TeacherFacts, method_of
 from distill.methods.cells import select_cells
 from distill.methods.kd import KD
 from distill.methods.sd_kd import SDKD
@@ -196,7 +196,7 @@ TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
 
 
 def check(settings, *, teachers=(TEACHER,), student=None):
-    plan = Plan(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
+    plan = RunFacts(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
     method_of(settings).check(settings, plan)
 
 
@@ -215,7 +215,7 @@ def test_labels_alone_need_no_teacher():
     [
         ((), "learns from a teacher, but `caches` is empty"),
         ((TEACHER, TEACHER), "learns from one teacher, but `caches` names 2: caches/a, caches/a"),
-        ((TEACHER._replace(num_classes=9),), "caches/a answers for 9 classes.* student has 5"),
+        ((TEACHER._replace(num_classes=9),), "caches/a has logits for 9 classes.* student has 5"),
     ],
 )
 def test_teachers_that_do_not_suit_are_refused(name, teachers, says):

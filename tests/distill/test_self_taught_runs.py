@@ -76,22 +76,22 @@ def test_a_new_run_never_recalls_what_another_left_in_its_folder(tmp_path):
     same(state_of(tmp_path / "a"), state_of(tmp_path / "b"))
 
 
-def test_a_resumed_run_whose_own_rows_are_gone_is_refused(tmp_path):
+def test_a_resumed_run_whose_prediction_history_are_gone_is_refused(tmp_path):
     config = config_of(tmp_path, {"name": "ps-kd"})
     with pytest.raises(KeyboardInterrupt):
         train(config, stream=MemoryStream(config), on_event=stop_at(9))
-    (left,) = [p for p in (tmp_path / "own_rows").iterdir() if p.name == "000000.rows"]
+    (left,) = [p for p in (tmp_path / "prediction_history").iterdir() if p.name == "000000.rows"]
     left.unlink()
-    with pytest.raises(CorruptError, match="what the student said in epoch 0, but it is gone"):
+    with pytest.raises(CorruptError, match="predictions of epoch 0, but the file is missing"):
         train(config, stream=MemoryStream(config))
 
 
-def test_own_rows_take_two_epochs_of_disk_at_most(tmp_path):
+def test_prediction_history_take_two_epochs_of_disk_at_most(tmp_path):
     config, most = config_of(tmp_path, {"name": "ps-kd"}, epochs=6), []
 
     def count(event):
         if event.kind == "checkpoint":
-            most.append(len(list((tmp_path / "own_rows").iterdir())))
+            most.append(len(list((tmp_path / "prediction_history").iterdir())))
 
     train(config, stream=MemoryStream(config), on_event=count)
     assert most == [1] * 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.steps import Diary, memory, settings_of, terms_of
+from support.steps import MemoryHistory, memory, settings_of, terms_of
 from support.streams import PlainNet
 from support.toys import NUM_CLASSES
 
@@ -46,7 +46,7 @@ class Wide(PlainNet):
 
     def forward_features(self, images_B3HW):
         if self.start is not None and not torch.is_grad_enabled():
-            # A classmate's answer is a constant of the loss: it stands still as the weights move.
+            # The logits of a pair are a constant of the loss: they do not move with the weights.
             weight, bias = self.start[:2]
             return torch.nn.functional.conv2d(
                 images_B3HW.double(), weight, bias, stride=2, padding=1
@@ -65,8 +65,8 @@ def test_the_gradient_of_a_method_is_that_of_its_value(name, written, mixed):
     torch.manual_seed(1)
     settings = settings_of(name, **written)
     stream = memory(mixed=mixed, num_teachers=2 if name in {"soft", "hard", "ensemble"} else 1)
-    model, peer, diary = Wide(), Wide(), Diary()
-    diary.remember(2, stream.batch(0).samples_B, torch.randn(8, NUM_CLASSES, dtype=torch.float64))
+    model, peer, history = Wide(), Wide(), MemoryHistory()
+    history.write(2, stream.batch(0).samples_B, torch.randn(8, NUM_CLASSES, dtype=torch.float64))
     weights = list(model.parameters())
     model.start = [weight.detach().clone() for weight in weights]
 
@@ -82,7 +82,7 @@ def test_the_gradient_of_a_method_is_that_of_its_value(name, written, mixed):
             epochs=5,
             smoothing=0.1,
             others=[peer],
-            diary=diary,
+            history=history,
         )
         return sum(terms.values())
 

@@ -11,7 +11,7 @@ from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError
-from distill.methods import Plan, TeacherFacts, method_of
+from distill.methods import RunFacts, TeacherFacts, method_of
 from distill.methods.heads import HeadLogits
 from distill.train import train
 
@@ -34,7 +34,7 @@ class Headed(nn.Module):
 
 def outcome(settings, student, num_teachers):
     try:
-        plan = Plan((TEACHER,) * num_teachers, student, NUM_CLASSES, 16)
+        plan = RunFacts((TEACHER,) * num_teachers, student, NUM_CLASSES, 16)
         method_of(settings).check(settings, plan)
     except ConfigError as refusal:
         return str(refusal)

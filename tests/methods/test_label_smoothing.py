@@ -37,8 +37,9 @@ def test_only_label_terms_are_smoothed_and_by_the_formula(model, name):
     settings, batch, peer = settings_of(name), stream.batch(0), plain_net()
     plain, _ = terms_of(settings, stream, model, others=[peer])
     found, _ = terms_of(settings, stream, model, others=[peer], smoothing=SMOOTHING)
-    again = prepare_views(batch.again.images_BHW3, stream.seen, device="cpu")
-    answers = {"label_b": model(again)}
+    second = batch.other_views["second_view"]
+    second = prepare_views(second.images_BHW3, stream.seen, device="cpu")
+    answers = {"label_b": model(second)}
     labels = {term for term in found if term.startswith("label")}
     for term in labels:
         logits_BC = answers.get(term, model(images_of(stream))).detach()

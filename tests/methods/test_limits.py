@@ -194,11 +194,12 @@ def test_at_high_temperature_dkd_matches_the_logits_of_the_other_classes(model):
 
 def test_at_high_temperature_ddgsd_matches_the_logits_of_both_views(model):
     stream = memory(num_teachers=0)
-    again = prepare_views(stream.batch(0).again.images_BHW3, stream.seen, device="cpu")
+    second = stream.batch(0).other_views["second_view"]
+    second = prepare_views(second.images_BHW3, stream.seen, device="cpu")
     with torch.no_grad():
         model.head.weight.mul_(30)  # apart enough for float32 at this T
     terms, _ = terms_of(settings_of("ddgsd", temperature=200, consistency=1), stream, model)
-    gap_BC = centered(model(images_of(stream))) - centered(model(again))
+    gap_BC = centered(model(images_of(stream))) - centered(model(second))
     for name in ("kl_ab", "kl_ba"):
         torch.testing.assert_close(terms[name], 0.5 * gap_BC.pow(2).mean(), rtol=1e-2, atol=1e-5)
 

@@ -10,7 +10,7 @@ from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError, UnsupportedError
-from distill.methods import METHODS, MethodConfig, Plan, TeacherFacts, method_of
+from distill.methods import METHODS, MethodConfig, RunFacts, TeacherFacts, method_of
 
 TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
 OTHER = TEACHER._replace(origin="caches/b")
@@ -199,7 +199,7 @@ def test_only_a_virtual_teacher_has_a_chosen_probability():
 
 
 def check(settings, *, teachers=(TEACHER,), student=None):
-    plan = Plan(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
+    plan = RunFacts(tuple(teachers), student or normed_net(), NUM_CLASSES, 16)
     method_of(settings).check(settings, plan)
 
 
@@ -237,7 +237,7 @@ def test_a_specialist_has_some_of_the_classes_and_not_all(classes):
     [
         ((), "learns from a teacher, but `caches` is empty"),
         ((TEACHER, OTHER), "learns from one teacher, but `caches` names 2: caches/a, caches/b"),
-        ((TEACHER._replace(num_classes=9),), "caches/a answers for 9 classes.* student has 5"),
+        ((TEACHER._replace(num_classes=9),), "caches/a has logits for 9 classes.* student has 5"),
     ],
 )
 def test_methods_of_one_teacher_refuse_none_and_two_and_other_classes(settings, teachers, says):
@@ -249,7 +249,7 @@ def test_methods_of_one_teacher_refuse_none_and_two_and_other_classes(settings, 
 def test_methods_of_several_teachers_refuse_none_and_other_classes(name):
     with pytest.raises(ConfigError, match="one teacher or several, but `caches` is empty"):
         check(settings_of(name), teachers=())
-    with pytest.raises(ConfigError, match="caches/b answers for 9 classes"):
+    with pytest.raises(ConfigError, match="caches/b has logits for 9 classes"):
         check(settings_of(name), teachers=(TEACHER, OTHER._replace(num_classes=9)))
     check(settings_of(name), teachers=(TEACHER, OTHER))
 

@@ -60,10 +60,13 @@ def test_rows_of_a_cache_come_along_and_second_views_too(tmp_path):
     ordinary = open_stream(config, device=CPU, methods=[config.method])
     for one, other in zip(resident.batches(0), ordinary.batches(0), strict=True):
         equal(one, other)
-        equal(one.again, other.again)
+        equal(one.other_views["second_view"], other.other_views["second_view"])
         told = [
-            stream.teach(batch, temperature=1.0, cache=0)
-            for stream, batch in ((resident, one.again), (ordinary, other.again))
+            stream.teacher_logits(batch, temperature=1.0, cache=0)
+            for stream, batch in (
+                (resident, one.other_views["second_view"]),
+                (ordinary, other.other_views["second_view"]),
+            )
         ]
         assert torch.equal(*told)
 

@@ -13,6 +13,7 @@ from cache_service.format.spec import Preprocess
 from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
 from distill.methods import TeacherFacts
+from distill.methods.requirements import SameClassPair, SecondView
 from distill.stream import StreamFacts
 from support.toys import NUM_CLASSES, TinyNet
 
@@ -52,10 +53,14 @@ class MemoryStream:
     def batch(self, step: int) -> Batch:
         cursor = self.facts.plan.cursor(step)
         own = list(range(cursor.start, cursor.stop))
-        batch, other = self._views(cursor, own), cursor._replace(seed=cursor.seed + 100)
+        other = cursor._replace(seed=cursor.seed + 100)
         # Pairs for the methods that compare them; any will do.
-        mates = [(place + 1) % self.facts.plan.num_samples for place in own]
-        return batch._replace(again=self._views(other, own), classmates=self._views(cursor, mates))
+        pair = [(place + 1) % self.facts.plan.num_samples for place in own]
+        others = {
+            SecondView.name: self._views(other, own),
+            SameClassPair.name: self._views(cursor, pair),
+        }
+        return self._views(cursor, own)._replace(other_views=others)
 
     def _views(self, cursor: Cursor, here: list[int]) -> Batch:
         count, size = self.facts.plan.num_samples, len(self.facts.teachers)

@@ -9,8 +9,7 @@ from cache_service.remote.source import RowSource
 from cli.experiments.cycle.rounds import Plan, Source
 from distill.config import TrainConfig
 from distill.data import Replay
-from distill.methods import Plan as MethodPlan
-from distill.methods import TeacherFacts, method_of
+from distill.methods import RunFacts, TeacherFacts, method_of
 from distill.sources import load_cache, recorded_seeds
 from distill.stream import recorded_facts
 from distill.students import Student, choose_device, make_student
@@ -59,7 +58,7 @@ def check_cycle(plan: Plan) -> None:
         student = made[named]
         method_of(config.method).check(
             config.method,
-            MethodPlan(facts, student.model, num_classes, student.preprocess.size, mixes),
+            RunFacts(facts, student.model, num_classes, student.preprocess.size, mixes),
         )
 
 

@@ -22,7 +22,7 @@ from cache_service.views.render import make_renderer
 from distill.batches import Batch, Cursor
 from distill.config import TrainConfig
 from distill.data import Replay, tensors_of
-from distill.pairs import other_seed
+from distill.methods.requirements import SecondView, other_seed
 from distill.stream import ReplayedStream, Stream, open_stream
 from distill.students import choose_device
 
@@ -71,15 +71,15 @@ class ResidentStream:
         for step in range(first_step, plan.num_steps):
             cursor = plan.cursor(step)
             seeds = [cursor.seed]
-            if self._streamed.needs.again:
+            if self._streamed.requirements.other_views:
                 seeds.append(other_seed(plan.seeds, cursor.epoch))
             epoch, *others = self._open(seeds)
             positions_B = torch.arange(cursor.start, cursor.stop, device=self._device)
             batch = self._batch(epoch, positions_B, cursor)
             if others:
-                again_B = others[0].places_N[batch.samples_B]
-                again = self._batch(others[0], again_B, cursor._replace(seed=seeds[1]))
-                batch = batch._replace(again=again)
+                positions_B = others[0].places_N[batch.samples_B]
+                second = self._batch(others[0], positions_B, cursor._replace(seed=seeds[1]))
+                batch = batch._replace(other_views={SecondView.name: second})
             yield batch
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
@@ -157,8 +157,12 @@ def open_resident(configs: Sequence[TrainConfig]) -> Stream:
     device = choose_device(shared.device)
     methods = [config.method for config in configs]
     streamed = open_stream(shared, device=device, seeds=shared.seeds, methods=methods)
-    needs = streamed.needs
-    can_stay = not needs.classmates and needs.special is None and _can_stay(streamed.replay)
+    required = streamed.requirements
+    can_stay = (
+        set(required.other_views) <= {SecondView}
+        and required.special_classes is None
+        and _can_stay(streamed.replay)
+    )
     return ResidentStream(streamed, device) if can_stay else streamed
 
 

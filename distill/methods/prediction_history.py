@@ -1,9 +1,9 @@
-"""A cache that a student fills itself: what it said about each sample, epoch by epoch.
+"""The predictions a student made for each sample, kept on disk from one epoch to the next.
 
-One file an epoch in `own_rows` of its `out`, one record a sample: epoch, checksum, logits. Records
-are written one by one, so memory stays small, and a record that was not written is no answer. A
-killed run goes on from its checkpoint and writes what it had written since once more; files are
-removed only where no checkpoint needs them.
+`out/prediction_history` holds one file per epoch with one record per sample: epoch, checksum and
+float16 logits. Records are written one by one, so memory use does not grow with the dataset, and a
+record that was never written counts as no prediction. A killed run continues from its checkpoint
+and writes the later records again; files are removed only when no checkpoint needs them.
 
 Shape letters: B batch, C classes.
 """
@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +23,33 @@ from torch import Tensor
 
 from cache_service.errors import CorruptError, OutOfSpaceError
 from cache_service.format.canonical import crc32c
-from distill.methods.base import Remembered
 
-FOLDER_NAME = "own_rows"
+FOLDER_NAME = "prediction_history"
 
 _HEADER = struct.Struct("<II")
-"""Epoch counted from 1, because all zeros is a record that was not written; and the CRC-32C."""
+"""Epoch counted from 1, because a record that was never written is all zeros; then the CRC-32C."""
 
 _LOWEST = -65504.0
-"""Of float16. Less than that below the largest logit is probability 0 in any arithmetic."""
+"""The smallest float16. A logit this far below the largest one has probability 0 in any type."""
 
 
-class OwnRows:
-    """What one student said about each sample. Implements `distill.methods.base.Memory`.
+class PastPredictions(NamedTuple):
+    """What a student predicted for the samples of a batch in an earlier epoch.
+
+    Attributes:
+        logits_BC: float32, up to an offset of each row; zeros where there is no prediction.
+        known_B: bool, whether there is one.
+    """
+
+    logits_BC: Tensor
+    known_B: Tensor
+
+
+class PredictionHistory:
+    """The predictions of one student.
 
     Args:
-        out: of its run.
+        out: output folder of its run.
         num_samples: of the dataset.
         num_classes: C.
     """
@@ -48,8 +60,8 @@ class OwnRows:
         self._num_classes = num_classes
         self._record_bytes = _HEADER.size + 2 * num_classes
 
-    def remember(self, epoch: int, samples_B: Tensor, logits_BC: Tensor) -> None:
-        """Keep logits [B, C], as float16 differences to the largest of each row.
+    def write(self, epoch: int, samples_B: Tensor, logits_BC: Tensor) -> None:
+        """Store logits [B, C], as float16 differences from the largest of each row.
 
         Waits for the device.
 
@@ -59,7 +71,7 @@ class OwnRows:
         gaps_BC = logits_BC.float() - logits_BC.float().amax(dim=-1, keepdim=True)
         rows_BC = gaps_BC.clamp(min=_LOWEST).half().cpu().numpy().astype("<f2")
         path = self._path(epoch)
-        with _writing(path):
+        with _refusing_full_disk(path):
             if not path.exists():
                 self._create(path)
             file = os.open(path, os.O_WRONLY)
@@ -70,39 +82,40 @@ class OwnRows:
             finally:
                 os.close(file)
 
-    def recall(self, epoch: int, samples_B: Tensor) -> Remembered:
-        """What it said about these samples in an epoch; nothing before the first.
+    def read(self, epoch: int, samples_B: Tensor) -> PastPredictions:
+        """The predictions of an epoch for these samples; none for a negative epoch.
 
         Raises:
-            CorruptError: the epoch's file is gone or cut short, or a record is not what it wrote.
+            CorruptError: the epoch's file is missing or truncated, or a record fails its checksum.
         """
-        records = self._read(epoch, samples_B.tolist()) if epoch >= 0 else [b""] * len(samples_B)
+        samples = samples_B.tolist()
+        records = self._read_records(epoch, samples) if epoch >= 0 else [b""] * len(samples)
         known = [record.strip(b"\0") != b"" for record in records]
         logits_BC = np.zeros((len(records), self._num_classes), np.float32)
-        for place, (sample, record) in enumerate(zip(samples_B.tolist(), records, strict=True)):
-            if known[place]:
+        for row, (sample, record) in enumerate(zip(samples, records, strict=True)):
+            if known[row]:
                 content = record[_HEADER.size :]
                 if record != self._record(epoch, sample, content):
                     raise self._damaged(epoch, f"the record of sample {sample} is damaged")
-                logits_BC[place] = np.frombuffer(content, "<f2")
+                logits_BC[row] = np.frombuffer(content, "<f2")
         device = samples_B.device
-        return Remembered(
+        return PastPredictions(
             torch.from_numpy(logits_BC).to(device), torch.tensor(known, device=device)
         )
 
-    def settle(self) -> None:
-        """Put everything said so far on disk, before a checkpoint counts on it."""
+    def sync(self) -> None:
+        """Flush everything to disk, before a checkpoint that relies on it is written."""
         if self._folder.exists():
             for path in [*sorted(self._folder.iterdir()), self._folder]:
                 file = os.open(path, os.O_RDONLY)
-                with _writing(path):
+                with _refusing_full_disk(path):
                     try:
                         os.fsync(file)
                     finally:
                         os.close(file)
 
-    def keep_for(self, step: int, *, steps_per_epoch: int) -> None:
-        """Remove what a run does not need that goes on from this step: all but two epochs."""
+    def prune(self, step: int, *, steps_per_epoch: int) -> None:
+        """Remove every epoch that a run resumed at this step does not read: all but two at most."""
         epoch, index = divmod(step, steps_per_epoch)
         kept = {self._path(epoch - 1)} | ({self._path(epoch)} if index else set())
         if self._folder.exists():
@@ -114,7 +127,7 @@ class OwnRows:
 
     def _create(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole from the start, so that one cut short is noticed; holes take no space.
+        # At its full size from the start, so that truncation is noticed; holes take no space.
         with path.open("wb") as file:
             file.truncate(self._num_samples * self._record_bytes)
 
@@ -122,29 +135,30 @@ class OwnRows:
         checksum = crc32c(_HEADER.pack(epoch + 1, sample) + content)
         return _HEADER.pack(epoch + 1, checksum) + content
 
-    def _read(self, epoch: int, samples: list[int]) -> list[bytes]:
+    def _read_records(self, epoch: int, samples: list[int]) -> list[bytes]:
         path, size = self._path(epoch), self._record_bytes
         try:
             file = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            raise self._damaged(epoch, "it is gone") from None
+            raise self._damaged(epoch, "the file is missing") from None
         try:
-            found = os.fstat(file).st_size
-            if found != self._num_samples * size:
-                raise self._damaged(epoch, f"it has {found} bytes, not {self._num_samples * size}")
+            length = os.fstat(file).st_size
+            if length != self._num_samples * size:
+                raise self._damaged(epoch, f"it has {length} bytes, not {self._num_samples * size}")
             return [os.pread(file, size, sample * size) for sample in samples]
         finally:
             os.close(file)
 
     def _damaged(self, epoch: int, what: str) -> CorruptError:
         return CorruptError(
-            f"{self._path(epoch)} should hold what the student said in epoch {epoch}, but {what}.",
+            f"{self._path(epoch)} should hold the student's predictions of epoch {epoch}, but "
+            f"{what}.",
             hint="Choose another `out`, or remove the checkpoint to start over.",
         )
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _refusing_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
