@@ -15,16 +15,7 @@ from typing import Annotated
 import typer
 
 from cache_service.errors import ConfigError, KdCacheError
-from cli import (
-    bench_command,
-    build_commands,
-    cache_commands,
-    cycle_command,
-    demo_command,
-    reproduce_command,
-    serve_command,
-    train_commands,
-)
+from cli import build_commands, cache_commands, experiment_commands, serve_command, train_commands
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
@@ -48,15 +39,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Record a teacher once per augmentation seed; train students from the recording.",
 )
+app.command()(experiment_commands.demo)  # the command to start with is the first in the list
 COMMANDS = (
-    demo_command,
     build_commands,
     cache_commands,
     serve_command,
     train_commands,
-    cycle_command,
-    reproduce_command,
-    bench_command,
+    experiment_commands,
 )
 for module in COMMANDS:
     module.register(app)

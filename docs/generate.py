@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "command list": commands.overview,
     "serve file": settings.serve_file,
     "cycle file": settings.cycle_file,
+    "experiment file": settings.experiment_file,
     "routes": service.routes,
     "service codes": service.codes,
     "errors": codebase.errors,

@@ -18,6 +18,7 @@ from cache_service.format.recipe import PRESETS, AugmentConfig, Op
 from cache_service.recording.config import BuildConfig
 from cache_service.teacher.config import TeacherConfig
 from cli.experiments.cycle.config import CycleConfig
+from cli.experiments.experiment_file import ExperimentConfig, VariantConfig
 from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS
@@ -56,6 +57,11 @@ def train_file() -> str:
 def cycle_file() -> str:
     """Table of a cycle file, whose parts are those of build and train files."""
     return _table(CycleConfig, "")
+
+
+def experiment_file() -> str:
+    """Tables of an experiment file, whose parts are those of build and train files."""
+    return f"{_table(ExperimentConfig, '')}\n\n### `methods.NAME`\n\n{_table(VariantConfig, '')}"
 
 
 def serve_file() -> str:

@@ -22,6 +22,7 @@ from cache_service.recording.config import BuildConfig
 from cache_service.yamltext import parse_yaml
 from cli.experiments.cycle.config import CycleConfig
 from cli.experiments.reproduce.registry import REPRODUCTIONS
+from cli.experiments.experiment_file import ExperimentConfig
 from distill.config import TrainConfig
 from distill.several import split_students
 
@@ -40,12 +41,14 @@ BASE = {
 
 def validate(document, where):
     """As a whole file where every required key is there, else as a part of one."""
-    if "students" in document:
+    if "students" in document and "methods" not in document:
         base = parse_yaml(BASE[TrainConfig].read_text(), where=where)
         return split_students(base | document, where=where)
     for model, required in COMPLETE.items():
         if required <= document.keys():
             return validate_config(model, document, where=where)
+    if "methods" in document and "students" in document:
+        return validate_config(ExperimentConfig, document, where=where)
     if "rounds" in document:
         return validate_config(CycleConfig, document, where=where)
     if document.keys() <= ServeConfig.model_fields.keys():
@@ -71,7 +74,11 @@ def test_an_example_is_a_valid_file(file):
     if ".serve." in file.name:
         assert load_serve_config("caches", file).builds is not None
         return
-    kinds = {".build.": BuildConfig, ".cycle.": CycleConfig}
+    kinds = {
+        ".build.": BuildConfig,
+        ".cycle.": CycleConfig,
+        ".experiment.": ExperimentConfig,
+    }
     model = next((kinds[part] for part in kinds if part in file.name), TrainConfig)
     load_yaml_config(model, file)
 
@@ -92,7 +99,7 @@ def test_the_example_request_is_one_that_the_example_service_takes():
 
 
 @pytest.mark.parametrize(
-    ("page", "count"), [("README.md", 2), ("docs/cookbook.md", 1), ("docs/serving.md", 1)]
+    ("page", "count"), [("README.md", 2), ("docs/cookbook.md", 1), ("docs/serving.md", 1), ("docs/experiments.md", 1)]
 )
 def test_a_page_shows_the_examples_as_they_are(page, count):
     shown = re.findall(

@@ -16,6 +16,7 @@ FROZEN = {
     "token": {"--name", "--scope", "--json"},
     "train": {"FILE", "--set", "--json"},
     "cycle": {"FILE", "--set", "--json"},
+    "experiment": {"FILE", "--out", "--quick", "--set", "--json"},
     "reproduce": {
         "NAME",
         "--quick",

@@ -11,6 +11,7 @@ import typer
 from cache_service.configfile import load_yaml_config
 from cache_service.recording.config import BuildConfig
 from cli.experiments.cycle.config import CycleConfig
+from cli.experiments.experiment_file import ExperimentConfig
 from cli.main import app
 from distill.config import TrainConfig
 from support.pages import ROOT
@@ -20,10 +21,17 @@ FILES = {
     "build": "cifar100.build",
     "train": "cifar100.train",
     "cycle": "digits.cycle",
+    "experiment": "digits.experiment",
 }
 """What FILE stands for, by command."""
 
-MODELS = {"plan": BuildConfig, "build": BuildConfig, "train": TrainConfig, "cycle": CycleConfig}
+MODELS = {
+    "plan": BuildConfig,
+    "build": BuildConfig,
+    "train": TrainConfig,
+    "cycle": CycleConfig,
+    "experiment": ExperimentConfig,
+}
 
 
 def program() -> Any:

@@ -20,7 +20,7 @@ TITLE = "kd-cache demo: one teacher, recorded once"
 
 def render_page(result: DemoResult) -> str:
     """The whole report."""
-    style = resources.files("cli.experiments.demo").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("cli.experiments").joinpath("report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     body = "\n".join(
         f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(heading)}</h2>\n{content}\n'

@@ -8,7 +8,7 @@ from cache_service.wording import human_bytes
 from cli.experiments.demo import table as text
 from cli.experiments.demo.result import DemoResult
 from cli.experiments.demo.settings import CACHED_KD, LIVE
-from cli.experiments.demo.svg import LineChart, Series, bar_chart, line_chart, swatch
+from cli.experiments.svg import LineChart, Series, bar_chart, line_chart, swatch
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from cli.experiments.reproduce.markdown import render_markdown
-from cli.experiments.reproduce.table import Goal, Measured, Row, Table
+from cli.experiments.result_table import Goal, Measured, Row, Table, render_markdown
 
 FAILURE = "the loss of step 7 is not finite (a|b)."
 
@@ -51,7 +50,7 @@ def line_of(page, start):
     return next(line for line in page.splitlines() if line.startswith(f"| {start} |"))
 
 
-def test_a_row_says_published_mean_spread_each_run_best_epoch_and_time():
+def test_a_row_says_published_mean_deviation_each_run_best_epoch_and_time():
     line = line_of(render_markdown(make_table()), "plain")
     assert line == (
         "| plain | 146 | 150.0 +- 10.0 | seed 0: 150; seed 1: 140; seed 2: 160 | "
@@ -59,7 +58,7 @@ def test_a_row_says_published_mean_spread_each_run_best_epoch_and_time():
     )
 
 
-def test_one_run_has_no_spread():
+def test_one_run_has_no_deviation():
     assert "| 67 | 70 | seed 0: 70 |" in line_of(render_markdown(make_table()), "teacher")
 
 
@@ -84,7 +83,7 @@ def test_settings_machine_versions_time_and_command_are_on_the_page():
     assert line_of(page, "together") == "| together | 2 h 01 min |"
 
 
-def test_shares_have_two_digits_and_published_ones_may_be_a_range():
+def test_percentages_have_two_digits_and_published_ones_may_be_a_range():
     rows = (
         Row(what="kd", published=73.33, runs=(run(0, 73.0), run(1, 74.5, 75.0))),
         Row(what="sd-kd", published=(75.3, 75.6), runs=(run(0, 75.25),)),
@@ -94,7 +93,7 @@ def test_shares_have_two_digits_and_published_ones_may_be_a_range():
         "| kd | 73.33 | 73.75 +- 1.06 | seed 0: 73.00; seed 1: 74.50 | 73.00 at 3 of 5; 75.00 at"
     )
     assert line_of(page, "sd-kd").startswith("| sd-kd | 75.30 to 75.60 | 75.25 |")
-    assert "Figures are shares of the test set classified right, in %" in page
+    assert "Figures are percentages of the test set classified correctly" in page
 
 
 def test_counts_stay_whole_numbers_in_json():
@@ -104,13 +103,14 @@ def test_counts_stay_whole_numbers_in_json():
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_only_the_quick_form_says_that_it_is_no_reproduction(quick):
+def test_only_the_quick_form_says_that_it_is_not_the_full_form(quick):
     assert ("Quick form" in render_markdown(make_table(quick=quick))) == quick
 
 
-def test_the_json_form_has_mean_and_spread_and_every_run():
+def test_the_json_form_has_mean_and_deviation_and_every_run():
     document = json.loads(json.dumps(make_table().document(), allow_nan=False))
     plain, soft, threes = document["rows"][1:]
-    assert (plain["mean"], plain["spread"]) == (150.0, 10.0)
+    assert (plain["mean"], plain["standard_deviation"]) == (150.0, 10.0)
+    assert plain["spread"] == plain["standard_deviation"]
     assert (soft["mean"], soft["spread"], soft["runs"][1]["failure"]) == (80.0, None, FAILURE)
     assert threes["mean"] is None

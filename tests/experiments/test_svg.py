@@ -11,7 +11,7 @@ import pytest
 from cache_service.api.page.cell_map import SCALE, SIDE, hex_color, scale_color
 from cli.experiments.demo.heatmap import cell_map, scale_bar, view_symbol
 from cli.experiments.demo.result import CellGrid
-from cli.experiments.demo.svg import (
+from cli.experiments.svg import (
     LEFT,
     MAX_MARKED,
     RIGHT,

@@ -30,12 +30,42 @@ MAX_MARKED = 12
 """Points beyond which markers would hide the line."""
 
 
+NUM_STYLES = 8
+"""Styles of the page's style sheet; a chart of more series repeats them."""
+
+
 class Series(NamedTuple):
-    """One line, or one bar where it has one value. `style` picks color, dash and marker."""
+    """One line, or one bar where it has one value.
+
+    Attributes:
+        label: in the legend.
+        values: of y.
+        style: chooses color, dash and marker.
+        x: where the values are; 1 apart from the chart's `first_x` if not given.
+    """
 
     label: str
     values: tuple[float, ...]
     style: int
+    x: tuple[float, ...] | None = None
+
+
+class Dots(NamedTuple):
+    """One row of a dot chart: the values of several runs, their mean, and a reference.
+
+    Attributes:
+        label: above the row.
+        values: one dot each.
+        mean: a bar across the row; None where there is no value.
+        deviation: half the length of the whisker around the mean.
+        reference: ends of a range that is drawn hollow; equal ends are one point.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    mean: float | None
+    deviation: float | None = None
+    reference: tuple[float, float] | None = None
 
 
 class LineChart(NamedTuple):
@@ -75,17 +105,17 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def line_chart(chart: LineChart, series: Sequence[Series]) -> str:
-    """Lines over 1-spaced x."""
-    length = max(len(line.values) for line in series)
-    last_x = chart.first_x + max(length - 1, 1)
+    """Lines over x."""
+    points_of = {line: _points(chart, line) for line in series}
+    last_x = max(chart.first_x + 1, *(x for points in points_of.values() for x, _ in points))
 
     def place_x(x: float) -> float:
-        share = (x - chart.first_x) / (last_x - chart.first_x)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        fraction = (x - chart.first_x) / (last_x - chart.first_x)
+        return LEFT + fraction * (WIDTH - LEFT - RIGHT)
 
     def place_y(y: float) -> float:
-        share = (y - chart.low) / (chart.high - chart.low)
-        return LINE_HEIGHT - BOTTOM - share * (LINE_HEIGHT - BOTTOM - TOP)
+        fraction = (y - chart.low) / (chart.high - chart.low)
+        return LINE_HEIGHT - BOTTOM - fraction * (LINE_HEIGHT - BOTTOM - TOP)
 
     parts = [*_y_axis(chart, place_y), *_x_axis(chart, last_x, place_x)]
     if chart.reference is not None:
@@ -93,16 +123,18 @@ def line_chart(chart: LineChart, series: Sequence[Series]) -> str:
         y = place_y(value)
         parts.append(f'<path class="reference" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(LEFT + 6, y + 18, name, kind="small"))
-    for line in series:
-        points = [
-            (place_x(chart.first_x + index), place_y(min(max(value, chart.low), chart.high)))
-            for index, value in enumerate(line.values)
-        ]
+    for line, values in points_of.items():
+        points = [(place_x(x), place_y(min(max(y, chart.low), chart.high))) for x, y in values]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(f'<path class="line s{line.style}" d="M{path}"/>')
         if len(points) <= MAX_MARKED:
             parts += [marker(x, y, line.style) for x, y in points]
     return _image(chart.label, LINE_HEIGHT, parts)
+
+
+def _points(chart: LineChart, line: Series) -> list[tuple[float, float]]:
+    x = line.x or tuple(float(chart.first_x + index) for index in range(len(line.values)))
+    return list(zip(x, line.values, strict=True))
 
 
 def bar_chart(label: str, bars: Sequence[Series], show: Callable[[float], str]) -> str:
@@ -119,6 +151,51 @@ def bar_chart(label: str, bars: Sequence[Series], show: Callable[[float], str]) 
         )
         parts.append(_text(width + 8, top + 25 + BAR_THICKNESS - 3, show(bar.values[0])))
     return _image(label, len(bars) * BAR_ROW, parts)
+
+
+def dot_chart(label: str, rows: Sequence[Dots], show: Callable[[float], str]) -> str:
+    """One row for each quantity on a common axis: runs as dots, mean, deviation, reference."""
+    ends = [value for row in rows for value in _extent(row)]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    margin = (high - low) * 0.05 or 1.0
+    low, high = low - margin, high + margin
+    base = len(rows) * BAR_ROW + 6
+
+    def place(value: float) -> float:
+        return RIGHT + (value - low) / (high - low) * (WIDTH - 2 * RIGHT)
+
+    parts = []
+    for tick in nice_ticks(low, high):
+        x = place(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{base}"/>')
+        parts.append(_text(x, base + 20, show(tick), anchor="middle"))
+    for index, row in enumerate(rows):
+        top = index * BAR_ROW
+        y = top + 25 + BAR_THICKNESS / 2
+        style = index % NUM_STYLES
+        parts.append(_text(0, top + 18, row.label))
+        if row.reference is not None:
+            first, last = map(place, row.reference)
+            box = f'x="{first - MARKER:.1f}" y="{y - 7:.1f}" width="{last - first + 9:.1f}"'
+            parts.append(f'<rect class="published" {box} height="14" rx="3"/>')
+        if row.mean is not None:
+            x, reach = place(row.mean), row.deviation or 0.0
+            ends_x = place(row.mean - reach), place(row.mean + reach)
+            whisker = f"M{ends_x[0]:.1f} {y:.1f}H{ends_x[1]:.1f}M{x:.1f} {y - 8:.1f}v16"
+            parts.append(f'<path class="whisker s{style}" d="{whisker}"/>')
+        parts += [
+            f'<circle class="marker s{style}" cx="{place(value):.1f}" cy="{y:.1f}" r="3.5"/>'
+            for value in row.values
+        ]
+    return _image(label, base + 28, parts)
+
+
+def _extent(row: Dots) -> list[float]:
+    """Every number of a row that must lie on the axis."""
+    ends = [*row.values, *(row.reference or ())]
+    if row.mean is not None and row.deviation is not None:
+        ends += [row.mean - row.deviation, row.mean + row.deviation]
+    return ends
 
 
 def marker(x: float, y: float, style: int) -> str:

@@ -1,0 +1,209 @@
+"""`experiment`, `demo`, `reproduce`, `cycle` and `bench`: commands that train or measure several
+things and end in a table."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cache_service.errors import ConfigError
+from cache_service.wording import human_bytes
+from cli.options import File, Json, Settings, emit
+
+if TYPE_CHECKING:
+    from cli.experiments.bench.http import HttpBench
+
+DEMO_PACKAGES = ("sklearn", "torch", "torchvision", "timm", "PIL")
+"""What the demo extra installs, by the names they are imported under."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (experiment, cycle, reproduce, bench):
+        app.command()(command)
+
+
+def _on_message(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def experiment(
+    file: File,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder for everything; the file's `out`.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short form that the file describes.")
+    ] = False,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Train students by several methods over several seeds and compare them in a table. Resumes."""
+    from pathlib import Path
+
+    from cli.experiments.experiment_file import load_experiment
+    from cli.experiments.runner import run_experiment, write_results
+
+    config = load_experiment(file, settings or [], quick=quick)
+    folder = out or config.out
+    if quick:  # other runs than those of the full form
+        folder = str(Path(folder, "quick"))
+    config = config.model_copy(update={"out": folder})
+    result = run_experiment(config, where=file, on_message=_on_message)
+    command = f"kd-cache experiment {file}{' --quick' if quick else ''}"
+    table = result.table(name=Path(file).stem, command=command, quick=quick)
+    written = write_results(table, result.curves(), out=folder, name="experiment")
+    emit(
+        {**table.document(), "written": written.paths},
+        as_json=json,
+        text=f"{written.page}\nReport: {written.paths['report']}",
+    )
+
+
+def demo(
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for everything.")] = "demo-out",
+    json: Json = False,
+) -> None:
+    """Train a teacher on handwritten digits, record it, train a student four ways, and report."""
+    missing = [name for name in DEMO_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"kd-cache demo needs {', '.join(missing)}, not installed here.",
+            hint="Run `pip install 'kd-cache[demo]'`.",
+        )
+    from rich.console import Console
+
+    from cli.experiments.demo.run import report_path, run_demo
+    from cli.experiments.demo.table import caption, make_table, summary
+
+    result = run_demo(out, say=_on_message)
+    report = report_path(out)
+    if json:
+        emit(result.document(report), as_json=True, text="")
+        return
+    console = Console(highlight=False)
+    console.print(caption(result), soft_wrap=True)
+    console.print(make_table(result))
+    for line in summary(result, report):
+        console.print(line, soft_wrap=True)
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="hinton-mnist, omitted-three, sdd-cifar100, deit-cifar100 or ddgsd-cifar100.",
+            show_default=False,
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer epochs, one seed: minutes instead of hours.")
+    ] = False,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for everything.")
+    ] = "reproduce-out",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="The dataset's files; data/mnist or data/cifar100 by default."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Runs per figure; 3, or 1 with --quick.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEACHER:STUDENT",
+            help="Of sdd-cifar100, such as resnet32x4:resnet8x4; repeatable.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda; of the tables on CIFAR-100.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a published table again and write it beside the published figures. Resumes."""
+    from cli.experiments.reproduce.order import Order
+    from cli.experiments.reproduce.registry import find_reproduction, refuse_device, refuse_options
+    from cli.experiments.reproduce.run import run_reproduction
+
+    reproduction = find_reproduction(name)
+    refuse_options(reproduction, pair=pair, device=device)
+    refuse_device(device or "auto")
+    order = Order(
+        out=out,
+        data=data or reproduction.data,
+        seeds=seeds or (1 if quick else reproduction.seeds),
+        quick=quick,
+        say=_on_message,
+        pairs=tuple(pair or ()),
+        device=device or "auto",
+    )
+    written = run_reproduction(reproduction, order)
+    paths = {"markdown": written.markdown_path, "json": written.json_path}
+    emit(
+        {**written.table.document(), "written": paths},
+        as_json=json,
+        text=f"{written.page}\n{written.markdown_path} and {written.json_path}",
+    )
+
+
+def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
+    """Train a student, record it as a teacher, and train the next one from both. Resumes."""
+    from cli.experiments.cycle.config import load_cycle
+    from cli.experiments.cycle.run import run_cycle
+
+    config = load_cycle(file, settings or [])
+    table = run_cycle(config, where=file, say=_on_message)
+    emit(table.model_dump(mode="json"), as_json=json, text=table.page().rstrip())
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="http.", show_default=False)],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer requests: seconds instead of minutes.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure this machine: `http`, the service against a route that returns a constant."""
+    if name != "http":
+        raise ConfigError(f"bench {name} is not known.", hint="Type: kd-cache bench http")
+    from cli.experiments.bench.http import FULL, QUICK, run_http_bench
+
+    result = run_http_bench(QUICK if quick else FULL, _on_message)
+    emit(result.document(), as_json=json, text=_bench_text(result))
+
+
+def _bench_text(result: HttpBench) -> str:
+    lines = [
+        f"{name}s: {kind.num_rows} rows, {human_bytes(kind.num_bytes)} a response"
+        for name, kind in result.kinds.items()
+    ]
+    columns = (
+        f"{'':8}{'clients':>8}{'service/s':>11}{'constant/s':>12}{'ratio':>7}{'p50':>10}"
+        f"{'p99':>10}{'':>14}"
+    )
+    lines += [f"{result.requests:,} requests to the service", "", columns]
+    lines += [
+        f"{each.kind:8}{each.concurrency:>8}{each.per_second:>11.0f}"
+        f"{each.constant_per_second:>12.0f}{each.ratio:>7.0%}{each.p50_ms:>7.1f} ms"
+        f"{each.p99_ms:>7.1f} ms{human_bytes(each.bytes_per_second):>12}/s"
+        for each in result.measured
+    ]
+    document = result.document()
+    lines.append("")
+    lines += [
+        f"{kind}s reach {document['ratios'][kind]:.0%} of the constant (target {target:.0%})"
+        for kind, target in document["targets"].items()
+    ]
+    before, after = result.before, result.after
+    lines.append(
+        f"memory of the service: {human_bytes(before.anonymous)} before, "
+        f"{human_bytes(after.anonymous)} after; with mapped files {human_bytes(before.resident)} "
+        f"and {human_bytes(after.resident)}"
+    )
+    return "\n".join(lines)
