@@ -21,8 +21,8 @@ from cache_service.plugins import load_object
 from cache_service.recording.config import BuildConfig
 from cache_service.yamltext import parse_yaml
 from cli.experiments.cycle.config import CycleConfig
-from cli.experiments.reproduce.registry import REPRODUCTIONS
 from cli.experiments.experiment_file import ExperimentConfig
+from cli.experiments.reproduce.registry import REPRODUCTIONS
 from distill.config import TrainConfig
 from distill.several import split_students
 
@@ -99,7 +99,8 @@ def test_the_example_request_is_one_that_the_example_service_takes():
 
 
 @pytest.mark.parametrize(
-    ("page", "count"), [("README.md", 2), ("docs/cookbook.md", 1), ("docs/serving.md", 1), ("docs/experiments.md", 1)]
+    ("page", "count"),
+    [("README.md", 2), ("docs/cookbook.md", 1), ("docs/serving.md", 1), ("docs/experiments.md", 1)],
 )
 def test_a_page_shows_the_examples_as_they_are(page, count):
     shown = re.findall(
