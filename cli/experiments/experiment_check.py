@@ -12,8 +12,7 @@ from cache_service.recording.config import BuildConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from distill.config import TrainConfig
 from distill.data import Replay
-from distill.methods import Plan as MethodPlan
-from distill.methods import TeacherFacts, method_of
+from distill.methods import RunFacts, TeacherFacts, method_of
 from distill.sources import load_cache, recorded_seeds
 from distill.stream import recorded_facts
 from distill.students import Student, choose_device, make_student
@@ -113,10 +112,10 @@ class _StudentCheck:
             )
             for each in teachers
         )
-        plan = MethodPlan(
+        run_facts = RunFacts(
             facts, student.model, num_classes, student.preprocess.size, bool(recipe.mixing)
         )
-        method_of(config.method).check(config.method, plan)
+        method_of(config.method).check(config.method, run_facts)
 
     def _open(self, config: TrainConfig) -> ImageDataset:
         key = config.dataset.model_dump_json()

@@ -228,7 +228,7 @@ def _y_axis(chart: LineChart, place_y: Callable[[float], float]) -> list[str]:
     return parts
 
 
-def _x_axis(chart: LineChart, last_x: int, place_x: Callable[[float], float]) -> list[str]:
+def _x_axis(chart: LineChart, last_x: float, place_x: Callable[[float], float]) -> list[str]:
     base = LINE_HEIGHT - BOTTOM
     parts = [_text((LEFT + WIDTH - RIGHT) / 2, LINE_HEIGHT - 6, chart.x_name, anchor="middle")]
     whole = (tick for tick in nice_ticks(chart.first_x, last_x, most=8) if tick == int(tick))
