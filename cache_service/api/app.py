@@ -18,9 +18,13 @@ from cache_service.api.http import caches, rows, zarr
 from cache_service.api.http import service as operations
 from cache_service.api.http.auth import AuthMiddleware, LoopbackHostMiddleware, Tokens
 from cache_service.api.http.catalog import Catalog
-from cache_service.api.http.limits import BodyLimitMiddleware, Gate, GateMiddleware
+from cache_service.api.http.limits import (
+    BodyLimitMiddleware,
+    ConcurrencyLimiter,
+    ConcurrencyLimitMiddleware,
+)
 from cache_service.api.http.log import RequestLogMiddleware, log_request
-from cache_service.api.http.metrics import Live, Metrics
+from cache_service.api.http.metrics import Metrics, RecentTraffic
 from cache_service.api.http.problems import add_problem_handlers, describe
 from cache_service.api.http.service import Service
 from cache_service.api.http.settings import ServeConfig
@@ -66,12 +70,12 @@ def create_app(config: ServeConfig) -> FastAPI:
     describe(app)
     # The middleware added last is the outermost: refused requests are logged and counted, too.
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
-    app.add_middleware(GateMiddleware, gate=service.gate)
+    app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
     app.add_middleware(AuthMiddleware, tokens=Tokens(config.tokens), login=login)
     if not config.tokens:
         app.add_middleware(LoopbackHostMiddleware)
-    observers = (metrics.observe, service.live.observe, log_request)
+    observers = (metrics.observe, service.traffic.observe, log_request)
     app.add_middleware(RequestLogMiddleware, observers=observers)
     return app
 
@@ -80,13 +84,13 @@ def _create_service(
     config: ServeConfig, metrics: Metrics, stopping: asyncio.Event, builds: Builds | None
 ) -> Service:
     limits = config.limits
-    gate = Gate(
+    limiter = ConcurrencyLimiter(
         max_in_flight=limits.max_inflight,
         max_event_streams=limits.max_streams,
         reading_threads=limits.threads,
         max_held_bytes=limits.max_answer_bytes,
     )
-    metrics.watch(gate)
+    metrics.watch(limiter)
     catalog = Catalog(config.root, open_shards=limits.open_shards)
     if builds is not None:
         catalog.is_expected = builds.expects
@@ -101,9 +105,9 @@ def _create_service(
         config=config,
         catalog=catalog,
         waiter=waiter,
-        gate=gate,
+        limiter=limiter,
         metrics=metrics,
-        live=Live(),
+        traffic=RecentTraffic(),
         stopping=stopping,
     )
 

@@ -130,11 +130,12 @@ def test_a_hole_is_an_error_and_tells_neither_bucket_nor_secret(server, root, pa
         assert private not in found.data.decode()
 
 
-def test_a_cache_that_comes_while_serving_is_seen(server, root, monkeypatch):
+def test_a_cache_that_comes_while_serving_is_seen(root, monkeypatch):
     monkeypatch.setattr(catalog, "BUCKET_TTL_S", 0.0)
-    assert server.ask("GET", "/v1/caches/late").status == 404
-    write_cache(f"{root}/late", make_spec(), range(1))
-    assert server.ask("GET", "/v1/caches/late/rows?seed=0&start=0&stop=8").status == 200
+    with serving(root) as server:
+        assert server.ask("GET", "/v1/caches/late").status == 404
+        write_cache(f"{root}/late", make_spec(), range(1))
+        assert server.ask("GET", "/v1/caches/late/rows?seed=0&start=0&stop=8").status == 200
 
 
 def test_a_bucket_that_is_down_is_said_without_where_it_is(monkeypatch):

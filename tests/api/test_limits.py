@@ -16,7 +16,7 @@ from support.serving import serving, serving_process
 from support.sockets import connect, get, metric, probing
 from support.toyservice import toy_service
 
-from cache_service.api.http.limits import Gate
+from cache_service.api.http.limits import ConcurrencyLimiter
 
 
 @pytest.mark.parametrize(
@@ -116,15 +116,15 @@ def test_event_streams_have_places_of_their_own(tmp_path):
 
 
 def test_a_gate_counts_in_and_out():
-    gate = Gate(max_in_flight=1, max_event_streams=1, reading_threads=1)
-    assert gate.enter(stream=False)
-    assert not gate.enter(stream=False)
-    assert gate.enter(stream=True)
-    assert not gate.enter(stream=True)
-    gate.leave(stream=False)
-    gate.leave(stream=True)
-    assert (gate.in_flight, gate.event_streams) == (0, 0)
-    assert gate.enter(stream=False)
+    limiter = ConcurrencyLimiter(max_in_flight=1, max_event_streams=1, reading_threads=1)
+    assert limiter.enter(stream=False)
+    assert not limiter.enter(stream=False)
+    assert limiter.enter(stream=True)
+    assert not limiter.enter(stream=True)
+    limiter.leave(stream=False)
+    limiter.leave(stream=True)
+    assert (limiter.in_flight, limiter.event_streams) == (0, 0)
+    assert limiter.enter(stream=False)
 
 
 def test_answers_that_slow_clients_do_not_take_are_bounded_in_bytes(tmp_path):

@@ -7,9 +7,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cache_service.api.http.limits import Gate
+from cache_service.api.http.limits import ConcurrencyLimiter
 from cache_service.api.http.log import RequestRecord
-from cache_service.api.http.metrics import WINDOW_SECONDS, Live, Metrics, quantile
+from cache_service.api.http.metrics import WINDOW_SECONDS, Metrics, RecentTraffic, quantile
 
 
 def seen(route="/v1/caches/{name}/rows", status=200, code="", seconds=0.01, num_bytes=100):
@@ -29,7 +29,7 @@ def value(metrics, name, **labels):
 @pytest.fixture
 def metrics():
     made = Metrics()
-    made.watch(Gate(max_in_flight=3, max_event_streams=2, reading_threads=1))
+    made.watch(ConcurrencyLimiter(max_in_flight=3, max_event_streams=2, reading_threads=1))
     return made
 
 
@@ -60,11 +60,11 @@ def test_an_open_stream_does_not_count_as_a_slow_request(metrics):
 
 
 def test_gauges_show_the_gate_as_it_is():
-    gate = Gate(max_in_flight=3, max_event_streams=2, reading_threads=1)
+    limiter = ConcurrencyLimiter(max_in_flight=3, max_event_streams=2, reading_threads=1)
     metrics = Metrics()
-    metrics.watch(gate)
-    gate.enter(stream=False)
-    gate.enter(stream=True)
+    metrics.watch(limiter)
+    limiter.enter(stream=False)
+    limiter.enter(stream=True)
     assert value(metrics, "kdcache_inflight_requests") == 1
     assert value(metrics, "kdcache_event_streams") == 1
     assert value(metrics, "kdcache_reading_threads") == 0
@@ -116,7 +116,7 @@ class Clock:
 
 def test_the_last_minute_is_what_the_page_sees():
     clock = Clock()
-    live = Live(clock)
+    live = RecentTraffic(clock)
     for second in range(WINDOW_SECONDS * 2):
         clock.now = 100.0 + second
         live.observe(seen(seconds=0.010, num_bytes=50))
@@ -134,7 +134,7 @@ def test_the_last_minute_is_what_the_page_sees():
 
 def test_a_young_service_is_not_divided_by_a_whole_minute():
     clock = Clock()
-    live = Live(clock)
+    live = RecentTraffic(clock)
     clock.now += 2
     for _ in range(10):
         live.observe(seen())

@@ -1,4 +1,4 @@
-"""A small application behind the real guard, gate, logs and server, in a process of its own.
+"""A small application behind the real guard, limiter, logs and server, in a process of its own.
 
 `python -m support.toyservice JSON` serves until SIGTERM. Its lookups sleep as long as they are told
 to, as slow storage would, so that what is tested here is the service around them.
@@ -23,9 +23,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from cache_service.api.guard import GuardLimits
-from cache_service.api.http.limits import Gate, GateMiddleware
+from cache_service.api.http.limits import ConcurrencyLimiter, ConcurrencyLimitMiddleware
 from cache_service.api.http.log import RequestLogMiddleware, log_request, set_up_logs
-from cache_service.api.http.metrics import MEDIA_TYPE, Live, Metrics
+from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
 from cache_service.api.server import (
     Server,
     allow_open_files,
@@ -50,14 +50,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def toy_app(settings: dict[str, Any]) -> FastAPI:
-    gate = Gate(
+    limiter = ConcurrencyLimiter(
         max_in_flight=settings["in_flight"],
         max_event_streams=settings["streams"],
         reading_threads=settings["threads"],
         max_held_bytes=settings["held_bytes"],
     )
-    metrics, live = Metrics(), Live()
-    metrics.watch(gate)
+    metrics, traffic = Metrics(), RecentTraffic()
+    metrics.watch(limiter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,13 +67,17 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan, max_body_size=settings["body_bytes"])
     app.state.metrics = metrics
-    app.add_middleware(GateMiddleware, gate=gate)
-    app.add_middleware(RequestLogMiddleware, observers=(metrics.observe, live.observe, log_request))
-    _add_routes(app, gate, metrics, live)
+    app.add_middleware(ConcurrencyLimitMiddleware, limiter=limiter)
+    app.add_middleware(
+        RequestLogMiddleware, observers=(metrics.observe, traffic.observe, log_request)
+    )
+    _add_routes(app, limiter, metrics, traffic)
     return app
 
 
-def _add_routes(app: FastAPI, gate: Gate, metrics: Metrics, live: Live) -> None:
+def _add_routes(
+    app: FastAPI, limiter: ConcurrencyLimiter, metrics: Metrics, traffic: RecentTraffic
+) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -82,9 +86,9 @@ def _add_routes(app: FastAPI, gate: Gate, metrics: Metrics, live: Live) -> None:
     async def show() -> Response:
         return Response(metrics.render(), media_type=MEDIA_TYPE)
 
-    @app.get("/live")
+    @app.get("/traffic")
     async def show_live() -> dict[str, Any]:
-        return live.figures()
+        return traffic.figures()
 
     @app.get("/v1/lookup/{name}")
     async def lookup(name: str, request: Request, seconds: float = 0.0, size: int = 2) -> Response:
@@ -92,7 +96,7 @@ def _add_routes(app: FastAPI, gate: Gate, metrics: Metrics, live: Live) -> None:
             time.sleep(seconds)
             return b"x" * size
 
-        return Response(await gate.read(request, read))
+        return Response(await limiter.read(request, read))
 
     @app.post("/v1/body")
     async def body(request: Request) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from cache_service.api.http.catalog import Catalog, Served
+from cache_service.api.http.catalog import Catalog, OpenCache
 from cache_service.api.http.problems import responses
 from cache_service.api.http.rows import entity_tag, matches
 from cache_service.api.http.service import TheService
@@ -87,7 +87,7 @@ class Manifest(Frozen):
 @router.get("/v1/caches", response_model=CacheList, responses=responses(503))
 async def listed(request: Request, service: TheService) -> CacheList:
     """The caches of this service."""
-    return await service.gate.read(request, _listing, service.catalog)
+    return await service.limiter.read(request, _listing, service.catalog)
 
 
 @router.head("/v1/caches/{name}", response_class=Response, include_in_schema=False)
@@ -106,7 +106,7 @@ async def manifest(request: Request, service: TheService, name: str) -> Response
     def read() -> bytes:
         return canonical_json(manifest_of(service.catalog.open(name)).model_dump(mode="json"))
 
-    body = await service.gate.read(request, read)
+    body = await service.limiter.read(request, read)
     etag = entity_tag(body.decode())
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if matches(request, etag):
@@ -114,11 +114,11 @@ async def manifest(request: Request, service: TheService, name: str) -> Response
     return Response(body, headers=headers, media_type="application/json")
 
 
-def manifest_of(served: Served) -> Manifest:
+def manifest_of(opened: OpenCache) -> Manifest:
     """The manifest of a cache, its commits as they are now."""
-    cache = served.cache
+    cache = opened.cache
     return Manifest(
-        name=served.name,
+        name=opened.name,
         fingerprint=cache.fingerprint,
         format=FORMAT_VERSION,
         spec=cache.spec.model_dump(mode="json"),
@@ -139,18 +139,18 @@ def _listing(catalog: Catalog) -> CacheList:
 
 def _line(catalog: Catalog, name: str) -> CacheLine:
     try:
-        served = catalog.open(name)
-        commits, planned = served.commits(), served.cache.num_seeds()
+        opened = catalog.open(name)
+        commits, planned = opened.commits(), opened.cache.num_seeds()
     except KdCacheError as refusal:
         return CacheLine(name=name, error=refusal.message)
-    spec = served.cache.spec
+    spec = opened.cache.spec
     rows = sum(
         stop - start for shards in commits.values() for start, stop in map(spec.shard_range, shards)
     )
     complete = sum(len(shards) == spec.num_shards for shards in commits.values())
     return CacheLine(
         name=name,
-        fingerprint=served.cache.fingerprint,
+        fingerprint=opened.cache.fingerprint,
         dataset=f"{spec.dataset.name} {spec.dataset.split}",
         num_samples=spec.dataset.num_samples,
         teacher=spec.teacher.model,

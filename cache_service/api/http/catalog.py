@@ -1,4 +1,4 @@
-"""The caches below the root of a service: found by name, opened once, opened anew when replaced."""
+"""The caches below the root of a service: found by name, opened once, reopened when replaced."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from cachetools import LRUCache, TTLCache
 from numpy.typing import NDArray
 
 from cache_service.errors import ConfigError, CorruptError, NotACacheError, RowsNotBuiltError
+from cache_service.format.codecs import Arrays
 from cache_service.format.commit import commit_key
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.shard import REPAIR
 from cache_service.reader import Cache, open_stored
-from cache_service.reader_memory import NotAtHandError, Rows
 from cache_service.storage import Storage, open_storage
 from cache_service.views.order import epoch_order, positions_of
 
@@ -29,35 +29,36 @@ MAX_OPEN = 64
 """Caches kept open. Opening one costs a few small reads."""
 
 COMMITS_TTL_S = 1.0
-"""A listing of a cache's commits is taken for true so long: it reads a folder per seed."""
+"""How long a listing of a cache's commits is reused, seconds: it reads a folder per seed."""
 
 BUCKET_TTL_S = 5.0
-"""A bucket's root documents are taken for true so long."""
+"""How long the root document of a cache in a bucket is reused, seconds."""
 
 
 class CacheAwaitedError(RowsNotBuiltError):
-    """A build of the cache is queued or begins: none of it is there yet."""
+    """A build of the cache is queued or has just started: none of it is recorded yet."""
 
     http_status = 503
     retry_after_s = 2
 
 
-class Served:
+class OpenCache:
     """One open cache and what is known of it for a moment. Safe to share between threads.
 
     Attributes:
-        name: below the root; messages say it in place of the path.
+        name: below the root; messages have it in place of the path.
         cache: to read from.
+        stamp: changes when another cache takes this one's place.
     """
 
     def __init__(self, name: str, cache: Cache, stamp: object, folder: Path | None) -> None:
         self.name = name
-        self._folder = folder
         self.cache = cache
         self.stamp = stamp
+        self._folder = folder
         self._commits: tuple[float, dict[int, list[int]]] | None = None
         self._complete: set[int] = set()
-        self._positions: tuple[int, NDArray[np.int32]] | None = None
+        self._planned_positions: tuple[int, NDArray[np.int32]] | None = None
         self._lock = threading.Lock()
 
     def commits(self) -> dict[int, list[int]]:
@@ -69,29 +70,26 @@ class Served:
         self._commits = (now, found)
         return found
 
-    def lookup_rows(
-        self,
-        seed: int,
-        samples: NDArray[np.int64],
-        names: tuple[str, ...],
-        *,
-        at_hand: bool = False,
-    ) -> dict[str, Rows]:
-        """Rows of samples as bytes, in request order. Raises as `Cache.lookup`.
+    def is_lookup_ready(
+        self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...]
+    ) -> bool:
+        """Whether `lookup` would not block on storage."""
+        return seed in self._complete and self.cache.is_lookup_ready(seed, samples, names)
 
-        Where they are follows from the seed, so while a seed is being recorded nothing has to be
-        searched; of a recorded seed, the order that was recorded is what counts.
+    def lookup(self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...]) -> Arrays:
+        """Encoded rows of samples, in request order. Raises as `Cache.lookup`.
+
+        While a seed is being recorded, the positions of samples are computed from the seed, so that
+        nothing is searched. For a complete seed, the order that was recorded counts.
         """
-        if at_hand and seed not in self._complete:
-            raise NotAtHandError
         if self._is_complete(seed):
-            return self.cache.lookup_rows(seed, samples, names, at_hand=at_hand)
+            return self.cache.lookup(seed, samples, arrays=names)
         self.cache.check_samples(samples)
-        asked = tuple({"sample": None, **dict.fromkeys(names)})
-        rows = self.cache.gather_rows(seed, self._planned(seed, samples), asked)
-        if np.array_equal(rows["sample"].view("<i4"), samples):
+        with_sample = tuple({"sample": None, **dict.fromkeys(names)})
+        rows = self.cache.gather(seed, self._planned(seed, samples), arrays=with_sample)
+        if np.array_equal(rows["sample"], samples):
             return {name: rows[name] for name in names}
-        return self.cache.gather_rows(seed, self.cache.locate(seed, samples), names)
+        return self.cache.lookup(seed, samples, arrays=names)
 
     def _is_complete(self, seed: int) -> bool:
         if seed in self._complete:
@@ -102,14 +100,14 @@ class Served:
         return True
 
     def _planned(self, seed: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        order = epoch_order(self.cache.spec.dataset.num_samples, seed)
         with self._lock:
-            if self._positions is None or self._positions[0] != seed:
-                self._positions = (seed, positions_of(order))
-            return self._positions[1][samples].astype(np.int64)
+            if self._planned_positions is None or self._planned_positions[0] != seed:
+                order = epoch_order(self.cache.spec.dataset.num_samples, seed)
+                self._planned_positions = (seed, positions_of(order))
+            return self._planned_positions[1][samples].astype(np.int64)
 
     def shards_of_samples(self, seed: int, samples: NDArray[np.int64]) -> list[int]:
-        """Where the samples are, or will be, recorded: it follows from the seed."""
+        """Return the shards in which the samples are, or will be, recorded."""
         if samples.max() >= self.cache.spec.dataset.num_samples:
             return []
         shards = self._planned(seed, samples) // self.cache.spec.layout.shard_rows
@@ -117,15 +115,17 @@ class Served:
         return found
 
     def refuse_links(self, key: str) -> None:
-        """Refuse an object that a link puts outside of the cache.
+        """Refuse an object that a symbolic link puts outside of the cache.
 
         Raises:
-            CorruptError: it is one. No writer of ours makes links.
+            CorruptError: it is such a link. No writer of this project creates links.
         """
         if self._folder is None:
             return
         if not (self._folder / key).resolve().is_relative_to(self._folder):
-            raise CorruptError(f"{self.name}/{key} is a link to somewhere else.", hint=REPAIR)
+            raise CorruptError(
+                f"{self.name}/{key} is a link to a place outside of the cache.", hint=REPAIR
+            )
 
     def has_commits(self, seed: int, shards: Sequence[int]) -> bool:
         """Whether all of these shards are recorded, as of now."""
@@ -134,29 +134,29 @@ class Served:
 
 
 class _Root(Protocol):
-    """Where caches lie side by side.
+    """A place in which caches lie side by side.
 
     Attributes:
-        is_quick: whether a stamp takes microseconds.
+        is_quick: whether `stamp` takes microseconds and no request to a bucket.
     """
 
     @property
     def is_quick(self) -> bool: ...
 
     def names(self) -> list[str]:
-        """What may be caches, sorted."""
+        """Names of possible caches, sorted."""
         ...
 
     def stamp(self, name: str) -> object:
-        """Equal as long as the same cache lies there; None where there is none."""
+        """Equal as long as the same cache lies there; None if there is none."""
         ...
 
     def storage(self, name: str) -> Storage:
-        """Of one cache."""
+        """The storage of one cache."""
         ...
 
     def folder(self, name: str) -> Path | None:
-        """Where it really is on this machine; None where it is elsewhere."""
+        """The real path of a cache on this machine; None if it is elsewhere."""
         ...
 
 
@@ -164,21 +164,21 @@ class Catalog:
     """All caches of a service.
 
     Attributes:
-        is_expected: whether a build will make a cache of that name.
+        is_expected: whether a build will create a cache of that name.
 
     Raises:
-        ConfigError: there is no such folder, or the URL is of no kind that can be listed.
+        ConfigError: the folder does not exist, or the URL has an unsupported scheme.
     """
 
     def __init__(self, root: str, *, open_shards: int) -> None:
         self._root: _Root = _open_root(root)
         self.is_expected: Callable[[str], bool] = lambda _: False
         self._open_shards = open_shards
-        self._served: OrderedDict[str, Served] = OrderedDict()
+        self._opened: LRUCache[str, OpenCache] = LRUCache(MAX_OPEN)
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """List the root. Raises StorageError or OSError where that is not possible."""
+        """List the root. Raises StorageError or OSError if that is not possible."""
         self._root.names()
 
     def names(self) -> list[str]:
@@ -189,48 +189,46 @@ class Catalog:
         """
         return [name for name in self._root.names() if self._root.stamp(name) is not None]
 
-    def at_hand(self, name: str) -> Served:
-        """The cache of that name, if it is open and no request to a bucket has to say so.
-
-        Raises:
-            NotAtHandError: it is not.
-        """
+    def if_open(self, name: str) -> OpenCache | None:
+        """The cache of that name if it is open and still the same; None if only storage knows."""
+        if not self._root.is_quick:
+            return None
         with self._lock:
-            found = self._served.get(name)
-        if found is None or not self._root.is_quick or found.stamp != self._root.stamp(name):
-            raise NotAtHandError
-        return found
+            opened = self._opened.get(name)
+        if opened is None or opened.stamp != self._root.stamp(name):
+            return None
+        return opened
 
-    def open(self, name: str) -> Served:
+    def open(self, name: str) -> OpenCache:
         """The cache of that name.
 
         Raises:
             NotACacheError: there is none.
-            CacheAwaitedError: there is none yet.
+            CacheAwaitedError: a build is about to create it.
             CorruptError: its metadata is damaged.
         """
         stamp = self._root.stamp(name) if NAME.fullmatch(name) else None
         if stamp is None:
             if NAME.fullmatch(name) and self.is_expected(name):
-                raise _not_yet(name)
+                raise CacheAwaitedError(
+                    f"cache {name!r} will be recorded by a build that has not started yet.",
+                    hint="Ask again, or set wait_s in the train file. GET /v1/builds shows its "
+                    "progress.",
+                )
             raise _no_such_cache(name)
         with self._lock:
-            found = self._served.get(name)
-            if found is not None and found.stamp == stamp:
-                self._served.move_to_end(name)
-                return found
+            opened = self._opened.get(name)
+        if opened is not None and opened.stamp == stamp:
+            return opened
         cache = open_stored(self._root.storage(name), open_shards=self._open_shards)
-        served = Served(name, cache, stamp, self._root.folder(name))
+        opened = OpenCache(name, cache, stamp, self._root.folder(name))
         with self._lock:
-            self._served[name] = served
-            self._served.move_to_end(name)
-            while len(self._served) > MAX_OPEN:
-                self._served.popitem(last=False)
-        return served
+            self._opened[name] = opened
+        return opened
 
 
 class _Folder:
-    """A local root. Links that leave it lead nowhere."""
+    """A local root. Symbolic links that leave it are not followed."""
 
     is_quick = True
 
@@ -243,7 +241,7 @@ class _Folder:
         self._real = self._path.resolve()
         if (self._path / ROOT_KEY).is_file():
             raise ConfigError(
-                f"{path} is a cache itself; what is served is the folder that caches lie in.",
+                f"{path} is a cache itself; `kd-cache serve` takes a folder of caches.",
                 hint=f"kd-cache serve {self._path.parent}",
             )
 
@@ -272,8 +270,11 @@ class _Folder:
         return (self._path / name / ROOT_KEY).resolve().is_relative_to(self._real)
 
 
+_UNKNOWN = object()
+
+
 class _Bucket:
-    """A root in an object store, where a look costs a request."""
+    """A root in an object store, where every access costs a request."""
 
     is_quick = False
 
@@ -283,20 +284,22 @@ class _Bucket:
         self._url = url.rstrip("/")
         self._storage = ObjectStorage(self._url, name="the root")
         self._open = ObjectStorage
-        self._stamps: dict[str, tuple[float, bytes | None]] = {}
+        # Names are the client's choice, so their number is bounded.
+        self._stamps: TTLCache[str, bytes | None] = TTLCache(2 * MAX_OPEN, ttl=BUCKET_TTL_S)
+        self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         return [name for name in self._storage.folders() if NAME.fullmatch(name)]
 
     def stamp(self, name: str) -> object:
-        known, now = self._stamps.get(name), time.monotonic()
-        if known is not None and now - known[0] < BUCKET_TTL_S:
-            return known[1]
-        found = self._storage.get(f"{name}/{ROOT_KEY}")
-        if len(self._stamps) >= 2 * MAX_OPEN:
-            self._stamps.clear()  # names are a client's to choose
-        self._stamps[name] = (now, found)
-        return found
+        with self._lock:
+            known = self._stamps.get(name, _UNKNOWN)
+        if known is not _UNKNOWN:
+            return known
+        content = self._storage.get(f"{name}/{ROOT_KEY}")
+        with self._lock:
+            self._stamps[name] = content
+        return content
 
     def storage(self, name: str) -> Storage:
         return self._open(f"{self._url}/{name}", name=name)
@@ -308,13 +311,6 @@ class _Bucket:
 def _no_such_cache(name: str) -> NotACacheError:
     return NotACacheError(
         f"there is no cache {name[:128]!r} here.", hint="GET /v1/caches lists them."
-    )
-
-
-def _not_yet(name: str) -> CacheAwaitedError:
-    return CacheAwaitedError(
-        f"cache {name!r} is to be recorded by a build that has not begun to.",
-        hint="Ask again, or set wait_s in the train file. GET /v1/builds says how far it is.",
     )
 
 

@@ -1,9 +1,7 @@
-"""What runs at a time: requests in flight, bytes of answers, event streams, threads that read.
+"""Limits of what runs at a time: requests, event streams, reading threads, bytes of responses.
 
-A full house answers 503 at once, from the event loop, so that health and metrics always get through
-and a client learns to wait instead of queueing unseen.
-
-How long the body of a request may be. It is cut off where it is read, whatever it declares.
+A request above a limit is answered with 503 at once, from the event loop. So health and metrics
+always get through, and a client learns to wait instead of being queued without knowing it.
 """
 
 from __future__ import annotations
@@ -27,27 +25,28 @@ Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 ALWAYS_ADMITTED = frozenset({"/healthz", "/readyz", "/metrics"})
-"""What tells whether the service is well is asked most when it is not."""
+"""Paths without a limit: they are requested most when the service is overloaded."""
 
 STREAM_SUFFIX = "/events"
-"""Routes that stay open: they have places of their own."""
+"""Paths of event streams, which stay open and have a limit of their own."""
 
 RETRY_AFTER_SECONDS = 1
 
 COPIED_BYTES = "copied_bytes"
-"""In the state of a request: memory that an answer of several messages takes, rows in maps not."""
+"""Key in a request's state: memory of a response that is sent in several messages, without the
+rows that lie in memory maps."""
 
 UNCOUNTED_BYTES = 64 << 10
-"""An answer up to here fits the buffer of its connection: it is sent whatever else is held."""
+"""Responses up to this size fit the buffer of their connection, and are always sent."""
 
 
-class Gate:
-    """Places for requests and event streams, and the threads that read rows.
+class ConcurrencyLimiter:
+    """Counts requests and event streams, and runs reads of storage on a few threads.
 
     Attributes:
-        in_flight: requests now between their first and last byte.
-        event_streams: streams now open.
-        held_bytes: of large answers that their clients have not taken yet.
+        in_flight: requests between their first and last byte.
+        event_streams: open event streams.
+        held_bytes: of large responses that their clients have not received yet.
         reading: limiter of the threads that read; health needs none of them.
     """
 
@@ -66,11 +65,11 @@ class Gate:
         self.event_streams = 0
         self.held_bytes = 0
         self.reading = anyio.CapacityLimiter(reading_threads)
-        # Never full where `reading` has room: it keeps anyio's own 40 tokens out of this.
+        # Never full while `reading` has tokens left; without it, anyio's own limit of 40 holds.
         self._threads = anyio.CapacityLimiter(reading_threads)
 
     def enter(self, *, stream: bool) -> bool:
-        """Take a place; whether there was one."""
+        """Count a request in, and return False if there are too many."""
         if stream:
             admitted = self.event_streams < self._max_event_streams
             self.event_streams += admitted
@@ -80,14 +79,17 @@ class Gate:
         return admitted
 
     def leave(self, *, stream: bool) -> None:
-        """Give the place back."""
+        """Count an admitted request out."""
         if stream:
             self.event_streams -= 1
         else:
             self.in_flight -= 1
 
     def hold(self, num_bytes: int) -> bool:
-        """Account for a large answer; whether there was room. One alone is always let through."""
+        """Count the bytes of a large response, and return False if they are too many.
+
+        A response is always admitted if no other is held, however large it is.
+        """
         admitted = not self.held_bytes or self.held_bytes + num_bytes <= self._max_held_bytes
         self.held_bytes += admitted * num_bytes
         return admitted
@@ -102,7 +104,7 @@ class Gate:
         """Run a call that reads storage on a reading thread.
 
         Raises:
-            HTTPException: the client went away while the call waited for a thread.
+            HTTPException: the client closed the connection while the call waited for a thread.
         """
         waits = self.reading.available_tokens < 1
         async with self.reading:
@@ -111,47 +113,49 @@ class Gate:
             return await anyio.to_thread.run_sync(
                 functools.partial(call, *args, **kwargs),
                 limiter=self._threads,
-                abandon_on_cancel=True,  # a stop does not wait for slow storage
+                abandon_on_cancel=True,  # stopping the server does not wait for slow storage
             )
 
 
-class GateMiddleware:
-    """Lets a request in where there is a place, and answers 503 where there is none."""
+class ConcurrencyLimitMiddleware:
+    """Answers 503 to requests above the limits."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, limiter: ConcurrencyLimiter) -> None:
         self.app = app
-        self.gate = gate
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the request in and out."""
+        """Count a request in and out."""
         if scope["type"] != "http" or scope["path"] in ALWAYS_ADMITTED:
             await self.app(scope, receive, send)
             return
         stream = scope["path"].endswith(STREAM_SUFFIX)
-        if not self.gate.enter(stream=stream):
+        if not self._limiter.enter(stream=stream):
             await _busy(scope)(scope, receive, send)
             return
-        answer = _Answer(self.gate, scope, receive, send)
+        response = _LimitedResponse(self._limiter, scope, receive, send)
         try:
-            await self.app(scope, receive, send if stream else answer.send)
+            await self.app(scope, receive, send if stream else response.send)
         finally:
-            self.gate.leave(stream=stream)
-            self.gate.held_bytes -= answer.held_bytes
+            self._limiter.leave(stream=stream)
+            self._limiter.held_bytes -= response.held_bytes
 
 
-class _Answer:
-    """One answer on its way out: a large one is held until its client has taken it, or refused.
+class _LimitedResponse:
+    """Counts the bytes of one large response until its client has received it, or refuses it.
 
-    The server would take it at once into the buffer of the connection, and call the request done:
-    clients that read slowly could then fill the memory, whatever the bound on requests in flight.
-    Objects that are read piece by piece are not counted: a piece is awaited before the next one.
-    Nor are rows that go out of the maps as they lie.
+    The server would copy a response into the buffer of its connection and call the request done:
+    clients that read slowly could then fill the memory, whatever the limit on requests in flight.
+    Objects that are sent piece by piece are not counted, because each piece is awaited before the
+    next one is read. Rows that are sent from memory maps are not counted either.
     """
 
-    __slots__ = ("_gate", "_receive", "_refused", "_scope", "_send", "_start", "held_bytes")
+    __slots__ = ("_limiter", "_receive", "_refused", "_scope", "_send", "_start", "held_bytes")
 
-    def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
-        self._gate = gate
+    def __init__(
+        self, limiter: ConcurrencyLimiter, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._limiter = limiter
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -160,7 +164,7 @@ class _Answer:
         self.held_bytes = 0
 
     async def send(self, message: Message) -> None:
-        """Hand a message on; the first one with the second."""
+        """Pass a message on. The first one waits for the second, which tells the size."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -170,7 +174,7 @@ class _Answer:
             if size is None:
                 size = 0 if message.get("more_body") else len(message.get("body", b""))
             if size > UNCOUNTED_BYTES:
-                if not self._gate.hold(size):
+                if not self._limiter.hold(size):
                     self._refused = True
                     await _busy(self._scope)(self._scope, self._receive, self._send)
                     return
@@ -182,53 +186,57 @@ class _Answer:
             await self._send(message)
             return
         await self._send({**message, "more_body": True})
-        await self._send({"type": "http.response.body"})  # returns when the client has taken it
+        await self._send({"type": "http.response.body"})  # returns when the client has the bytes
 
 
 def _busy(scope: Scope) -> JSONResponse:
     return problem_response(
         scope,
         503,
-        "Every place is taken: the service holds as many requests, or bytes of answers, as it may.",
+        "Every request slot is in use: the service has reached its limit of requests in flight or "
+        "of response bytes.",
         hint=f"Ask again in {RETRY_AFTER_SECONDS} s, or with fewer requests at a time.",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body that is too long. FastAPI's own limit answers in plain text."""
+    """Answers 413 to a body that is too long, whatever length it declares.
+
+    FastAPI has such a limit, too, but answers in plain text.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
         self._max_bytes = max_bytes
+        self._detail = f"the body is longer than {max_bytes} bytes."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse by what is declared, or count what comes."""
+        """Refuse by the declared length, or count the bytes that arrive."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # The rest of a refused body is not read, so the connection cannot be used again.
+        close = {"Connection": "close"}
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             refusal = problem_response(
-                scope, 413, self._detail(), hint="Ask in several requests.", headers=_CLOSE
+                scope,
+                413,
+                self._detail,
+                hint="Split the request into several ones.",
+                headers=close,
             )
             await refusal(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
-        async def counted() -> Message:
-            nonlocal seen
+        async def counting_receive() -> Message:
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                raise HTTPException(413, self._detail(), _CLOSE)
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, self._detail, close)
             return message
 
-        await self.app(scope, counted, send)
-
-    def _detail(self) -> str:
-        return f"the body is longer than {self._max_bytes} bytes."
-
-
-_CLOSE = {"Connection": "close"}
-"""The rest of the body is not read, so the connection cannot be used again."""
+        await self.app(scope, counting_receive, send)

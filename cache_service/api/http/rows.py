@@ -1,25 +1,16 @@
-"""Queries of the routes that answer rows, read in one go.
+"""Rows over HTTP: ranges of recorded positions, and lookups of samples.
 
-FastAPI solves each parameter of a route by itself, which takes as long as copying 256 rows does. So
-these routes take the request, and describe their parameters here.
+Both routes work the same way. The request is parsed. If its rows are ready (mapped and checked),
+they are read on the event loop, otherwise on a thread; rows that are planned but not recorded yet
+are waited for. The response is one safetensors document, with the CRC-32C of the body in a header.
 
-Answers with rows: which arrays, how many at most, their ETag, and the bytes or the JSON.
-
-Reading rows for a request: on a thread, and again when a running build has recorded them.
-
-A range of recorded positions: one answer that never changes, so caches may keep it.
-
-Rows of given samples under a seed, in request order.
-
-Shape letters: B samples asked for.
+Shape letters: B requested samples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -31,17 +22,17 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from starlette.types import Receive, Scope, Send
 
-from cache_service.api.http.catalog import Served
+from cache_service.api.http.catalog import OpenCache
 from cache_service.api.http.limits import COPIED_BYTES
 from cache_service.api.http.problems import MAX_REPORTED, RequestError, TooLargeError, responses
 from cache_service.api.http.service import Service
 from cache_service.api.http.waiting import RowsAwaitedError
 from cache_service.errors import RowsNotBuiltError
 from cache_service.format.canonical import Buffer, canonical_json, sha256_hex
+from cache_service.format.codecs import Arrays
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
     MEDIA_TYPE,
-    blank_frame,
     frame_header,
     lookup_metadata,
     range_metadata,
@@ -51,13 +42,32 @@ from cache_service.format.frozen import Frozen
 from cache_service.format.joined import joined_crc32c
 from cache_service.format.layout import RowArray
 from cache_service.format.seeds import MAX_SEED
-from cache_service.reader import Cache
-from cache_service.reader_memory import NotAtHandError, Rows
 
-MAX_FIELDS = 16
+router = APIRouter(tags=["rows"])
+
+MAX_JSON_ROWS = 64
+"""JSON is for people; programs read safetensors."""
+
+MAX_QUERY_FIELDS = 16
+
+MAX_LOOP_BYTES = 2 << 20
+"""Copying and summing 2 MiB takes a millisecond; larger lookups do not block the event loop."""
+
+PREFETCH_BYTES = 4 << 20
+"""Bytes of each array that are checked behind a range on the same visit to a thread, because
+whoever reads a range reads the next one."""
+
+JOINED_BYTES = 16 << 10
+"""Smaller pieces are joined: copying 16 KiB takes less time than sending one more piece."""
+
+OCTETS = "application/octet-stream"
+
+Result = TypeVar("Result")
+QueryT = TypeVar("QueryT", bound=Frozen)
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Which recorded epoch.")]
 Position = Annotated[int, Field(ge=0, le=MAX_SEED, description="Recorded position.")]
+Number = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 Names = Annotated[
     str | None,
     Field(max_length=1024, description="Arrays, with commas between them; all by default."),
@@ -67,7 +77,7 @@ Wait = Annotated[
 ]
 
 
-class RowsQuery(Frozen):
+class RangeQuery(Frozen):
     """Recorded positions [start, stop) of a seed."""
 
     seed: Seed
@@ -78,76 +88,55 @@ class RowsQuery(Frozen):
 
 
 class LookupQuery(Frozen):
-    """What is asked of the samples in a binary body. A JSON body says it all itself."""
+    """What a binary body does not say of its lookup. A JSON body says everything itself."""
 
     seed: Seed | None = None
     arrays: Names = None
     wait: Wait = 0.0
 
 
-QueryT = TypeVar("QueryT", bound=Frozen)
+class LookupBody(Frozen):
+    """Which samples' rows.
 
-
-def read_query(kind: type[QueryT], request: Request) -> QueryT:
-    """The query of a request.
-
-    Raises:
-        RequestError, RequestValidationError: it is not of that kind.
+    Attributes:
+        seed: which recorded epoch.
+        samples: numbers in the dataset, in any order, repeated or not.
+        arrays: their names; all by default.
+        wait: seconds to wait for rows of a build that runs.
     """
-    found: QueryT = _read(kind, request.scope["query_string"])
-    return found
+
+    seed: Number
+    samples: Annotated[list[Number], Field(min_length=1)]
+    arrays: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
+    wait: Wait = 0.0
 
 
-@lru_cache(maxsize=256)  # a trainer asks for the same again; what is read does not change
-def _read(kind: type[QueryT], query: bytes) -> QueryT:
-    text = query.decode("latin-1")
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
-    except ValueError as refused:
-        raise RequestError("the query has too many fields.") from refused
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise RequestError("the query says a thing twice.")
-    try:
-        return kind.model_validate_strings(fields)
-    except ValidationError as refused:
-        raise misread("query", refused) from refused
+class UnsupportedBodyError(RequestError):
+    """The content type of the body is not supported."""
+
+    code = "unsupported_media_type"
+    http_status = 415
 
 
-def misread(where: str, refused: ValidationError) -> RequestValidationError:
-    """What pydantic found, as FastAPI would have."""
-    found = refused.errors(include_url=False)[:MAX_REPORTED]
-    return RequestValidationError([{**each, "loc": (where, *each["loc"])} for each in found])
+def _path_and_query(kind: type[Frozen]) -> list[dict[str, Any]]:
+    """Describe the parameters of a route for OpenAPI.
 
-
-def parameters(kind: type[Frozen]) -> list[dict[str, Any]]:
-    """How OpenAPI describes the cache's name in the path, and a query."""
+    FastAPI would parse each parameter of a route by itself, which takes as long as copying 256
+    rows; so these routes take the bare request, parse the query at once, and describe it here.
+    """
     schema = kind.model_json_schema()
     required = schema.get("required", ())
-    told: list[dict[str, Any]] = [
+    parameters: list[dict[str, Any]] = [
         {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     ]
     for name, field in schema["properties"].items():
-        told.append({"name": name, "in": "query", "required": name in required, "schema": field})
-    return told
+        parameters.append(
+            {"name": name, "in": "query", "required": name in required, "schema": field}
+        )
+    return parameters
 
 
-def service_behind(request: Request) -> Service:
-    """The service, without a dependency to be solved."""
-    service: Service = request.app.state.service
-    return service
-
-
-MAX_JSON_ROWS = 64
-"""JSON is for eyes; programs read frames."""
-
-MAX_LOOP_BYTES = 2 << 20
-"""Copying and summing so much takes a millisecond at most."""
-
-JOINED_BYTES = 16 << 10
-"""Pieces below this are joined: copying 16 KiB takes less than handing on one more piece."""
-
-FRAME = {
+_FRAME = {
     "description": "The rows as safetensors, or as JSON for up to 64 of them.",
     "headers": {
         CHECKSUM_HEADER: {
@@ -160,472 +149,387 @@ FRAME = {
         "application/json": {"schema": {"type": "object"}},
     },
 }
-"""How OpenAPI describes an answer with rows."""
 
-
-def chosen_arrays(known: tuple[RowArray, ...], names: Sequence[str] | None) -> tuple[RowArray, ...]:
-    """The arrays asked for, in the order in which the cache has them.
-
-    Raises:
-        RequestError: one that the cache does not have, or none at all.
-    """
-    if names is None:
-        return known
-    unknown = sorted(set(names) - {array.name for array in known})
-    if unknown or not names:
-        asked = f"array {unknown[0][:64]!r} was" if unknown else "no array was"
-        listed = ", ".join(array.name for array in known)
-        raise RequestError(f"{asked} asked for; this cache has {listed}.")
-    return tuple(array for array in known if array.name in names)
-
-
-def split_names(names: str | None) -> list[str] | None:
-    """`a,b` as a list."""
-    return None if names is None else names.split(",")
-
-
-def check_size(service: Service, arrays: Sequence[RowArray], num_rows: int) -> int:
-    """Bytes of an answer. What is more than one may hold is refused, before memory is taken.
-
-    Raises:
-        TooLargeError: too many rows, or too many bytes.
-    """
-    limits = service.config.limits
-    row_bytes = values_size(arrays, 1)
-    most = max(1, min(limits.max_rows, limits.max_response_bytes // row_bytes))
-    if num_rows > most:
-        raise TooLargeError(
-            f"{num_rows} rows of {row_bytes} bytes were asked for; one answer has {most} at most.",
-            hint=f"Ask for up to {most} rows at a time.",
-        )
-    return num_rows * row_bytes
-
-
-def refuse_large(num_bytes: int, *, at_hand: bool) -> None:
-    """Leave to a thread what would hold up the event loop, at hand or not."""
-    if at_hand and num_bytes > MAX_LOOP_BYTES:
-        raise NotAtHandError
-
-
-def wants_json(request: Request) -> bool:
-    """Whether the client takes JSON and not a frame."""
-    accept = request.headers.get("accept", "")
-    return "application/json" in accept and MEDIA_TYPE not in accept
-
-
-def check_json(num_rows: int) -> None:
-    """Refuse JSON of many rows.
-
-    Raises:
-        RequestError: more than there are eyes for.
-    """
-    if num_rows > MAX_JSON_ROWS:
-        raise RequestError(
-            f"{num_rows} rows were asked for as JSON, which is for up to {MAX_JSON_ROWS}.",
-            hint=f"Ask with `Accept: {MEDIA_TYPE}`.",
-        )
-
-
-def entity_tag(*parts: object) -> str:
-    """A strong ETag of what identifies an answer."""
-    return f'"{sha256_hex(canonical_json(parts))[:32]}"'
-
-
-def matches(request: Request, etag: str) -> bool:
-    """Whether the client has this answer already (`If-None-Match`)."""
-    known = request.headers.get("if-none-match")
-    if known is None:
-        return False
-    return known.strip() == "*" or etag in {
-        tag.strip().removeprefix("W/") for tag in known.split(",")
-    }
-
-
-class Frame:
-    """Rows on their way out: memory for them with the header before it, filled in place.
-
-    Attributes:
-        places: in it each array, one element a row.
-    """
-
-    def __init__(
-        self, arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[str, str]
-    ) -> None:
-        self._arrays = arrays
-        self._metadata = metadata
-        header = frame_header(arrays, num_rows, metadata)
-        self._bytes, self.places = blank_frame(arrays, num_rows, header)
-
-    def response(self, headers: Mapping[str, str], *, as_json: bool) -> Response:
-        """The filled frame with its checksum, or what it says as JSON."""
-        if as_json:
-            return json_response(self._arrays, self.places, self._metadata, headers)
-        return FrameResponse([(self._bytes.data, None)], headers)
-
-
-class FrameResponse(Response):
-    """A frame in pieces that are handed on one by one, so that nothing is copied to join them.
-
-    Each piece comes with its CRC-32C where that is known. Those in maps take no memory.
-    """
-
-    def __init__(
-        self,
-        pieces: Sequence[tuple[Buffer, int | None]],
-        headers: Mapping[str, str],
-        *,
-        mapped: bool = False,
-    ) -> None:
-        self._pieces = pieces
-        num_bytes = sum(len(piece) for piece, _ in pieces)
-        joined = sum(len(piece) for piece, _ in pieces if isinstance(piece, bytes))
-        self._copied = joined if mapped else num_bytes
-        told = {
-            **headers,
-            CHECKSUM_HEADER: f"{joined_crc32c(pieces):08x}",
-            "Content-Length": str(num_bytes),
-            "Vary": "Accept",
-        }
-        super().__init__(headers=told, media_type=MEDIA_TYPE)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send it; to HEAD, what comes before it."""
-        scope.setdefault("state", {})[COPIED_BYTES] = self._copied
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        pieces = [b""] if scope["method"] == "HEAD" else [piece for piece, _ in self._pieces]
-        last = len(pieces) - 1
-        for number, piece in enumerate(pieces):
-            more = number < last
-            await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-
-def rows_response(
-    arrays: Sequence[RowArray],
-    rows: Mapping[str, Rows],
-    metadata: Mapping[str, str],
-    headers: Mapping[str, str],
-    *,
-    as_json: bool,
-) -> Response:
-    """Rows that are in memory already, as a frame or as JSON."""
-    if as_json:
-        return json_response(arrays, rows, metadata, headers)
-    parts = {name: [(content.view(np.uint8).data, None)] for name, content in rows.items()}
-    num_rows = len(rows[arrays[0].name])
-    return frame_response(arrays, parts, frame_header(arrays, num_rows, metadata), headers)
-
-
-def frame_response(
-    arrays: Sequence[RowArray],
-    parts: Mapping[str, Sequence[tuple[Buffer, int | None]]],
-    header: bytes,
-    headers: Mapping[str, str],
-    *,
-    mapped: bool = False,
-) -> Response:
-    """The pieces of all arrays behind the header; small ones are joined."""
-    pieces: list[tuple[Buffer, int | None]] = [(header, None)]
-    for array in arrays:
-        for piece, known in parts[array.name]:
-            last = pieces[-1][0]
-            if len(piece) < JOINED_BYTES and len(last) < JOINED_BYTES:
-                pieces[-1] = (b"".join((last, piece)), None)
-            else:
-                pieces.append((piece, known))
-    return FrameResponse(pieces, headers, mapped=mapped)
-
-
-def json_response(
-    arrays: Sequence[RowArray],
-    rows: Mapping[str, Rows],
-    metadata: Mapping[str, str],
-    headers: Mapping[str, str],
-) -> Response:
-    """What a frame would say, for eyes."""
-    told: dict[str, Any] = {}
-    for array in arrays:
-        flat = rows[array.name].view(np.dtype(array.dtype).newbyteorder("<"))
-        told[array.name] = _plain(flat.reshape(-1, *array.row_shape).tolist())
-    return JSONResponse({**metadata, "arrays": told}, headers={**headers, "Vary": "Accept"})
-
-
-def _plain(value: Any) -> Any:
-    """Nested lists with null where a number is not finite: JSON has no NaN."""
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Result = TypeVar("Result")
-
-
-class Need(NamedTuple):
-    """What a request reads.
-
-    Attributes:
-        name: of the cache.
-        seed: of the rows.
-        shards_of: the shards that the rows lie in, worked out without reading any.
-        wait_s: how long the client waits for them, in seconds.
-    """
-
-    name: str
-    seed: int
-    shards_of: Callable[[Served], Sequence[int]]
-    wait_s: float
-
-
-async def read_rows(
-    service: Service, request: Request, need: Need, read: Callable[[Served, bool], Result]
-) -> Result:
-    """What `read` makes of the cache, as soon as the rows that it needs are recorded.
-
-    It is tried here first with what is at hand: mapped and checked. That is a copy of microseconds,
-    where a thread costs more than the copy. What touches storage goes to a thread.
-
-    Args:
-        service: whose caches.
-        request: whose client may go away.
-        need: which rows.
-        read: is given the cache, and whether only what is at hand may be used; raises
-            NotAtHandError if that is not enough.
-
-    Raises:
-        NotACacheError: there is no such cache.
-        RowsNotBuiltError: nobody planned the rows.
-        RowsAwaitedError: they are planned, and were not recorded in time.
-        CorruptError: stored bytes are not those committed.
-    """
-
-    def first() -> Result:
-        return read(service.catalog.open(need.name), False)
-
-    with suppress(NotAtHandError):
-        return read(service.catalog.at_hand(need.name), True)
-    try:
-        return await service.gate.read(request, first)
-    except RowsNotBuiltError as refusal:
-        shards = await service.gate.read(request, _planned, service, need, refusal)
-        if not await service.waiter.wait_while_connected(
-            request, need.name, need.seed, shards, need.wait_s
-        ):
-            raise RowsAwaitedError(
-                refusal.message, hint="They are planned: ask again, or let the request wait."
-            ) from refusal
-    return await service.gate.read(request, first)
-
-
-def _planned(service: Service, need: Need, refusal: RowsNotBuiltError) -> list[int]:
-    """The shards to wait for; the refusal again where nobody planned them."""
-    served = service.catalog.open(need.name)
-    shards = list(need.shards_of(served))
-    inside = all(0 <= shard < served.cache.spec.num_shards for shard in shards)
-    if not shards or not inside or need.seed >= served.cache.num_seeds():
-        raise refusal
-    return shards
-
-
-router = APIRouter(tags=["rows"])
-
-AHEAD_BYTES = 4 << 20
-"""Who reads a range reads the next one: its chunks are checked in the same visit to a thread."""
+_LOOKUP_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": LookupBody.model_json_schema()},
+        OCTETS: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "int32 little-endian samples; the rest is in the query.",
+            }
+        },
+    },
+}
 
 
 @router.head("/v1/caches/{name}/rows", response_class=Response, include_in_schema=False)
 @router.get(
     "/v1/caches/{name}/rows",
     response_class=Response,
-    responses={200: FRAME, 304: {"description": "Not Modified"}, **responses(404, 413, 503)},
-    openapi_extra={"parameters": parameters(RowsQuery)},
+    responses={200: _FRAME, 304: {"description": "Not Modified"}, **responses(404, 413, 503)},
+    openapi_extra={"parameters": _path_and_query(RangeQuery)},
 )
 async def rows(request: Request) -> Response:
     """Rows of the recorded positions [start, stop) of a seed, in the order of the recording."""
-    service = service_behind(request)
-    seed, start, stop, names, wait = _read_range(read_query(RowsQuery, request))
-    as_json = wants_json(request)
+    service: Service = request.app.state.service
+    query = _parse_query(RangeQuery, request)
+    seed, start, stop = query.seed, query.start, query.stop
+    if stop <= start:
+        raise RequestError(f"`start` ({start}) must be smaller than `stop` ({stop}).")
+    array_names = _split(query.arrays)
+    as_json = _wants_json(request)
 
-    def read(served: Served, at_hand: bool) -> Response:
-        cache = served.cache
-        arrays = chosen_arrays(cache.arrays, split_names(names))
-        num_bytes = check_size(service, arrays, stop - start)
-        if as_json:
-            check_json(stop - start)
-        chosen = tuple(array.name for array in arrays)
-        etag = entity_tag(cache.fingerprint, seed, start, stop, chosen, as_json)
+    def is_ready(opened: OpenCache) -> bool:
+        arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
+        return not as_json and opened.cache.is_ready(seed, start, stop, _names_of(arrays))
+
+    def read(opened: OpenCache, ready: bool) -> Response:
+        cache = opened.cache
+        arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
+        names = _names_of(arrays)
+        etag = entity_tag(cache.fingerprint, seed, start, stop, names, as_json)
         headers = {"ETag": etag, "Cache-Control": immutable(service)}
-        if at_hand and not as_json:
-            answer = _as_it_lies(cache, arrays, (seed, start, stop), headers)
+        metadata = range_metadata(cache.fingerprint, seed, start, stop)
+        if as_json:
+            values = cache.read(seed, start, stop, arrays=names)
+            response = _json_response(values, metadata, headers)
         else:
-            refuse_large(num_bytes, at_hand=at_hand)
-            metadata = range_metadata(cache.fingerprint, seed, start, stop)
-            frame = Frame(arrays, stop - start, metadata)
-            cache.read_into(seed, start, stop, frame.places, at_hand=at_hand)
-            answer = frame.response(headers, as_json=as_json)
-        if not at_hand:
-            cache.check_ahead(seed, stop, chosen, AHEAD_BYTES)
-        return Response(status_code=304, headers=headers) if matches(request, etag) else answer
+            pieces: list[Piece] = [(frame_header(arrays, stop - start, metadata), None)]
+            for name in names:
+                pieces += cache.pieces(seed, start, stop, name)
+            is_mapped = ready or cache.is_ready(seed, start, stop, names)
+            response = FrameResponse(pieces, headers, is_mapped=is_mapped)
+        if not ready:
+            cache.check_ahead(seed, stop, names, PREFETCH_BYTES)
+        return Response(status_code=304, headers=headers) if matches(request, etag) else response
 
-    def shards_of(served: Served) -> range:
-        size = served.cache.spec.layout.shard_rows
+    def shards(opened: OpenCache) -> Sequence[int]:
+        size = opened.cache.spec.layout.shard_rows
         return range(start // size, (stop - 1) // size + 1)
 
-    answer = await read_rows(
-        service, request, Need(request.path_params["name"], seed, shards_of, wait), read
-    )
-    if answer.status_code == 200:
+    recorded = Recorded(seed, shards, query.wait, is_ready)
+    response = await read_recorded(service, request, recorded, read)
+    if response.status_code == 200:
         service.metrics.rows.inc(stop - start)
-    return answer
-
-
-def _as_it_lies(
-    cache: Cache, arrays: Sequence[RowArray], span: tuple[int, int, int], headers: dict[str, str]
-) -> Response:
-    """The range out of the maps themselves: nothing is copied, and no whole chunk summed again.
-
-    Raises:
-        NotAtHandError: a part of it is not mapped, or not checked yet.
-    """
-    seed, start, stop = span
-    header = frame_header(arrays, stop - start, range_metadata(cache.fingerprint, *span))
-    parts = {array.name: cache.pieces(seed, start, stop, array.name) for array in arrays}
-    return frame_response(arrays, parts, header, headers, mapped=True)
-
-
-def _read_range(query: RowsQuery) -> tuple[int, int, int, str | None, float]:
-    if query.stop <= query.start:
-        raise RequestError(f"positions [{query.start}, {query.stop}) are asked for: there is none.")
-    return query.seed, query.start, query.stop, query.arrays, query.wait
-
-
-def immutable(service: Service) -> str:
-    """`Cache-Control` of what never changes. Behind tokens, no proxy may share it."""
-    who = "private" if service.config.tokens else "public"
-    return f"{who}, max-age=31536000, immutable"
-
-
-OCTETS = "application/octet-stream"
-
-Number = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
-
-
-class LookupRequest(Frozen):
-    """Which samples' rows.
-
-    Attributes:
-        seed: which recorded epoch.
-        samples: numbers in the dataset, in any order, also twice.
-        arrays: their names; all by default.
-        wait: so many seconds, for rows of a build that runs.
-    """
-
-    seed: Number
-    samples: Annotated[list[Number], Field(min_length=1)]
-    arrays: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
-    wait: Wait = 0.0
-
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": LookupRequest.model_json_schema()},
-            OCTETS: {
-                "schema": {
-                    "type": "string",
-                    "format": "binary",
-                    "description": "int32 little-endian samples; the rest is in the query.",
-                }
-            },
-        },
-    }
-}
-
-
-PATH = "/v1/caches/{name}/lookup"
+    return response
 
 
 @router.post(
-    PATH,
+    "/v1/caches/{name}/lookup",
     response_class=Response,
-    responses={200: FRAME, **responses(404, 413, 415, 503)},
-    openapi_extra={"parameters": parameters(LookupQuery), **_BODY},
+    responses={200: _FRAME, **responses(404, 413, 415, 503)},
+    openapi_extra={
+        "parameters": _path_and_query(LookupQuery),
+        "requestBody": _LOOKUP_BODY,
+    },
 )
 async def lookup(request: Request) -> Response:
     """Rows of samples under a seed, in request order; the seed is in the query or the body."""
-    service = service_behind(request)
-    asked, samples_B = await _read_lookup(request, read_query(LookupQuery, request))
-    if len(samples_B) > service.config.limits.max_rows:
-        raise TooLargeError(
-            f"{len(samples_B)} samples were asked for; one answer has "
-            f"{service.config.limits.max_rows} rows at most.",
-            hint="Ask in several requests.",
-        )
-    as_json = wants_json(request)
+    service: Service = request.app.state.service
+    wanted = await _parse_lookup(request)
+    seed, samples_B = wanted.seed, wanted.samples_B
+    as_json = _wants_json(request)
+    _check_count(service, len(samples_B))  # before anything is computed from that many samples
 
-    def read(served: Served, at_hand: bool) -> Response:
-        cache = served.cache
-        arrays = chosen_arrays(cache.arrays, asked.arrays)
-        num_bytes = check_size(service, arrays, len(samples_B))
-        if as_json:
-            check_json(len(samples_B))
-        metadata = lookup_metadata(cache.fingerprint, asked.seed, len(samples_B))
-        refuse_large(num_bytes, at_hand=at_hand)
-        names = tuple(array.name for array in arrays)
-        found = served.lookup_rows(asked.seed, samples_B, names, at_hand=at_hand)
+    def is_ready(opened: OpenCache) -> bool:
+        arrays = _select_arrays(service, opened, wanted.arrays, len(samples_B), as_json=as_json)
+        is_small = values_size(arrays, len(samples_B)) <= MAX_LOOP_BYTES
+        return is_small and opened.is_lookup_ready(seed, samples_B, _names_of(arrays))
+
+    def read(opened: OpenCache, ready: bool) -> Response:  # noqa: ARG001  as that of a range
+        arrays = _select_arrays(service, opened, wanted.arrays, len(samples_B), as_json=as_json)
+        values = opened.lookup(seed, samples_B, _names_of(arrays))
+        metadata = lookup_metadata(opened.cache.fingerprint, seed, len(samples_B))
         headers = {"Cache-Control": "no-store"}
-        return rows_response(arrays, found, metadata, headers, as_json=as_json)
+        if as_json:
+            return _json_response(values, metadata, headers)
+        pieces: list[Piece] = [(frame_header(arrays, len(samples_B), metadata), None)]
+        pieces += [(values[name].reshape(-1).view(np.uint8).data, None) for name in values]
+        return FrameResponse(pieces, headers)
 
-    def shards_of(served: Served) -> list[int]:
-        return served.shards_of_samples(asked.seed, samples_B)
+    def shards(opened: OpenCache) -> Sequence[int]:
+        return opened.shards_of_samples(seed, samples_B)
 
-    need = Need(request.path_params["name"], asked.seed, shards_of, asked.wait)
-    answer = await read_rows(service, request, need, read)
+    recorded = Recorded(seed, shards, wanted.wait, is_ready)
+    response = await read_recorded(service, request, recorded, read)
     service.metrics.rows.inc(len(samples_B))
-    return answer
+    return response
+
+
+class Recorded(NamedTuple):
+    """What a request reads.
+
+    Attributes:
+        seed: of the rows.
+        shards: returns the shards that the rows lie in, without reading any.
+        wait_s: how long the client waits for them, seconds.
+        is_ready: returns whether reading would not block on storage.
+    """
+
+    seed: int
+    shards: Callable[[OpenCache], Sequence[int]]
+    wait_s: float
+    is_ready: Callable[[OpenCache], bool]
+
+
+async def read_recorded(
+    service: Service,
+    request: Request,
+    recorded: Recorded,
+    read: Callable[[OpenCache, bool], Result],
+) -> Result:
+    """Read from the cache that a request names, once the rows are recorded.
+
+    Rows that are ready are read here, on the event loop: that takes microseconds, and a thread
+    costs more (decision 012). Everything else is read on a thread.
+
+    Args:
+        service: whose caches.
+        request: names the cache in its path; the client may close its connection.
+        recorded: which rows.
+        read: reads them. Its second argument says whether they were ready.
+
+    Raises:
+        NotACacheError: there is no such cache.
+        RowsNotBuiltError: the rows are not planned.
+        RowsAwaitedError: they are planned, but were not recorded in time.
+        CorruptError: stored bytes differ from those committed.
+    """
+    name: str = request.path_params["name"]
+    opened = service.catalog.if_open(name)
+    if opened is not None and recorded.is_ready(opened):
+        return read(opened, True)
+
+    def read_from_storage() -> Result:
+        return read(service.catalog.open(name), False)
+
+    def planned_shards(refusal: RowsNotBuiltError) -> list[int]:
+        opened = service.catalog.open(name)
+        shards, cache = list(recorded.shards(opened)), opened.cache
+        inside = all(0 <= shard < cache.spec.num_shards for shard in shards)
+        if not shards or not inside or recorded.seed >= cache.num_seeds():
+            raise refusal
+        return shards
+
+    try:
+        return await service.limiter.read(request, read_from_storage)
+    except RowsNotBuiltError as refusal:
+        shards = await service.limiter.read(request, planned_shards, refusal)
+        if not await service.waiter.wait_while_connected(
+            request, name, recorded.seed, shards, recorded.wait_s
+        ):
+            raise RowsAwaitedError(
+                refusal.message, hint="They are planned: ask again, or let the request wait."
+            ) from refusal
+    return await service.limiter.read(request, read_from_storage)
+
+
+def _parse_query(kind: type[QueryT], request: Request) -> QueryT:
+    """Parse the query of a request.
+
+    Raises:
+        RequestError, RequestValidationError: it does not have the fields of `kind`.
+    """
+    text = request.scope["query_string"].decode("latin-1")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError as error:
+        raise RequestError("the query has too many fields.") from error
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise RequestError("the query has a field twice.")
+    try:
+        return kind.model_validate_strings(fields)
+    except ValidationError as error:
+        raise _request_error("query", error) from error
+
+
+def _request_error(where: str, error: ValidationError) -> RequestValidationError:
+    """Convert pydantic's error to the one that FastAPI raises for a route's own parameters."""
+    found = error.errors(include_url=False)[:MAX_REPORTED]
+    return RequestValidationError([{**each, "loc": (where, *each["loc"])} for each in found])
 
 
 class _Lookup(NamedTuple):
-    """A lookup, without its samples."""
+    """A lookup as the client sent it, in the query and the body."""
 
     seed: int
+    samples_B: NDArray[np.int64]
     arrays: list[str] | None
     wait: float
 
 
-async def _read_lookup(request: Request, query: LookupQuery) -> tuple[_Lookup, NDArray[np.int64]]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _parse_lookup(request: Request) -> _Lookup:
+    query = _parse_query(LookupQuery, request)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
-    if kind == OCTETS:
+    if content_type == OCTETS:
         if query.seed is None:
-            raise RequestError("query.seed: missing; a binary body holds samples only.")
-        return _Lookup(query.seed, split_names(query.arrays), query.wait), _samples_of(body)
-    if kind != "application/json":
+            raise RequestError("query.seed: missing; a binary body has only samples.")
+        return _Lookup(query.seed, _parse_samples(body), _split(query.arrays), query.wait)
+    if content_type != "application/json":
         raise UnsupportedBodyError(
-            f"a body of {kind[:64]!r} was sent.", hint=f"Send application/json or {OCTETS}."
+            f"the body has the content type {content_type[:64]!r}.",
+            hint=f"Send application/json or {OCTETS}.",
         )
     if query.model_fields_set:
-        raise RequestError("a JSON body says all that is asked for; the query is for binary ones.")
+        raise RequestError("a JSON body takes no query: put every field into the body.")
     try:
-        told = LookupRequest.model_validate_json(body)
-    except ValidationError as refused:
-        raise misread("body", refused) from refused
-    return _Lookup(told.seed, told.arrays, told.wait), np.array(told.samples, np.int64)
+        document = LookupBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _request_error("body", error) from error
+    samples_B = np.array(document.samples, np.int64)
+    return _Lookup(document.seed, samples_B, document.arrays, document.wait)
 
 
-def _samples_of(body: bytes) -> NDArray[np.int64]:
+def _parse_samples(body: bytes) -> NDArray[np.int64]:
     if not body or len(body) % 4:
         raise RequestError(
-            f"the body has {len(body)} bytes; it holds int32 little-endian samples, one at least."
+            f"the body has {len(body)} bytes; it must be one or more int32 little-endian samples."
         )
     samples_B = np.frombuffer(body, "<i4").astype(np.int64)
     if samples_B.min() < 0:
-        raise RequestError(f"sample {int(samples_B.min())} was asked for; samples begin at 0.")
+        raise RequestError(f"sample {int(samples_B.min())} is negative; samples begin at 0.")
     return samples_B
 
 
-class UnsupportedBodyError(RequestError):
-    """A body of a type that is not read."""
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else names.split(",")
 
-    code = "unsupported_media_type"
-    http_status = 415
+
+def _names_of(arrays: Sequence[RowArray]) -> tuple[str, ...]:
+    return tuple(array.name for array in arrays)
+
+
+def _wants_json(request: Request) -> bool:
+    accept = request.headers.get("accept", "")
+    return "application/json" in accept and MEDIA_TYPE not in accept
+
+
+def _check_count(service: Service, num_rows: int) -> None:
+    max_rows = service.config.limits.max_rows
+    if num_rows > max_rows:
+        raise TooLargeError(
+            f"{num_rows} samples were requested; one response has {max_rows} rows at most.",
+            hint="Split the request into several ones.",
+        )
+
+
+def _select_arrays(
+    service: Service,
+    opened: OpenCache,
+    names: Sequence[str] | None,
+    num_rows: int,
+    *,
+    as_json: bool,
+) -> tuple[RowArray, ...]:
+    """Select the requested arrays in the cache's order, and check how large the response would be.
+
+    Raises:
+        RequestError: no array or an unknown one is requested, or too many rows as JSON.
+        TooLargeError: too many rows, or too many bytes.
+    """
+    arrays, limits = opened.cache.arrays, service.config.limits
+    if names is not None:
+        unknown = sorted(set(names) - set(_names_of(arrays)))
+        if unknown or not names:
+            requested = f"array {unknown[0][:64]!r} was" if unknown else "no array was"
+            raise RequestError(
+                f"{requested} requested; this cache has {', '.join(_names_of(arrays))}."
+            )
+        arrays = tuple(array for array in arrays if array.name in names)
+    row_bytes = values_size(arrays, 1)
+    max_rows = max(1, min(limits.max_rows, limits.max_response_bytes // row_bytes))
+    if num_rows > max_rows:
+        raise TooLargeError(
+            f"{num_rows} rows of {row_bytes} bytes were requested; one response has {max_rows} at "
+            "most.",
+            hint=f"Request up to {max_rows} rows at a time.",
+        )
+    if as_json and num_rows > MAX_JSON_ROWS:
+        raise RequestError(
+            f"{num_rows} rows were requested as JSON, which is for up to {MAX_JSON_ROWS}.",
+            hint=f"Send `Accept: {MEDIA_TYPE}`.",
+        )
+    return arrays
+
+
+def entity_tag(*parts: object) -> str:
+    """Return a strong ETag of what identifies a response."""
+    return f'"{sha256_hex(canonical_json(parts))[:32]}"'
+
+
+def matches(request: Request, etag: str) -> bool:
+    """Whether the client has this response already (`If-None-Match`)."""
+    known = request.headers.get("if-none-match")
+    if known is None:
+        return False
+    tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
+    return known.strip() == "*" or etag in tags
+
+
+def immutable(service: Service) -> str:
+    """Return the `Cache-Control` of what never changes. Behind tokens, no proxy may share it."""
+    who = "private" if service.config.tokens else "public"
+    return f"{who}, max-age=31536000, immutable"
+
+
+Piece = tuple[Buffer, int | None]
+"""A part of a body, and its CRC-32C if that is known."""
+
+
+class FrameResponse(Response):
+    """A safetensors document in pieces that are sent one by one, so that large ones are not copied.
+
+    Args:
+        pieces: in order. Small ones are joined here.
+        headers: besides those of the document itself.
+        is_mapped: the large pieces lie in memory maps; they do not count as memory of the process.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], headers: Mapping[str, str], *, is_mapped: bool = False
+    ) -> None:
+        self._pieces = [pieces[0]]
+        for piece, checksum in pieces[1:]:
+            last = self._pieces[-1][0]
+            if len(piece) < JOINED_BYTES and len(last) < JOINED_BYTES:
+                self._pieces[-1] = (b"".join((last, piece)), None)
+            else:
+                self._pieces.append((piece, checksum))
+        num_bytes = sum(len(piece) for piece, _ in self._pieces)
+        joined = sum(len(piece) for piece, _ in self._pieces if isinstance(piece, bytes))
+        self._copied_bytes = joined if is_mapped else num_bytes
+        own_headers = {
+            CHECKSUM_HEADER: f"{joined_crc32c(self._pieces):08x}",
+            "Content-Length": str(num_bytes),
+            "Vary": "Accept",
+        }
+        super().__init__(headers={**headers, **own_headers}, media_type=MEDIA_TYPE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it; a HEAD request gets its headers only."""
+        scope.setdefault("state", {})[COPIED_BYTES] = self._copied_bytes
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        bodies = [b""] if scope["method"] == "HEAD" else [piece for piece, _ in self._pieces]
+        for number, body in enumerate(bodies, 1):
+            more = number < len(bodies)
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _json_response(
+    values: Arrays, metadata: Mapping[str, str], headers: Mapping[str, str]
+) -> Response:
+    arrays = {name: _without_nan(rows.tolist()) for name, rows in values.items()}
+    return JSONResponse({**metadata, "arrays": arrays}, headers={**headers, "Vary": "Accept"})
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace numbers that are not finite by null in nested lists: JSON has no NaN."""
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from cache_service.api.http.catalog import Catalog
-from cache_service.api.http.limits import Gate
-from cache_service.api.http.metrics import MEDIA_TYPE, Live, Metrics
+from cache_service.api.http.limits import ConcurrencyLimiter
+from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
 from cache_service.api.http.problems import responses
 from cache_service.api.http.settings import ServeConfig
 from cache_service.api.http.waiting import ShardWaiter
@@ -33,9 +33,9 @@ class Service:
     Attributes:
         catalog: the caches below the root.
         waiter: waits for shards that are being recorded.
-        gate: limits what runs at a time, and runs reads on threads.
+        limiter: limits what runs at a time, and runs reads on threads.
         metrics: for Prometheus.
-        live: rates and latencies for the page.
+        traffic: rates and latencies for the page.
         stopping: set when the server stops: streams and waits end.
         probes: limiter of the thread that lists the root for `/readyz`.
     """
@@ -43,9 +43,9 @@ class Service:
     config: ServeConfig
     catalog: Catalog
     waiter: ShardWaiter
-    gate: Gate
+    limiter: ConcurrencyLimiter
     metrics: Metrics
-    live: Live
+    traffic: RecentTraffic
     stopping: asyncio.Event
     probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
 

@@ -59,7 +59,7 @@ class ServicePorts:
 
     def traffic(self) -> Traffic:
         """Requests of the last minute."""
-        figures = self._service.live.figures()
+        figures = self._service.traffic.figures()
         return Traffic(
             requests_per_s=figures["requests_per_second"],
             failed_per_s=figures["errors_per_second"],
