@@ -1,6 +1,8 @@
-"""Figures as people read them. Pure."""
+"""Figures and names as people read them. Pure."""
 
 from __future__ import annotations
+
+import re
 
 
 def human_bytes(count: float) -> str:
@@ -20,3 +22,9 @@ def human_seconds(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = round(seconds / 60), int(seconds // 3600)
     return f"{minutes} min" if hours == 0 else f"{hours} h {minutes - 60 * hours:02d} min"
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Sort key that puts "class 9" before "class 10", as timm does."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]

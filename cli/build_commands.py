@@ -59,6 +59,8 @@ def _plan_text(plan: Plan) -> str:
             f"(chance {plan.chance:.1%})"
         ),
     ]
+    if plan.class_order:
+        lines.append(f"class order  the teacher's classes look like {plan.class_order}")
     return "\n".join(lines)
 
 

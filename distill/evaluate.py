@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_service.datasets import DatasetConfig, open_dataset
+from cache_service.datasets.classes import show_names
 from cache_service.errors import ConfigError
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import Preprocess
@@ -22,7 +23,7 @@ from distill.config import CacheConfig, EvaluateConfig, TrainConfig
 from distill.data import Replay, train_loader
 from distill.losses import majority_labels
 from distill.scores import Evaluation, Tally
-from distill.stream import open_stream
+from distill.stream import ReplayedStream, StreamFacts, open_stream
 from distill.students import Student, choose_device, restore_student
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint", "evaluate_students"]
@@ -90,7 +91,7 @@ class HeldOut:
     """The batches of an evaluation set, the same each time it is iterated over.
 
     Raises:
-        ConfigError: its class count is not the student's.
+        ConfigError: a class of it is unknown to the student, or without names, their counts differ.
     """
 
     def __init__(
@@ -101,8 +102,9 @@ class HeldOut:
         view_size: int,
         batch_size: int,
         workers: int,
+        classes: Sequence[str] = (),
     ) -> None:
-        images = open_dataset(config.dataset)
+        images = open_dataset(config.dataset, class_names=classes)
         if images.id.num_classes != num_classes:
             raise ConfigError(
                 f"evaluation dataset {config.dataset.name} {config.dataset.split} has "
@@ -162,7 +164,9 @@ def evaluate_checkpoint(
     student.model.to(where)
     if cache is not None:
         recorded = _on_recorded_views(config, dataset=dataset, cache=cache, seed=seed)
-        return _score_beside_teacher(recorded, student, where)
+        stream = open_stream(recorded, device=where)
+        _refuse_other_classes(payload, stream.facts, cache)
+        return _score_beside_teacher(stream, student, where)
     wanted = config.evaluate if dataset is None else EvaluateConfig(dataset=dataset)
     if wanted is None:
         raise ConfigError(
@@ -175,14 +179,26 @@ def evaluate_checkpoint(
         view_size=payload["view_size"],
         batch_size=config.batch_size,
         workers=config.workers,
+        classes=payload.get("classes", ()),
     )
     return evaluate(student.model, held_out, student.preprocess, device=where)
 
 
+def _refuse_other_classes(payload: Payload, facts: StreamFacts, cache: str) -> None:
+    learned, recorded = tuple(payload.get("classes", ())), facts.classes
+    if facts.num_classes != payload["num_classes"] or (
+        learned and recorded and learned != recorded
+    ):
+        raise ConfigError(
+            f"{cache} was recorded of {facts.num_classes} classes ({show_names(recorded)}), but "
+            f"the student learned {payload['num_classes']} ({show_names(learned)}).",
+            hint="Evaluate it on a cache of its own classes in their order.",
+        )
+
+
 def _score_beside_teacher(
-    config: TrainConfig, student: Student, device: torch.device
+    stream: ReplayedStream, student: Student, device: torch.device
 ) -> Evaluation:
-    stream = open_stream(config, device=device)
     return evaluate(
         student.model,
         stream.batches(0),

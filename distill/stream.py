@@ -44,6 +44,7 @@ class StreamFacts(NamedTuple):
         view_size: side of the views, px.
         identity: what fixes the stream, as JSON; a run is only ever resumed on the same one.
         mixes: views are mixed of two samples.
+        classes: class names by label; empty if the dataset has none.
     """
 
     plan: BatchPlan
@@ -52,6 +53,7 @@ class StreamFacts(NamedTuple):
     view_size: int
     identity: dict[str, Any]
     mixes: bool = False
+    classes: tuple[str, ...] = ()
 
 
 class Stream(Protocol):
@@ -198,6 +200,7 @@ def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamF
         }
         | selection.identity,
         mixes=bool(recipe.mixing),
+        classes=replay.images.classes,
     )
 
 

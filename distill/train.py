@@ -152,6 +152,7 @@ def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:
         view_size=stream.facts.view_size,
         batch_size=config.batch_size,
         workers=config.workers,
+        classes=stream.facts.classes,
     )
 
 

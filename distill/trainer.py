@@ -168,6 +168,7 @@ class Trainer(NamedTuple):
                 "config": student.config.model_dump(mode="json"),
                 "identity": identity_of(self.context, self.students, student),
                 "num_classes": facts.num_classes,
+                "classes": list(facts.classes),
                 "view_size": facts.view_size,
                 "preprocess": student.preprocess.model_dump(mode="json"),
             }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from cache_service.datasets.classes import arrange_classes, match_classes
 from cache_service.datasets.config import DatasetConfig
 from cache_service.datasets.digits import open_digits
 from cache_service.datasets.folder import open_folder
@@ -15,10 +17,16 @@ from cache_service.errors import DatasetError
 PREFIXES = ("torch", "hfds", *STREAMS)
 
 
-def open_dataset(config: DatasetConfig) -> ImageDataset:
+def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> ImageDataset:
     """Open a dataset by its name.
 
+    Args:
+        config: `dataset:` of a build or train file.
+        class_names: of the split that was trained on, by label. Samples of this one get the labels
+            that their class names have there.
+
     Raises:
+        ConfigError: a class of this split is not in `class_names`.
         DatasetError: there is no such dataset, or it is not usable; the message says what was
             looked for and where.
         UnreadableSampleError: one of the samples that identify it cannot be decoded.
@@ -38,6 +46,10 @@ def open_dataset(config: DatasetConfig) -> ImageDataset:
             f"dataset {name!r} is not known: wanted folder, digits, torch/NAME, hfds/NAME or "
             "module:factory."
         )
+    shown = f"{name} ({config.split})"
+    if config.classes is not None:
+        source = arrange_classes(source, config.classes, dataset=shown)
+    source = match_classes(source, class_names, dataset=shown)
     return ImageDataset(source, name=name, split=config.split)
 
 

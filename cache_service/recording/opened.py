@@ -15,7 +15,8 @@ from cache_service.format.layout import default_layout, row_bytes
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, FeaturesCodec, Layout, TopKCodec
 from cache_service.recording.config import BuildConfig
-from cache_service.teacher import Score, Teacher, load_teacher, score_teacher
+from cache_service.teacher import Score, Teacher, load_teacher, samples_to_score, score_teacher
+from cache_service.views.order import epoch_order
 from cache_service.views.replay import Views
 
 SCORED_SAMPLES = 512
@@ -65,18 +66,19 @@ class OpenedBuild:
         """Score the teacher on unaugmented views of samples drawn over the dataset."""
         recipe = AugmentConfig(size=self.spec.recipe.size, preset="none").recipe()
         plain = Views(recipe, self.dataset)
-        count = min(SCORED_SAMPLES, len(self.dataset))
+        order_N = epoch_order(len(self.dataset), 0)
+        chosen = samples_to_score(self.dataset.labels[order_N], SCORED_SAMPLES)
         batch = self.config.batch_size
         batches, labels = [], []
-        for start in range(0, count, batch):
-            positions = np.arange(start, min(start + batch, count), dtype=np.int64)
-            rendered = plain.render(0, positions)
+        for start in range(0, len(chosen), batch):
+            rendered = plain.render(0, chosen[start : start + batch])
             batches.append(torch.from_numpy(rendered.pixels_BHW3))
             labels.append(self.dataset.labels[rendered.samples_B])
         return score_teacher(
             self.teacher,
             batches,
             np.concatenate(labels),
+            names=self.dataset.classes,
             num_classes=self.spec.dataset.num_classes,
         )
 

@@ -15,6 +15,7 @@ from cache_service.format.seeds import describe_seeds
 from cache_service.recording.jobs import all_shards
 from cache_service.recording.opened import OpenedBuild
 from cache_service.storage import open_storage
+from cache_service.teacher.class_order import OtherOrder
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
         teacher_rows_per_s: views answered per second on the chosen device, measured.
         teacher_s: seconds of teacher time for the pending rows.
         accuracy, chance: the teacher's score on unaugmented samples, and that of guessing.
+        class_order: how the teacher's classes seem to be ordered; empty if as in the dataset.
     """
 
     cache: str
@@ -48,6 +50,7 @@ class Plan:
     accuracy: float
     chance: float
     scored_samples: int
+    class_order: str = ""
 
 
 def make_plan(build: OpenedBuild) -> Plan:
@@ -77,7 +80,14 @@ def make_plan(build: OpenedBuild) -> Plan:
         accuracy=score.accuracy,
         chance=score.chance,
         scored_samples=score.num_samples,
+        class_order=_describe_order(score.other_order),
     )
+
+
+def _describe_order(other: OtherOrder | None) -> str:
+    if other is None:
+        return ""
+    return f"{other.description}, {other.accuracy:.1%} right. {other.hint}"
 
 
 def _rates(build: OpenedBuild) -> tuple[float, float]:

@@ -12,7 +12,12 @@ from cache_service.teacher.config import TeacherConfig
 
 if TYPE_CHECKING:
     from cache_service.teacher.load import load_teacher
-    from cache_service.teacher.score import Score, require_trained, score_teacher
+    from cache_service.teacher.score import (
+        Score,
+        require_trained,
+        samples_to_score,
+        score_teacher,
+    )
     from cache_service.teacher.teacher import Teacher
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "TeacherConfig",
     "load_teacher",
     "require_trained",
+    "samples_to_score",
     "score_teacher",
 ]
 
@@ -29,6 +35,7 @@ _HOMES = {
     "Teacher": "teacher",
     "load_teacher": "load",
     "require_trained": "score",
+    "samples_to_score": "score",
     "score_teacher": "score",
 }
 

@@ -1,8 +1,11 @@
-"""Does the teacher know the dataset? A wrong normalization or class order trains without a word."""
+"""Checks that the teacher knows the dataset before anything is recorded.
+
+A wrong normalization, wrong weights or another class order would otherwise be recorded silently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +14,22 @@ from torch import Tensor
 
 from cache_service.errors import UntrainedTeacherError
 from cache_service.format.cells import expand_cells
+from cache_service.teacher.class_order import OtherOrder, find_other_order
 from cache_service.teacher.config import TeacherConfig
 from cache_service.teacher.teacher import Teacher
+
+MIN_PER_CLASS = 4
+"""Samples of a class, on average, from which an order of the classes can be measured."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracy on labeled views, and what guessing gives."""
+    """Top-1 accuracy on labeled views, what guessing gives, and a better order of the classes."""
 
     accuracy: float
     num_samples: int
     chance: float
+    other_order: OtherOrder | None = None
 
     @property
     def needed(self) -> float:
@@ -34,46 +42,81 @@ def score_teacher(
     views: Iterable[Tensor],
     labels: NDArray[np.int64],
     *,
+    names: Sequence[str] = (),
     num_classes: int | None = None,
 ) -> Score:
     """Top-1 accuracy of the whole-image cell.
 
     Args:
+        teacher: the network to score.
         views: batches of uint8 views [B, H, W, 3].
         labels: [N], of all batches in their order.
+        names: class names of the dataset by label; empty if it has none.
         num_classes: of the dataset, where the teacher has more; chance is one in this many.
     """
-    verdicts = [_verdicts(teacher, batch) for batch in views]
-    chosen = np.concatenate(verdicts) if verdicts else np.zeros(0, np.int64)
-    if len(chosen) != len(labels) or not len(labels):
-        raise ValueError(f"{len(chosen)} views and {len(labels)} labels to score")
+    batches = [_predictions(teacher, batch) for batch in views]
+    predictions_N = np.concatenate(batches) if batches else np.zeros(0, np.int64)
+    if len(predictions_N) != len(labels) or not len(labels):
+        raise ValueError(f"{len(predictions_N)} views and {len(labels)} labels to score")
+    num_classes = num_classes or teacher.id.num_classes
     return Score(
-        accuracy=float((chosen == labels).mean()),
+        accuracy=float((predictions_N == labels).mean()),
         num_samples=len(labels),
-        chance=1 / (num_classes or teacher.id.num_classes),
+        chance=1 / num_classes,
+        other_order=find_other_order(
+            predictions_N,
+            labels,
+            names=names,
+            num_classes=max(num_classes, int(labels.max()) + 1),
+        ),
     )
+
+
+def samples_to_score(labels_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Which of N samples in random order to score: the first, or pairs of one class.
+
+    Among many classes the first few hundred samples are of a class each, and one sample cannot say
+    whether its class is always answered by the same wrong output. So half of them are then chosen
+    to share their class with one of the other half.
+    """
+    if len(labels_N) <= count or labels_N.max() < count // MIN_PER_CLASS:
+        return np.arange(min(count, len(labels_N)), dtype=np.int64)
+    first_N, rest_N = labels_N[: count // 2], labels_N[count // 2 :]
+    classes, nearest = np.unique(rest_N, return_index=True)
+    mates = nearest[np.isin(classes, first_N)] + len(first_N)
+    return np.concatenate([np.arange(len(first_N)), mates]).astype(np.int64)
 
 
 def require_trained(score: Score, config: TeacherConfig) -> None:
-    """Refuse a teacher that scores like a guess.
+    """Refuse a teacher that scores like a guess, or whose classes are in another order.
 
     Raises:
-        UntrainedTeacherError: below twice chance, and `allow_untrained` is off.
+        UntrainedTeacherError: below twice chance, or right far more often under another order of
+            the classes; and `allow_untrained` is off.
     """
-    if config.allow_untrained or score.accuracy >= score.needed:
+    other = score.other_order
+    if config.allow_untrained or (score.accuracy >= score.needed and other is None):
         return
+    counts = f"teacher {config.model} is right on {score.accuracy:.1%} of {score.num_samples} views"
+    regardless = "To record it all the same, set teacher.allow_untrained: true."
+    if other is not None:
+        raise UntrainedTeacherError(
+            f"{counts}, and on {other.accuracy:.1%} under another class order: the teacher's "
+            f"classes look like {other.description}.",
+            hint=f"{other.hint} {regardless}",
+        )
     raise UntrainedTeacherError(
-        f"teacher {config.model} is right on {score.accuracy:.1%} of {score.num_samples} views, "
-        f"where guessing gives {score.chance:.1%} and {score.needed:.1%} is asked for. Likely "
-        "causes: normalization (teacher.mean, teacher.std, teacher.input_size), another class "
-        f"order in the dataset, or the wrong weights (teacher.checkpoint: {config.checkpoint}).",
-        hint="To record it all the same, set teacher.allow_untrained: true.",
+        f"{counts}, where guessing gives {score.chance:.1%} and {score.needed:.1%} is required. "
+        "Likely causes: normalization (teacher.mean, teacher.std, teacher.input_size), another "
+        f"class order in the dataset, or the wrong weights (teacher.checkpoint: "
+        f"{config.checkpoint}).",
+        hint=regardless,
     )
 
 
-def _verdicts(teacher: Teacher, views_BHW3: Tensor) -> NDArray[np.int64]:
+def _predictions(teacher: Teacher, views_BHW3: Tensor) -> NDArray[np.int64]:
     stored_BRC = teacher.answer(views_BHW3)
     if teacher.stored_scales[0] != 1:
         stored_BRC = expand_cells(stored_BRC, (1,), teacher.stored_scales)
-    verdicts_B: NDArray[np.int64] = stored_BRC[:, 0].argmax(axis=-1)
-    return verdicts_B
+    predictions_B: NDArray[np.int64] = stored_BRC[:, 0].argmax(axis=-1)
+    return predictions_B

@@ -142,6 +142,46 @@ def test_held_out_classes_must_be_the_students():
         HeldOut(config, num_classes=7, view_size=16, batch_size=16, workers=0)
 
 
+PLACES = tuple(f"place{i}" for i in range(NUM_CLASSES))
+
+
+def test_held_out_labels_follow_the_class_names_of_training():
+    config = EvaluateConfig.model_validate({"dataset": PATCHES})
+    sizes = {"num_classes": NUM_CLASSES, "view_size": 16, "batch_size": 40, "workers": 0}
+    (plain,) = HeldOut(config, **sizes, classes=PLACES)
+    (reversed_,) = HeldOut(config, **sizes, classes=PLACES[::-1])
+    assert torch.equal(reversed_.labels_B, NUM_CLASSES - 1 - plain.labels_B)
+
+
+def test_held_out_classes_that_training_did_not_have_are_named():
+    config = EvaluateConfig.model_validate({"dataset": PATCHES})
+    sizes = {"num_classes": NUM_CLASSES, "view_size": 16, "batch_size": 40, "workers": 0}
+    with pytest.raises(ConfigError, match="'place4' of 5 classes here, where training has 'sea'"):
+        HeldOut(config, **sizes, classes=(*PLACES[:4], "sea"))
+
+
+def test_a_checkpoint_remembers_its_class_names(tmp_path, monkeypatch):
+    config = train_config(
+        tmp_path,
+        dataset=PATCHES,
+        caches=[],
+        augment={"preset": "none", "size": 16},
+        method={"name": "ce"},
+    )
+    train(config)
+    found = evaluate_checkpoint(tmp_path, dataset=config.dataset)
+    arranged = config.dataset.model_copy(update={"classes": PLACES[::-1]})
+    assert evaluate_checkpoint(tmp_path, dataset=arranged) == found
+    monkeypatch.setattr("support.toys.Patches.__getattribute__", _renamed)
+    with pytest.raises(ConfigError, match="are not those of training: 'sea0'"):
+        evaluate_checkpoint(tmp_path, dataset=config.dataset)
+
+
+def _renamed(patches, name):
+    value = object.__getattribute__(patches, name)
+    return tuple(word.replace("place", "sea") for word in value) if name == "classes" else value
+
+
 def test_a_run_scores_its_average_every_few_epochs_and_at_the_end(tmp_path):
     config = train_config(tmp_path, epochs=5, ema=0.5, evaluate={"dataset": PATCHES, "every": 2})
     events = []

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from support.builds import open_toy, record_toy, run_build, tree_bytes
@@ -19,8 +20,11 @@ from cache_service.errors import (
 from cache_service.format.cells import expand_cells
 from cache_service.format.codecs import decode
 from cache_service.reader import open_cache
+from cache_service.recording.config import BuildConfig
 from cache_service.recording.engine import prepare
 from cache_service.recording.jobs import Part
+from cache_service.recording.opened import open_build
+from cache_service.recording.plan import make_plan
 from cache_service.recording.record import open_writer, record
 
 CODECS = [
@@ -135,6 +139,37 @@ def test_an_untrained_teacher_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UntrainedTeacherError, match="where guessing gives"):
         record_toy(str(tmp_path / "c"), teacher__allow_untrained=False)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("order", [None, "natural"])
+def test_folders_of_numbers_under_a_teacher_of_numbers_are_refused_or_read_in_its_order(
+    tmp_path, order
+):
+    for label in range(30):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for blue in range(3):
+            image = PIL.Image.new("RGB", (16, 16), (8 * label, 8 * label, 60 * blue))
+            image.save(tmp_path / "images" / str(label) / f"{blue}.png")
+    config = BuildConfig.model_validate(
+        {
+            "cache": str(tmp_path / "c"),
+            "dataset": {"name": "folder", "root": str(tmp_path / "images"), "classes": order},
+            "augment": {"preset": "none", "size": 16},
+            "seeds": "0:1",
+            "teacher": {"model": "support.toys:levels", "mean": [0, 0, 0], "std": [1, 1, 1]},
+        }
+    )
+    build = open_build(config)
+    if order is None:
+        assert build.score().accuracy >= build.score().needed
+        with pytest.raises(UntrainedTeacherError, match="names in natural order") as refusal:
+            prepare(build)
+        assert "dataset.classes: natural" in str(refusal.value)
+        assert not (tmp_path / "c").exists()
+        assert "natural order" in make_plan(build).class_order
+    else:
+        prepare(build)
+        assert make_plan(build).class_order == ""
 
 
 def test_a_teacher_that_answers_nan_stops_the_build_and_names_samples(tmp_path):

@@ -72,3 +72,19 @@ def tiny_net(num_classes: int = NUM_CLASSES, width: int = 12, scale: float = 20.
         with torch.no_grad():
             net.head.weight.mul_(scale)
     return net
+
+
+class Levels(nn.Module):
+    """Answers class n for views whose red value is 8 n."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.arange(num_classes) * 8.0)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        red_B = images_B3HW[:, 0].mean((1, 2)) * 255
+        return -((red_B[:, None] - self.level) ** 2)
+
+
+def levels(num_classes: int) -> Levels:
+    return Levels(num_classes)

@@ -34,13 +34,35 @@ def test_a_teacher_that_knows_the_dataset_passes(knowing, labeled):
     require_trained(score, CONFIG)
 
 
-def test_another_class_order_is_refused_with_its_likely_causes(knowing, labeled):
+def test_another_class_order_is_refused_by_its_description(knowing, labeled):
     batches, labels = labeled
-    score = score_teacher(knowing, batches, (labels + 1) % NUM_CLASSES)
-    with pytest.raises(UntrainedTeacherError) as refusal:
+    shifted = (labels + 1) % NUM_CLASSES
+    names = [f"color {number}" for number in range(NUM_CLASSES)]
+    score = score_teacher(knowing, batches, shifted, names=names)
+    with pytest.raises(UntrainedTeacherError, match="look like the same classes in") as refusal:
         require_trained(score, CONFIG)
     text = str(refusal.value)
-    for part in ("0.0% of 60", "12.5%", "normalization", "class order", "checkpoint: colors.pt"):
+    for part in ("0.0% of 60", "'color 7' for 'color 0'", "dataset.classes", "allow_untrained"):
+        assert part in text
+    require_trained(score, CONFIG.model_copy(update={"allow_untrained": True}))
+
+
+def test_two_exchanged_classes_are_refused_though_most_views_are_right(knowing, labeled):
+    batches, labels = labeled
+    exchanged = np.array([1, 0, 2, 3, 4, 5, 6, 7])[labels]
+    score = score_teacher(knowing, batches, exchanged)
+    assert score.accuracy > score.needed
+    with pytest.raises(UntrainedTeacherError, match="it answers 1 for 0, 0 for 1"):
+        require_trained(score, CONFIG)
+
+
+def test_a_guessing_teacher_is_refused_with_the_likely_causes(knowing, labeled):
+    batches, labels = labeled
+    score = score_teacher(knowing, batches, np.random.default_rng(5).permutation(labels))
+    with pytest.raises(UntrainedTeacherError, match="is required") as refusal:
+        require_trained(score, CONFIG)
+    text = str(refusal.value)
+    for part in ("of 60 views", "12.5%", "normalization", "class order", "checkpoint: colors.pt"):
         assert part in text
     assert refusal.value.exit_code == 3
     require_trained(score, CONFIG.model_copy(update={"allow_untrained": True}))

@@ -44,6 +44,7 @@ def student_answers(document: dict[str, Any], dataset: dict[str, Any]) -> tuple[
         view_size=payload["view_size"],
         batch_size=1000,
         workers=0,
+        classes=payload.get("classes", ()),
     )
     logits, labels = [], []
     for batch in images:
