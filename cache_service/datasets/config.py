@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cache_service.format.frozen import Frozen
 
@@ -33,8 +33,23 @@ class DatasetConfig(Frozen):
         ),
     ] = None
 
+    pixel_range: Annotated[
+        tuple[float, float] | None,
+        Field(
+            description="Values of black and white of images that are not 8 bits deep, such as "
+            "[0, 65535]."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetConfig:
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            raise ValueError("pixel_range names black first and then white, such as [0, 65535]")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Caches store their dataset section; those from before this setting have no such key.
+        # Caches store their dataset section; those from before these settings have no such keys.
         document: dict[str, Any] = serialize(self)
-        return {name: value for name, value in document.items() if name != "classes" or value}
+        later = {"classes", "pixel_range"}
+        return {name: value for name, value in document.items() if value or name not in later}

@@ -11,7 +11,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from cache_service.datasets.config import DatasetConfig
-from cache_service.datasets.pixels import one_line, to_rgb
+from cache_service.datasets.pixels import PixelRange, one_line, to_rgb
 from cache_service.errors import DatasetError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -32,9 +32,18 @@ class FolderSource:
     them are 50 MB and one copy.
     """
 
-    def __init__(self, root: Path, paths: list[str], labels: list[int], classes: list[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        labels: list[int],
+        classes: list[str],
+        *,
+        pixel_range: PixelRange | None = None,
+    ) -> None:
         encoded = [os.fsencode(path) for path in paths]
         self._root = root
+        self._pixel_range = pixel_range
         self._ends = np.cumsum([len(path) + 1 for path in encoded], dtype=np.int64)
         self.paths = b"\0".join(encoded)
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
@@ -43,7 +52,7 @@ class FolderSource:
     def read(self, sample: int) -> PIL.Image.Image:
         """Open, decode and close."""
         with self._path(sample).open("rb") as file, PIL.Image.open(file) as image:
-            return to_rgb(image)
+            return to_rgb(image, self._pixel_range)
 
     def describe(self, sample: int) -> str:
         """The path of the file."""
@@ -88,7 +97,7 @@ def open_folder(config: DatasetConfig) -> FolderSource:
             )
         paths += [f"{name}/{path}" for path in found]
         labels += [label] * len(found)
-    return FolderSource(root, paths, labels, classes)
+    return FolderSource(root, paths, labels, classes, pixel_range=config.pixel_range)
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from cache_service.datasets.pixels import DECODE_ERRORS, one_line
+from cache_service.datasets.pixels import DECODE_ERRORS, PixelRangeError, one_line
 from cache_service.errors import DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
@@ -74,6 +74,7 @@ class ImageDataset:
 
         Raises:
             IndexError: no such sample.
+            DatasetError: its pixels are not 8 bits deep, and no range fits them.
             UnreadableSampleError: the sample is there and cannot be decoded.
         """
         sample = int(sample)
@@ -81,6 +82,12 @@ class ImageDataset:
             raise IndexError(f"sample {sample} of {self._label}, which has {len(self)} samples")
         try:
             return self._source.read(sample)
+        except PixelRangeError as error:
+            raise DatasetError(
+                f"sample {sample} of {self._label} ({self.describe(sample)}): {error}.",
+                hint="Set dataset.pixel_range (or pixel_range of wrap_dataset) to the values of "
+                "black and white, such as [0, 65535] or [0, 1].",
+            ) from error
         except DECODE_ERRORS as error:
             raise UnreadableSampleError(
                 f"sample {sample} of {self._label} cannot be decoded: {self.describe(sample)}: "

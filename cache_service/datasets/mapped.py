@@ -9,13 +9,14 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from cache_service.datasets.pixels import to_rgb
+from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
@@ -26,8 +27,15 @@ class MapSource:
     """A map-style dataset. With `reopen`, another process opens its own instead of getting a copy:
     a CIFAR in memory is 150 MB, and classes of a file given by path cannot be pickled at all."""
 
-    def __init__(self, items: Any, *, reopen: Callable[[], Any] | None = None) -> None:
-        self._items: Any = _items_of(items)
+    def __init__(
+        self,
+        items: Any,
+        *,
+        reopen: Callable[[], Any] | None = None,
+        pixel_range: PixelRange | None = None,
+    ) -> None:
+        self._items: Any = _items_of(items, pixel_range)
+        self._pixel_range = pixel_range
         self._reopen = reopen
         self.labels = _find_labels(self._items)
         self.classes = _find_classes(self._items)
@@ -44,7 +52,7 @@ class MapSource:
                 f"the dataset lists label {self.labels[sample]} for sample {sample}, but reading "
                 f"that sample gives label {label}."
             )
-        return to_rgb(image)
+        return to_rgb(image, self._pixel_range)
 
     def describe(self, sample: int) -> str:
         """The path that the dataset lists for the sample."""
@@ -54,7 +62,7 @@ class MapSource:
     def _open(self) -> Any:
         if self._items is None:
             assert self._reopen is not None
-            items = _items_of(self._reopen())
+            items = _items_of(self._reopen(), self._pixel_range)
             if len(items) != len(self.labels):
                 raise DatasetError(
                     f"the dataset had {len(self.labels)} samples when it was opened, and has "
@@ -67,7 +75,8 @@ class MapSource:
 class _TimmItems:
     """A timm dataset without its retry: on a damaged file timm quietly gives the *next* sample."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, pixel_range: PixelRange | None) -> None:
+        self._pixel_range = pixel_range
         if dataset.transform is not None or dataset.target_transform is not None:
             raise DatasetError("open timm's dataset without transforms: they belong in `augment`.")
         self._reader = dataset.reader
@@ -87,13 +96,44 @@ class _TimmItems:
     def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, Any]:
         file, target, *_ = self._reader[sample]
         with file, PIL.Image.open(file) as image:
-            return to_rgb(image), target
+            return to_rgb(image, self._pixel_range), target
 
 
-def _items_of(items: Any) -> Any:
+class _FolderItems:
+    """torchvision's image folder without its loader, which clips images of more than 8 bits."""
+
+    def __init__(self, folder: Any, pixel_range: PixelRange | None) -> None:
+        self._pixel_range = pixel_range
+        self.samples, self.targets = folder.samples, folder.targets
+        self.classes, self.root = folder.classes, folder.root
+        self.target_transform = folder.target_transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, Any]:
+        path, target = self.samples[sample]
+        if self.target_transform is not None:
+            target = self.target_transform(target)
+        with Path(path).open("rb") as file, PIL.Image.open(file) as image:
+            return to_rgb(image, self._pixel_range), target
+
+
+def _is_plain_folder(items: Any) -> bool:
+    kind, loader = type(items), getattr(items, "loader", None)
+    return (
+        f"{kind.__module__}.{kind.__name__}" == "torchvision.datasets.folder.ImageFolder"
+        and getattr(loader, "__module__", "") == kind.__module__
+        and items.transform is None
+    )
+
+
+def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(items).__mro__}
     if "timm.data.dataset.ImageDataset" in kinds:
-        return _TimmItems(items)
+        return _TimmItems(items, pixel_range)
+    if _is_plain_folder(items):
+        return _FolderItems(items, pixel_range)
     is_stream = any(kind.endswith(".IterableDataset") for kind in kinds)
     if is_stream or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DatasetError(

@@ -52,14 +52,18 @@ def open_named(config: DatasetConfig) -> MapSource:
     if prefix.lower() == "torch":
         _check_torchvision(config, rest.lower())
         # Arrays in memory: opening them again in a worker costs less than a copy through a pipe.
-        return MapSource(_create(config), reopen=functools.partial(_create, config))
+        return MapSource(
+            _create(config),
+            reopen=functools.partial(_create, config),
+            pixel_range=config.pixel_range,
+        )
     if importlib.util.find_spec("datasets") is None:
         raise DatasetError(
             f"dataset {config.name} needs Hugging Face datasets.",
             hint="Run `pip install datasets`.",
         )
     # Arrow files travel as paths, and opening again would ask the hub once a worker.
-    return MapSource(_create(config))
+    return MapSource(_create(config), pixel_range=config.pixel_range)
 
 
 def open_factory(config: DatasetConfig) -> MapSource:
@@ -69,7 +73,11 @@ def open_factory(config: DatasetConfig) -> MapSource:
         ConfigError: there is no such function.
         DatasetError: the function does not take these arguments, or failed.
     """
-    return MapSource(_call_factory(config), reopen=functools.partial(_call_factory, config))
+    return MapSource(
+        _call_factory(config),
+        reopen=functools.partial(_call_factory, config),
+        pixel_range=config.pixel_range,
+    )
 
 
 def factory_name(name: str) -> str:

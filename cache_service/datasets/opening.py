@@ -12,6 +12,7 @@ from cache_service.datasets.folder import open_folder
 from cache_service.datasets.images import ImageDataset, Source
 from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.named import STREAMS, factory_name, open_factory, open_named
+from cache_service.datasets.pixels import PixelRange
 from cache_service.errors import DatasetError
 
 PREFIXES = ("torch", "hfds", *STREAMS)
@@ -53,11 +54,18 @@ def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> I
     return ImageDataset(source, name=name, split=config.split)
 
 
-def wrap_dataset(map_style: Any, *, name: str = "custom", split: str = "train") -> ImageDataset:
+def wrap_dataset(
+    map_style: Any,
+    *,
+    name: str = "custom",
+    split: str = "train",
+    pixel_range: PixelRange | None = None,
+) -> ImageDataset:
     """A dataset of your own: `map_style[i]` is (image, label), and the same at every call.
 
-    Images are PIL images or uint8 pixels [H, W] or [H, W, 3]; labels are integers from 0. An
-    ImageDataset is returned as it is.
+    Images are PIL images or pixels [H, W] or [H, W, 3]; labels are integers from 0. Pixels are
+    uint8, or of another type with `pixel_range`, the values of black and white. An ImageDataset is
+    returned as it is.
 
     Raises:
         DatasetError: it cannot be read by number, or its labels are no class numbers.
@@ -65,4 +73,4 @@ def wrap_dataset(map_style: Any, *, name: str = "custom", split: str = "train") 
     """
     if isinstance(map_style, ImageDataset):
         return map_style
-    return ImageDataset(MapSource(map_style), name=name, split=split)
+    return ImageDataset(MapSource(map_style, pixel_range=pixel_range), name=name, split=split)

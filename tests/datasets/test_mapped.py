@@ -115,9 +115,9 @@ def test_images_may_be_pixels_or_pil(image):
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        (np.zeros((3, 8, 8), np.uint8), r"uint8\[3, 8, 8\]; wanted"),
-        (torch.zeros(8, 8, 3), r"float32\[8, 8, 3\]; wanted"),
-        ("a.png", "of type str; wanted"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8\[3, 8, 8\]; expected"),
+        (torch.zeros(3, 8, 8), r"float32\[3, 8, 8\]; expected"),
+        ("a.png", "of type str; expected"),
     ],
 )
 def test_other_images_are_refused_with_what_they_are(image, says):
