@@ -1,7 +1,7 @@
-"""Runs the application on uvicorn behind the guard, and stops it within seconds.
+"""Runs the application on uvicorn, and stops it within seconds.
 
-A stop (SIGTERM, SIGINT) refuses new connections, tells event streams to end, lets requests in
-flight finish, and returns: the exit status of a server that was stopped as asked is 0.
+A stop (SIGTERM, SIGINT) refuses new connections, ends event streams, lets requests in flight
+finish, and returns: the exit status of a server that was asked to stop is 0.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
-from cache_service.api.guard import GuardLimits, guarded
+from cache_service.api.connections import ConnectionLimits, limited_protocol
 from cache_service.api.http.log import set_up_logs
 from cache_service.api.http.settings import ServeConfig
 from cache_service.errors import ConfigError
 
 GRACE_SECONDS = 4
-"""For requests in flight after a stop; with the rest of it, the process ends within 5 s."""
+"""For requests in flight after a stop; with everything else, the process ends within 5 s."""
 
-FILES_BESIDE_CONNECTIONS = 512
-"""Open files that are no connections: mapped shards, libraries, pipes."""
+OTHER_OPEN_FILES = 512
+"""Open files besides connections: mapped shards, libraries, pipes."""
 
 log = logging.getLogger("kdcache.server")
 
@@ -41,9 +41,9 @@ def run(app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], Non
     """Serve until a signal says to stop, then return.
 
     Args:
-        app: of `create_app`; its `state.service` has the metrics and the stop event.
+        app: of `create_app`.
         config: address and limits.
-        announce: is told host and port, once connections are taken.
+        announce: called with host and port once connections are accepted.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -58,9 +58,9 @@ def run(app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], Non
 def make_server(
     app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], None]
 ) -> Server:
-    """A server of an application, bounded as its configuration says; see `run`."""
+    """Create the server of an application with the limits of its configuration; see `run`."""
     limits, service = config.limits, app.state.service
-    guard = GuardLimits(
+    connections = ConnectionLimits(
         header_seconds=limits.header_timeout_s,
         header_bytes=limits.max_header_bytes,
         send_seconds=limits.send_timeout_s,
@@ -68,9 +68,33 @@ def make_server(
         on_refusal=service.metrics.count_refusal,
     )
     return Server(
-        uvicorn_config(app, guard, keep_alive_s=limits.keep_alive_s),
+        uvicorn_config(app, connections, keep_alive_s=limits.keep_alive_s),
         announce=announce,
         stopping=lambda: service.stopping,
+    )
+
+
+def uvicorn_config(
+    app: Callable[..., object],
+    limits: ConnectionLimits,
+    *,
+    keep_alive_s: int,
+    stop_s: int = GRACE_SECONDS,
+) -> uvicorn.Config:
+    """Configure uvicorn with our limits and our logs."""
+    return uvicorn.Config(
+        app,
+        http=limited_protocol(limits),
+        loop="uvloop",  # it keeps a reference to unsent bytes, where asyncio's loop copies them
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=1024,
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=stop_s,
     )
 
 
@@ -82,7 +106,7 @@ class Stopping(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with our announcement, our event, and an exit that is no crash."""
+    """uvicorn's server with an announcement, a stop event, and an exit without a signal."""
 
     def __init__(
         self,
@@ -96,9 +120,9 @@ class Server(uvicorn.Server):
         self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Announce the address when connections are taken: the real port where 0 was asked for."""
+        """Announce the address once connections are accepted; port 0 has become a real one."""
         await super().startup(sockets)
-        # What is there now stays: the collector need not look at it again for every request.
+        # Everything that exists now stays: the collector need not look at it for every request.
         gc.collect()
         gc.freeze()
         if self.started and sockets:
@@ -106,23 +130,26 @@ class Server(uvicorn.Server):
             self._announce(host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell what waits that it must end; then as uvicorn does."""
+        """End streams and waits first, then do what uvicorn does."""
         self._stopping().set()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """The first signal asks to stop, a second one stops."""
+        """Stop gracefully on the first signal, at once on the second one."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals while serving. uvicorn raises them again afterwards: a crash to some."""
+        """Handle the signals while serving.
+
+        uvicorn raises them again afterwards, and the process would end by a signal.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        taken = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self.handle_exit) for number in taken}
+        handled = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
             yield
         finally:
@@ -131,7 +158,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Port 0 takes a free one.
+    """Open a listening socket. Port 0 takes a free one.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -149,8 +176,9 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as failure:
         raise ConfigError(
-            f"{host}:{port} cannot be listened on: {failure.strerror or failure}.",
-            hint="Stop what listens there, or give another --port (0 takes a free one).",
+            f"cannot listen on {host}:{port}: {failure.strerror or failure}.",
+            hint="Stop the process that listens there, or give another --port (0 takes a free "
+            "one).",
         ) from failure
     return opened
 
@@ -160,49 +188,25 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def uvicorn_config(
-    app: Callable[..., object],
-    guard: GuardLimits,
-    *,
-    keep_alive_s: int,
-    stop_s: int = GRACE_SECONDS,
-) -> uvicorn.Config:
-    """uvicorn as this service wants it: our guard, our logs, nothing said of its version."""
-    return uvicorn.Config(
-        app,
-        http=guarded(guard),
-        loop="uvloop",  # it holds on to what it has yet to send, where asyncio's copies it
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=1024,
-        timeout_keep_alive=keep_alive_s,
-        timeout_graceful_shutdown=stop_s,
-    )
-
-
 def allow_open_files(connections: int) -> None:
-    """Raise this process's limit of open files to what its connections may need, if it may."""
+    """Raise this process's limit of open files to what its connections may need, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + FILES_BESIDE_CONNECTIONS
+    needed = connections + OTHER_OPEN_FILES
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def leave_stuck_threads(wait_seconds: float = 0.3) -> None:
-    """End this process now where a thread still reads: the interpreter would wait for it."""
-    until = time.monotonic() + wait_seconds
+    """End this process at once if a thread still reads: the interpreter would wait for it."""
+    deadline = time.monotonic() + wait_seconds
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:
             continue
-        thread.join(max(until - time.monotonic(), 0))
+        thread.join(max(deadline - time.monotonic(), 0))
         if thread.is_alive():
-            log.warning("stopped while storage was being read")
+            log.warning("stopped while a thread was reading storage")
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)

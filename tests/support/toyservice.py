@@ -1,4 +1,4 @@
-"""A small application behind the real guard, limiter, logs and server, in a process of its own.
+"""A small application behind the real server, connection limits, concurrency limits and logs.
 
 `python -m support.toyservice JSON` serves until SIGTERM. Its lookups sleep as long as they are told
 to, as slow storage would, so that what is tested here is the service around them.
@@ -22,7 +22,7 @@ import psutil
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from cache_service.api.guard import GuardLimits
+from cache_service.api.connections import ConnectionLimits
 from cache_service.api.http.limits import ConcurrencyLimiter, ConcurrencyLimitMiddleware
 from cache_service.api.http.log import RequestLogMiddleware, log_request, set_up_logs
 from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
@@ -118,7 +118,7 @@ def _add_routes(
 def main(settings: dict[str, Any]) -> None:
     set_up_logs()
     app = toy_app(settings)
-    guard = GuardLimits(
+    limits = ConnectionLimits(
         header_seconds=settings["header_seconds"],
         header_bytes=settings["header_bytes"],
         send_seconds=settings["send_seconds"],
@@ -127,7 +127,7 @@ def main(settings: dict[str, Any]) -> None:
     )
     allow_open_files(settings["connections"])
     config = uvicorn_config(
-        app, guard, keep_alive_s=settings["keep_alive"], stop_s=settings["stop"]
+        app, limits, keep_alive_s=settings["keep_alive"], stop_s=settings["stop"]
     )
 
     def announce(_host: str, port: int) -> None:
