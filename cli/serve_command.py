@@ -1,4 +1,4 @@
-"""`serve` and `token`: caches over HTTP, and what lets somebody in."""
+"""The commands `serve` and `token`: caches over HTTP, and access tokens for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from cli.options import Json, Settings, emit
 
 TOKEN_BYTES = 32
-"""256 bits: nobody guesses one, so nothing has to slow guessing down."""
+"""256 bits cannot be guessed, so requests with wrong tokens need not be slowed down."""
 
 
 def register(app: typer.Typer) -> None:
@@ -22,16 +22,16 @@ def serve(
     root: Annotated[
         str,
         typer.Argument(
-            help="The folder, or s3://bucket/prefix, that the caches lie in.",
+            help="Folder, or s3://bucket/prefix, with the caches.",
             metavar="ROOT",
             show_default=False,
         ),
     ],
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if not given.")
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port; 8000 if not given, 0 takes a free one.")
+        int | None, typer.Option(help="Port to listen on; 8000 by default, 0 takes a free one.")
     ] = None,
     config: Annotated[
         str | None,
@@ -40,7 +40,7 @@ def serve(
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Serve the caches of a folder over HTTP, until it is interrupted."""
+    """Serve the caches of a folder over HTTP until interrupted."""
     from cache_service.api.app import create_app
     from cache_service.api.http.settings import load_serve_config
     from cache_service.api.server import run, url_of
@@ -56,14 +56,17 @@ def serve(
 
 
 def token(
-    name: Annotated[str, typer.Option(help="Whose it is; the log says it.")] = "token",
+    name: Annotated[str, typer.Option(help="Name of its owner.")] = "token",
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What it may do: read (if not given), build; repeatable."),
+        typer.Option(help="What it allows: read (default), build; repeatable."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a token: shown once, and kept nowhere. The server's file gets its sha256."""
+    """Create an access token.
+
+    The token is printed once and never stored; add the printed SHA-256 to the serve file.
+    """
     import secrets
 
     from cache_service.api.http.auth import token_sha256
@@ -75,7 +78,7 @@ def token(
     line = validate_config(TokenConfig, entry, where="kd-cache token").model_dump(mode="json")
     text = (
         f"token: {secret}\n"
-        "The client sets KD_CACHE_TOKEN to it. The server's file gets this line under `tokens:`\n"
+        "Set KD_CACHE_TOKEN to it on the client. Add this line to the serve file, under `tokens:`\n"
         f"  - {{name: {name}, sha256: {line['sha256']}, scopes: [{', '.join(line['scopes'])}]}}"
     )
     emit({"token": secret, "config": line}, as_json=json, text=text)

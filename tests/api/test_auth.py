@@ -11,7 +11,7 @@ from support.asgi import ask
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
 from cache_service.api.app import create_app
-from cache_service.api.http.auth import OPEN, wanted_scope
+from cache_service.api.http.auth import OPEN, needed_scope
 from cache_service.api.http.problems import Problem
 from cache_service.api.http.settings import ServeConfig
 
@@ -119,7 +119,7 @@ def test_a_reader_may_read_and_not_build(root):
             continue
         found = ask(app, method, path, headers=headers)
         assert found.status != 401
-        assert (found.status == 403) == (wanted_scope(method, path) == "build"), (method, path)
+        assert (found.status == 403) == (needed_scope(method, path) == "build"), (method, path)
     assert ask(app, "POST", "/v1/builds", headers=headers).status == 403
     assert ask(app, "DELETE", f"/v1/builds/{'0' * 16}", headers=headers).status == 403
     assert ask(app, "POST", "/v1/caches/dense/lookup", headers=headers).status == 415

@@ -1,12 +1,9 @@
-"""Who may ask: bearer tokens, known by their sha256 only, with the scopes read and build.
+"""Authentication: bearer tokens with the scopes read and build, or requests of this machine only.
 
-Nothing is open but what `OPEN` lists. Where the configuration has no tokens everything is, and the
-service listens on loopback.
-
-The name that a request was sent to: where there are no tokens, it must be this machine's own.
-
-A page of another site can have its own name resolved to 127.0.0.1 (DNS rebinding); to the browser
-the service is then part of that site, and may be read by its scripts. The Host header tells.
+The configuration has the SHA-256 of each token. With tokens, every route but those in `OPEN` needs
+one. Without tokens, every route is open, the service listens on loopback, and the Host header must
+name this machine: the page of another site can have its own name resolved to 127.0.0.1 (DNS
+rebinding), so that a browser takes the service for a part of that site.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from cache_service.api.http.problems import problem_response
 from cache_service.api.http.settings import TokenConfig
 
 COOKIE = "kd_cache_token"
-"""Holds a browser's token, for reading only: another site's form must not start a build."""
+"""Cookie with a browser's token. It only reads: the form of another site must not start a build."""
 
 OPEN = frozenset(
     {
@@ -50,11 +47,11 @@ class Tokens:
         self._tokens = tuple(tokens)
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any token is configured."""
         return bool(self._tokens)
 
     def find(self, secret: str) -> TokenConfig | None:
-        """The token that this is. All are compared, each in constant time."""
+        """Find the token of a secret. All are compared, each in constant time."""
         digest = token_sha256(secret)
         found = None
         for token in self._tokens:
@@ -64,17 +61,17 @@ class Tokens:
 
 
 def token_sha256(secret: str) -> str:
-    """What the configuration holds of a token."""
+    """The form of a token that the configuration has."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class AuthMiddleware:
-    """Answers 401 and 403 before a route is looked for.
+    """Answers 401 and 403 before a route is matched.
 
     Args:
-        app: what is behind it.
-        tokens: who may ask.
-        login: what a browser is answered instead of a problem document: a form to sign in.
+        app: the application behind it.
+        tokens: of the configuration.
+        login: creates the sign-in form that a browser gets instead of a problem document.
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class AuthMiddleware:
         self._login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or not."""
+        """Check the token of a request."""
         if scope["type"] == "lifespan" or not self._tokens:
             await self.app(scope, receive, send)
             return
@@ -100,14 +97,15 @@ class AuthMiddleware:
         secret = _secret(scope)
         token = self._tokens.find(secret) if secret else None
         scope.setdefault("state", {})["token"] = token.name if token else ""
-        wanted = wanted_scope(scope["method"], scope["path"])
+        needed = needed_scope(scope["method"], scope["path"])
         if token is None:
             await self._unknown(scope)(scope, receive, send)
-        elif wanted not in token.scopes:
+        elif needed not in token.scopes:
             refusal = problem_response(
                 scope,
                 403,
-                f"this needs a token with the scope {wanted}; yours has {', '.join(token.scopes)}.",
+                f"this request needs a token with the scope {needed}; yours has "
+                f"{', '.join(token.scopes)}.",
                 hint="Ask whoever runs the service for such a token.",
             )
             await refusal(scope, receive, send)
@@ -121,14 +119,14 @@ class AuthMiddleware:
         return problem_response(
             scope,
             401,
-            "this needs a token, and none that is known was sent.",
+            "this request needs a token, and none that the service knows was sent.",
             hint="Send `Authorization: Bearer TOKEN`; kd-cache takes it from KD_CACHE_TOKEN.",
             headers={"WWW-Authenticate": 'Bearer realm="kd-cache"'},
         )
 
 
-def wanted_scope(method: str, path: str) -> str:
-    """The scope that a request needs: what changes nothing reads, everything else builds."""
+def needed_scope(method: str, path: str) -> str:
+    """The scope that a request needs: `read` if it changes nothing, else `build`."""
     reads = method in _READING or (method == "POST" and _LOOKUP.fullmatch(path) is not None)
     return "read" if reads else "build"
 
@@ -150,20 +148,20 @@ def _secret(scope: Scope) -> str:
 
 
 LOOPBACK = re.compile(rb"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
-"""No name that others hand out matches, so nobody can make one of theirs lead here."""
+"""Host headers that name this machine. Nobody else can register a name that matches."""
 
 
 class LoopbackHostMiddleware:
-    """Answers 421 where the Host header names another machine, health included.
+    """Answers 421 if the Host header names another machine, for health routes, too.
 
-    A request without the header passes: no browser sends one.
+    A request without the header passes: browsers always send one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or not."""
+        """Check the Host header of a request."""
         if scope["type"] == "http":
             for name, value in scope["headers"]:
                 if name == b"host" and LOOPBACK.fullmatch(value) is None:
@@ -175,9 +173,8 @@ class LoopbackHostMiddleware:
         refusal = problem_response(
             scope,
             421,
-            f"the request is for the host {host[:128].decode('latin-1')!r}, and this service, "
-            "which has no tokens, answers for its own machine only.",
-            hint="Ask for localhost or 127.0.0.1; or give the service tokens, and any name will "
-            "do.",
+            f"the request is for the host {host[:128].decode('latin-1')!r}, and a service without "
+            "tokens answers requests for its own machine only.",
+            hint="Use localhost or 127.0.0.1; or configure tokens, and any host name works.",
         )
         await refusal(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Which caches there are, and what one holds: the manifest that clients open a cache by."""
+"""The list of caches, and the manifest of one cache, with which clients open it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ router = APIRouter(tags=["caches"])
 
 
 class SeedCounts(Frozen):
-    """Seeds of a cache: those recorded in full, and those that somebody means to record."""
+    """Number of seeds of a cache: recorded completely, and planned."""
 
     complete: int
     planned: int
 
 
 class CacheLine(Frozen):
-    """One cache of a listing. `error` is set where it cannot be opened, and then nothing else is.
+    """One cache of a list. If it cannot be opened, `error` is set and nothing else is.
 
     Attributes:
         bytes: of the rows recorded so far, uncompressed.
@@ -53,7 +53,7 @@ class CacheList(Frozen):
 
 
 class ArrayLine(Frozen):
-    """One array of a cache: what a row of it is."""
+    """One array of a cache: the type and shape of a row."""
 
     name: str
     dtype: str
@@ -61,16 +61,16 @@ class ArrayLine(Frozen):
 
 
 class Manifest(Frozen):
-    """What a client needs to know of a cache.
+    """Everything that a client needs to open a cache.
 
     Attributes:
         format: version of the stored form.
-        spec: the identity of the cache, of which `fingerprint` is the hash.
+        spec: the identity of the cache; `fingerprint` is its hash.
         versions: of the libraries that rendered its views.
-        num_seeds: planned; every seed is below.
+        num_seeds: planned; every seed is smaller.
         num_shards: per seed.
         commits: recorded shards by seed.
-        arrays: what a row has.
+        arrays: of a row.
     """
 
     name: str
@@ -115,7 +115,7 @@ async def manifest(request: Request, service: TheService, name: str) -> Response
 
 
 def manifest_of(opened: OpenCache) -> Manifest:
-    """The manifest of a cache, its commits as they are now."""
+    """Create the manifest of a cache with its commits as they are now."""
     cache = opened.cache
     return Manifest(
         name=opened.name,

@@ -1,6 +1,6 @@
-"""Every refusal as one problem document (RFC 9457): what was asked, what was found, what to do.
+"""Errors as problem documents (RFC 9457), and the OpenAPI document that describes them.
 
-The OpenAPI document: every refusal is a problem document, and a token is a bearer token.
+A problem says what was requested, what was found, and what to do next.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ CODES = {
     429: "busy",
     503: "busy",
 }
-"""Codes of refusals that no error class of ours is the cause of."""
-
-REFUSALS = (KdCacheError, RequestValidationError, HTTPException)
-"""What stops a request with a reason; anything else is a crash."""
+"""Codes of errors that are not raised as a KdCacheError."""
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -48,7 +45,7 @@ MAX_DETAIL_CHARS = 600
 
 
 class Problem(Frozen):
-    """An error. `code` is stable; `hint` says what to do next, where there is something."""
+    """An error. `code` is stable; `hint` says what to do next, or is empty."""
 
     type: str
     title: str
@@ -68,7 +65,7 @@ class RequestError(KdCacheError):
 
 
 class TooLargeError(KdCacheError):
-    """More was asked for than one answer may hold."""
+    """More was requested than one response may hold."""
 
     code = "too_large"
     http_status = 413
@@ -84,46 +81,38 @@ def problem_response(
     hint: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """The document as a response, its code noted for logs and metrics."""
-    found = code or CODES.get(status, "error")
-    scope.setdefault("state", {})["problem_code"] = found
+    """Create the response of a problem, and note its code for logs and metrics."""
+    code = code or CODES.get(status, "error")
+    scope.setdefault("state", {})["problem_code"] = code
     problem = Problem(
         type="about:blank",
         title=_title(status),
         status=status,
         detail=detail[:MAX_DETAIL_CHARS],
         instance=scope["path"][:MAX_DETAIL_CHARS],
-        code=found,
+        code=code,
         hint=hint,
     )
-    kept = {"Cache-Control": "no-store", **(headers or {})}
-    return JSONResponse(problem.model_dump(), status, headers=kept, media_type=MEDIA_TYPE)
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may refuse with, for its OpenAPI description: those named, and what all may."""
+    """Describe the errors of a route for OpenAPI: the given statuses, and those of all routes."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     every = sorted({400, 401, 403, 421, 422, 500, 503, *statuses})
     return {status: {"description": _title(status), "content": content} for status in every}
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Make the application answer problem documents only."""
-    for kind in REFUSALS:
-        app.add_exception_handler(kind, refusal_of)
+    """Make the application answer every error with a problem document."""
+    app.add_exception_handler(KdCacheError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
 
 
-async def refusal_of(request: Request, error: Exception) -> JSONResponse:
-    """What a request is answered that one of REFUSALS stopped."""
-    if isinstance(error, KdCacheError):
-        return _refused(request, error)
-    if isinstance(error, RequestValidationError):
-        return _misread(request, error)
-    assert isinstance(error, HTTPException)
-    return _stopped(request, error)
-
-
-def _refused(request: Request, error: KdCacheError) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, KdCacheError)
     retry: int | None = getattr(error, "retry_after_s", None)
     return problem_response(
         request.scope,
@@ -135,31 +124,27 @@ def _refused(request: Request, error: KdCacheError) -> JSONResponse:
     )
 
 
-def _misread(request: Request, error: RequestValidationError) -> JSONResponse:
-    found = [_complaint(each) for each in error.errors()[:MAX_REPORTED]]
-    return problem_response(request.scope, 422, "; ".join(found) + ".")
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    complaints = []
+    for each in error.errors()[:MAX_REPORTED]:
+        where = ".".join(str(part) for part in each["loc"])
+        complaints.append(f"{where}: {each['msg']}".replace("\n", " ").rstrip("."))
+    return problem_response(request.scope, 422, "; ".join(complaints) + ".")
 
 
-def _stopped(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods_of(request))
+        # Starlette names the methods of the first route at this path only.
+        routes, scope = request.app.routes, request.scope
+        headers["Allow"] = ", ".join(
+            method
+            for method in METHODS
+            if any(each.matches({**scope, "method": method})[0] is Match.FULL for each in routes)
+        )
     return problem_response(request.scope, error.status_code, str(error.detail), headers=headers)
-
-
-def _methods_of(request: Request) -> list[str]:
-    """Methods that some route has at this path. Starlette names those of the first route only."""
-    found = []
-    for method in METHODS:
-        scope = {**request.scope, "method": method}
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
-            found.append(method)
-    return found
-
-
-def _complaint(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    return f"{where}: {error['msg']}".replace("\n", " ").rstrip(".")
 
 
 def _title(status: int) -> str:
@@ -170,13 +155,13 @@ def _title(status: int) -> str:
 
 
 UNUSED = ("HTTPValidationError", "ValidationError")
-"""FastAPI's own form of a refused request, which nobody is sent."""
+"""FastAPI's own schemas of a refused request, which this service does not send."""
 
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
 def describe(app: FastAPI) -> None:
-    """Give the application its document. It is made when it is first asked for."""
+    """Set the OpenAPI document of an application. It is created when it is first requested."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -196,10 +181,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, methods in document["paths"].items():
         for operation in methods.values():
-            found = operation.setdefault("responses", {})
-            for status, told in responses().items():
-                if MEDIA_TYPE not in found.get(str(status), {}).get("content", {}):
-                    found[str(status)] = told
+            described = operation.setdefault("responses", {})
+            for status, problem in responses().items():
+                if MEDIA_TYPE not in described.get(str(status), {}).get("content", {}):
+                    described[str(status)] = problem
             if path not in OPEN_PATHS:
                 operation["security"] = [{"token": []}]
     return document

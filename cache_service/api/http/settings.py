@@ -1,7 +1,4 @@
-"""`builds:` of a serve file: which teachers and datasets may be named, where builds run, limits.
-
-What a service is told: where the caches are, who may ask, and how much of anything.
-"""
+"""The serve file: where the caches are, tokens, limits, and what may be built on request."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
 
 
 class BuildLimits(Frozen):
-    """What one request, and all of them together, may ask for."""
+    """Limits of one request for a build, and of all of them together."""
 
-    max_queued: Annotated[int, Field(ge=1, le=100_000, description="Builds that wait.")] = 100
+    max_queued: Annotated[int, Field(ge=1, le=100_000, description="Builds in the queue.")] = 100
     max_kept: Annotated[
-        int, Field(ge=1, le=100_000, description="Finished builds that are remembered.")
+        int, Field(ge=1, le=100_000, description="Finished builds that stay listed.")
     ] = 1000
     max_seeds: Annotated[
-        int, Field(ge=1, le=100_000, description="Every seed asked for is below this.")
+        int, Field(ge=1, le=100_000, description="Requested seeds must be below this.")
     ] = 1000
     max_view_size: Annotated[
         int, Field(ge=8, le=4096, description="Largest side of a view, px.")
@@ -65,7 +62,7 @@ class BuildsConfig(Frozen):
         int | None, Field(ge=1, le=1024, description="CPU threads of the teacher.")
     ] = None
     stall_s: Annotated[
-        float, Field(gt=0, description="A worker without progress for so long is replaced, s.")
+        float, Field(gt=0, description="A worker without progress for this long is replaced, s.")
     ] = 600.0
     limits: BuildLimits = BuildLimits()
 
@@ -82,41 +79,42 @@ Scope = Literal["read", "build"]
 SHA256 = r"^[0-9a-f]{64}$"
 
 
-def _proof(found: Any) -> Any:
-    """Refuse what is no SHA-256 without repeating it: it may be the token itself."""
-    if not isinstance(found, str) or not re.fullmatch(SHA256, found):
+def _sha256(value: Any) -> Any:
+    """Refuse a value that is no SHA-256, without repeating it: it may be the token itself."""
+    if not isinstance(value, str) or not re.fullmatch(SHA256, value):
         raise ValueError(
-            "is not 64 hexadecimal digits. Put in the sha256 that `kd-cache token` prints; "
+            "is not 64 hexadecimal digits. Use the sha256 that `kd-cache token` prints; "
             "the token itself is for the client"
         )
-    return found
+    return value
 
 
 class TokenConfig(Frozen):
-    """One token: not the token itself, but what proves it."""
+    """One access token, by its SHA-256; the token itself is not stored."""
 
     name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Whose it is.")
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of its owner.")
     ]
     sha256: Annotated[
         str,
-        BeforeValidator(_proof),
+        BeforeValidator(_sha256),
         Field(pattern=SHA256, description="As `kd-cache token` prints it."),
     ]
     scopes: Annotated[
-        tuple[Scope, ...], Field(min_length=1, description="read: rows, pages; build: builds.")
+        tuple[Scope, ...], Field(min_length=1, description="read: rows and pages; build: builds.")
     ]
 
 
 class Limits(Frozen):
-    """How much of anything one request, or all of them together, may take."""
+    """Limits of one request, and of all of them together."""
 
-    max_rows: Annotated[int, Field(ge=1, le=1 << 20, description="Rows of one answer.")] = 16384
+    max_rows: Annotated[int, Field(ge=1, le=1 << 20, description="Rows of one response.")] = 16384
     max_response_bytes: Annotated[
-        int, Field(ge=1 << 10, le=1 << 30, description="Bytes of one answer with rows.")
+        int, Field(ge=1 << 10, le=1 << 30, description="Bytes of one response with rows.")
     ] = 64 << 20
     max_answer_bytes: Annotated[
-        int, Field(ge=1 << 16, le=1 << 40, description="Bytes of large answers held at a time.")
+        int,
+        Field(ge=1 << 16, le=1 << 40, description="Bytes of large responses at a time."),
     ] = 256 << 20
     max_body_bytes: Annotated[
         int, Field(ge=1 << 10, le=1 << 28, description="Bytes of a request's body.")
@@ -125,37 +123,38 @@ class Limits(Frozen):
         int, Field(ge=1 << 10, le=1 << 24, description="Bytes of a request's address and headers.")
     ] = 32 << 10
     max_inflight: Annotated[
-        int, Field(ge=1, le=65536, description="Requests that are answered at a time.")
+        int, Field(ge=1, le=65536, description="Requests in flight at a time.")
     ] = 128
     max_waiting: Annotated[
-        int, Field(ge=0, le=65536, description="Of those, requests that await a running build.")
+        int, Field(ge=0, le=65536, description="Of those, requests that wait for a running build.")
     ] = 64
     max_streams: Annotated[
-        int, Field(ge=1, le=65536, description="Event streams that are open at a time.")
+        int, Field(ge=1, le=65536, description="Event streams open at a time.")
     ] = 64
     max_connections: Annotated[
-        int, Field(ge=1, le=65536, description="Connections that are open at a time.")
+        int, Field(ge=1, le=65536, description="Connections open at a time.")
     ] = 1000
     threads: Annotated[int, Field(ge=1, le=256, description="Threads that read storage.")] = 8
     open_shards: Annotated[
-        int, Field(ge=1, le=4096, description="Shards of one cache that are kept mapped.")
+        int, Field(ge=1, le=4096, description="Shards of one cache that stay mapped.")
     ] = 256
     wait_max_s: Annotated[
         float, Field(ge=0, le=3600, description="Longest wait for rows of a running build, s.")
     ] = 30.0
     header_timeout_s: Annotated[
-        float, Field(gt=0, le=600, description="For a request's headers to arrive, s.")
+        float,
+        Field(gt=0, le=600, description="For a request to arrive, s; a body gets more."),
     ] = 5.0
     send_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="For a client to take a part of an answer, s.")
+        float, Field(gt=0, le=3600, description="For a client to read a part of a response, s.")
     ] = 30.0
     keep_alive_s: Annotated[
-        int, Field(ge=1, le=3600, description="An unused connection is kept open, s.")
+        int, Field(ge=1, le=3600, description="An unused connection stays open, s.")
     ] = 30
 
 
 class ServeConfig(Frozen):
-    """A service."""
+    """The settings of a service."""
 
     root: Annotated[
         str,
@@ -168,28 +167,28 @@ class ServeConfig(Frozen):
         int, Field(ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     ] = 8000
     tokens: Annotated[
-        tuple[TokenConfig, ...], Field(description="Who may ask; empty lets everybody.")
+        tuple[TokenConfig, ...], Field(description="Accepted tokens; none: open to everybody.")
     ] = ()
     limits: Limits = Limits()
     builds: Annotated[
-        BuildsConfig | None, Field(description="What may be built here; without it, nothing.")
+        BuildsConfig | None, Field(description="What may be built; without it, nothing.")
     ] = None
 
     @model_validator(mode="after")
     def _closed_or_local(self) -> Self:
         names = [token.name for token in self.tokens]
         if len(set(names)) != len(names):
-            raise ValueError(f"tokens: two of them are named alike: {', '.join(sorted(names))}")
+            raise ValueError(f"tokens: two of them have the same name: {', '.join(sorted(names))}")
         if not self.tokens and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host} is reached by other machines, and tokens lists none: make one "
-                "with `kd-cache token`, or listen on 127.0.0.1"
+                f"host {self.host} can be reached from other machines, but `tokens` is empty: "
+                "create a token with `kd-cache token`, or listen on 127.0.0.1"
             )
         return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost may be anybody."""
+    """Whether only this machine reaches an address. Names other than localhost do not count."""
     if host == "localhost":
         return True
     try:
@@ -204,16 +203,16 @@ def load_serve_config(
     overrides: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> ServeConfig:
-    """The configuration of `kd-cache serve ROOT`.
+    """Load the configuration of `kd-cache serve ROOT`.
 
     Args:
         root: where the caches are.
         file: YAML with the other keys of `ServeConfig`.
         overrides: `a.b=value` each.
-        given: options of the command line; they win. None means not given.
+        given: options of the command line, which override the file. None means not given.
 
     Raises:
-        ConfigError: a key or a value is not usable, or the address is open and no token is set.
+        ConfigError: a key or a value is invalid, or the address is open and no token is set.
     """
     document = read_document(file, overrides) if file else override_document({}, overrides)
     options = {key: value for key, value in (given or {}).items() if value is not None}

@@ -34,7 +34,7 @@ from cli.experiments.bench.rows import write_bench_cache
 
 LOOKUP_ROWS = 256
 CONCURRENCY = (1, 8, 64)
-TARGETS = {"range": 0.70, "lookup": 0.35}
+TARGETS = {"range": 0.70, "lookup": 0.18}
 """Share of the constant's requests a second that the service is to reach."""
 
 DIFFERENT_REQUESTS = 64
