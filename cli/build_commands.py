@@ -49,6 +49,7 @@ def _plan_text(plan: Plan) -> str:
             f"bytes        {human_bytes(plan.bytes_total)} ({plan.bytes_per_row:,} B a view, "
             f"stored scales {list(plan.stored_scales)})"
         ),
+        f"weights      {plan.teacher_weights}",
         f"rendering    {plan.render_rows_per_s:,.0f} views/s in one process",
         (
             f"teacher      {plan.teacher_rows_per_s:,.0f} views/s, "

@@ -67,6 +67,10 @@ class StudentConfig(Frozen):
     checkpoint: Annotated[
         str | None, Field(min_length=1, description="Start from these: .safetensors, .pt or .pth.")
     ] = None
+    checkpoint_weights: Annotated[
+        Literal["raw", "averaged"] | None,
+        Field(description="Which to take of a checkpoint that holds both raw and averaged (EMA)."),
+    ] = None
     seed: Annotated[
         int | None, Field(ge=0, lt=2**31, description="Of the initial weights; the run's if null.")
     ] = None

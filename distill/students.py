@@ -52,6 +52,7 @@ def make_student(
         num_classes=num_classes,
         pretrained=config.pretrained,
         checkpoint=config.checkpoint,
+        checkpoint_weights=config.checkpoint_weights,
         seed=seed if config.seed is None else config.seed,
         **config.model_args,
     )

@@ -24,10 +24,9 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 )
 
 from cache_service.errors import ConfigError
+from cache_service.models.averaged import WeightsChoice
 from cache_service.models.cifar import CIFAR_NAMES
-from cache_service.models.weights import load_checkpoint, one_line, weights_sha256
-
-__all__ = ["CIFAR_NAMES", "TIMM_SOURCES", "create_model", "load_checkpoint", "weights_sha256"]
+from cache_service.models.weights import load_checkpoint, one_line
 
 TORCHVISION = "torchvision/"
 
@@ -43,6 +42,7 @@ def create_model(
     num_classes: int | None,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
+    checkpoint_weights: WeightsChoice | None = None,
     seed: int | None = None,
     **model_args: Any,
 ) -> nn.Module:
@@ -54,6 +54,7 @@ def create_model(
         num_classes: classes to answer; None keeps the network's own number.
         pretrained: fetch the library's weights over the network.
         checkpoint: file with weights; see `load_checkpoint`.
+        checkpoint_weights: which weights of a checkpoint that holds raw and averaged ones.
         seed: initializes the weights reproducibly; the global generator is not touched.
         model_args: passed on to the network's constructor.
 
@@ -74,7 +75,7 @@ def create_model(
             torch.default_generator.manual_seed(seed)
         model = _build(name, pretrained, options)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model, checkpoint, weights=checkpoint_weights)
     return model
 
 

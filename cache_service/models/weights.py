@@ -1,16 +1,13 @@
-"""Weights of a network: read from a file that must fit, and named by a digest.
+"""Weights of a network, read from a file that must fit.
 
 No file is ever unpickled as code: .safetensors, or torch's files with weights_only.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,9 +18,7 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
-
-NESTED_UNDER = ("state_dict", "model", "model_state_dict")
-"""Keys under which training scripts put the weights, beside their optimizer and epoch."""
+from cache_service.models.averaged import WeightsChoice, choose_weights, find_weights
 
 BROKEN = (
     SafetensorError,
@@ -40,48 +35,39 @@ BROKEN = (
 )
 """What readers of damaged files have been seen to raise, and their kin."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put in front of every key."""
 
-
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, weights: WeightsChoice | None = None
+) -> str:
     """Load weights from a file into the network, all of them or none.
 
     Args:
         model: changed in place; its dtype and device stay.
         path: .safetensors, or anything `torch.load` reads with weights_only. A state dict below
             `state_dict` or `model` is found, and the keys' `module.` is taken off.
+        weights: which to load from a file that holds the network's raw weights and averaged ones
+            (EMA, SWA) beside them. Without it such a file is refused.
+
+    Returns:
+        What was loaded, for people: "averaged weights, state_dict_ema of best.pth".
 
     Raises:
-        ConfigError: the file is missing, unreadable or of another network.
+        ConfigError: the file is missing, unreadable or of another network, or it does not hold the
+            weights that were asked for, or holds two kinds and none was asked for.
     """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"checkpoint {file} is not a file.", hint="Check the path.")
-    weights = _without_wrappers(_state_dict(file, _read(file)))
-    _require_fit(file, model, weights)
+    chosen = choose_weights(file, find_weights(file, _read(file)), weights)
+    _require_fit(file, model, chosen.tensors)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(chosen.tensors)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"checkpoint {file} cannot be loaded into {type(model).__name__}: {one_line(error)}"
         ) from error
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over every entry of the state dict: name, dtype, shape and bytes, sorted by name.
-
-    Memory format, device and compilation do not change it; one bit of one weight does.
-    """
-    digest = hashlib.sha256()
-    named = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
-    for name, value in sorted(named.items()):
-        dtype = str(value.dtype).removeprefix("torch.")
-        digest.update(json.dumps([name, dtype, list(value.shape)]).encode() + b"\n")
-        # Bytes, because numpy has no bfloat16; flat, because a scalar has no last axis to split.
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    kind = "averaged" if chosen.averaged else "raw"
+    return f"{kind} weights, {chosen.key} of {file.name}" if chosen.key else f"{file.name}"
 
 
 def one_line(error: BaseException) -> str:
@@ -123,31 +109,6 @@ def recorded_preprocess(path: str | Path) -> Preprocess | None:
         return None if told is None else Preprocess.model_validate_json(told)
     except (*BROKEN, ValidationError) as error:
         raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
-
-
-def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
-    for key in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(
-            f"checkpoint {file} holds a {type(content).__name__} where a state dict is needed.",
-            hint="Save model.state_dict().",
-        )
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ConfigError(
-                f"checkpoint {file} holds no state dict: {key!r} is a {type(value).__name__}.",
-                hint=f"Save model.state_dict(), alone or under one of {', '.join(NESTED_UNDER)}.",
-            )
-    return dict(content)
-
-
-def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in (*WRAPPERS, *WRAPPERS):  # they nest, in either order
-        if all(key.startswith(wrapper) for key in weights):
-            weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
-    return weights
 
 
 def _require_fit(file: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from cache_service.format.group import ROOT_KEY
 from cache_service.interrupts import stop_on_signal
+from cache_service.recording.checks import check_teacher
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import WHOLE, Part
 from cache_service.recording.opened import OpenedBuild, resolve_device
@@ -28,12 +29,18 @@ POLL_S = 0.2
 
 
 def prepare(build: OpenedBuild, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Make or extend the cache; score the teacher first where nothing is paid for yet.
+    """Make or extend the cache, after checks of the teacher that cost a few batches.
+
+    Where something is left to record, the teacher must answer repeatably, and must answer views
+    that are recorded already as it did. A new cache also needs a score above chance.
 
     Raises:
+        UnsupportedError: the teacher answers the same views differently.
         UntrainedTeacherError: the teacher scores like chance.
-        SpecMismatchError: another cache is there.
+        SpecMismatchError: another cache is there, or one of another teacher.
     """
+    say(f"teacher: {build.config.teacher.model}, {build.teacher.weights_from}")
+    check_teacher(build)
     if open_storage(build.config.cache).get(ROOT_KEY) is None:
         score = build.score()
         say(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cache_service.errors import ConfigError
+from cache_service.recording.checks import check_teacher
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import WHOLE, Part
 from cache_service.recording.opened import OpenedBuild, open_build, resolve_device
@@ -60,4 +61,5 @@ def run_ray(
 
 def _build_part(config: BuildConfig, seeds: tuple[int, ...], part: Part) -> int:
     build = open_build(config.model_copy(update={"processes": 1}))
+    check_teacher(build)  # another machine may have another file of the same name
     return record(build, open_writer(build), seeds=seeds, part=part)

@@ -51,10 +51,10 @@ class OpenedBuild:
     @property
     def provenance(self) -> dict[str, Any]:
         """How to open dataset and teacher again, for `verify --recompute`."""
-        return {
-            "dataset": self.config.dataset.model_dump(mode="json"),
-            "teacher": self.config.teacher.model_dump(mode="json"),
-        }
+        teacher = self.config.teacher.model_dump(mode="json")
+        if teacher["checkpoint_weights"] is None:
+            del teacher["checkpoint_weights"]  # caches are older than this key
+        return {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """What the codec encodes: stored cells' logits, or the head's inputs for `features`."""

@@ -12,6 +12,7 @@ from cache_service.format.codecs import encode
 from cache_service.format.commit import commit_key
 from cache_service.format.layout import row_bytes
 from cache_service.format.seeds import describe_seeds
+from cache_service.recording.checks import check_teacher
 from cache_service.recording.jobs import all_shards
 from cache_service.recording.opened import OpenedBuild
 from cache_service.storage import open_storage
@@ -32,6 +33,7 @@ class Plan:
         teacher_s: seconds of teacher time for the pending rows.
         accuracy, chance: the teacher's score on unaugmented samples, and that of guessing.
         class_order: how the teacher's classes seem to be ordered; empty if as in the dataset.
+        teacher_weights: which weights were loaded, for people.
     """
 
     cache: str
@@ -50,11 +52,18 @@ class Plan:
     accuracy: float
     chance: float
     scored_samples: int
+    teacher_weights: str
     class_order: str = ""
 
 
 def make_plan(build: OpenedBuild) -> Plan:
-    """Count, measure one batch, score the teacher. Writes nothing."""
+    """Check the teacher, count, measure one batch, score the teacher. Writes nothing.
+
+    Raises:
+        UnsupportedError: the teacher answers the same views differently.
+        SpecMismatchError: another cache is there, or one of another teacher.
+    """
+    check_teacher(build)
     spec, config = build.spec, build.config
     shards = all_shards(spec, config.seeds)
     storage = open_storage(config.cache)
@@ -81,6 +90,7 @@ def make_plan(build: OpenedBuild) -> Plan:
         chance=score.chance,
         scored_samples=score.num_samples,
         class_order=_describe_order(score.other_order),
+        teacher_weights=build.teacher.weights_from,
     )
 
 

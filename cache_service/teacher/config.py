@@ -20,6 +20,10 @@ class TeacherConfig(Frozen):
     checkpoint: Annotated[
         str | None, Field(min_length=1, description=".safetensors, .pt or .pth of weights.")
     ] = None
+    checkpoint_weights: Annotated[
+        Literal["raw", "averaged"] | None,
+        Field(description="Which to take of a checkpoint that holds both raw and averaged (EMA)."),
+    ] = None
     pretrained: Annotated[bool, Field(description="Fetch the published weights.")] = False
     num_classes: Annotated[
         int | None, Field(ge=2, description="Outputs, where they are not the dataset's classes.")
@@ -68,4 +72,8 @@ class TeacherConfig(Frozen):
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("teacher.pretrained and teacher.checkpoint both name its weights")
+        if self.checkpoint_weights is not None and self.checkpoint is None:
+            raise ValueError(
+                "teacher.checkpoint_weights chooses within teacher.checkpoint: give it"
+            )
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,9 @@ from cache_service.format.cells import choose_stored_scales
 from cache_service.format.codecs import Head
 from cache_service.format.spec import Preprocess, TeacherId
 from cache_service.models.cells import cell_features, cell_logits, check_cells, linear_head
-from cache_service.models.create import (
-    TIMM_SOURCES,
-    create_model,
-    load_checkpoint,
-    weights_sha256,
-)
+from cache_service.models.create import TIMM_SOURCES, create_model
+from cache_service.models.identity import weights_sha256
+from cache_service.models.weights import load_checkpoint
 from cache_service.teacher.config import TeacherConfig
 from cache_service.teacher.preprocess import resolve_preprocess
 from cache_service.teacher.teacher import Teacher
@@ -51,7 +49,8 @@ def load_teacher(
         UntrainedTeacherError: nothing says where weights come from.
     """
     target = _check_settings(config, device)
-    model = _create(config, num_classes)
+    model, loaded = _create(config, num_classes)
+    digest = weights_sha256(model)  # before the first run, which may leave tensors behind
     preprocess = resolve_preprocess(config, model, view_size=view_size)
     found = _count_classes(config, model, preprocess)
     _check_classes(config, model, found=found, wanted=num_classes)
@@ -59,7 +58,7 @@ def load_teacher(
     support = check_cells(model, preprocess.size) if needs_map else None
     identity = TeacherId(
         model=_portable_name(config),
-        weights_sha256=weights_sha256(model),
+        weights_sha256=digest,
         num_classes=found,
         preprocess=preprocess,
         precision=config.precision,
@@ -75,7 +74,8 @@ def load_teacher(
             affine_head=identity.affine_head,
             chained=config.pooling == "chained",
         )
-    return _place(config, model, identity, stored, target, want_features=want_features)
+    teacher = _place(config, model, identity, stored, target, want_features=want_features)
+    return replace(teacher, weights_from=loaded)
 
 
 def _check_settings(config: TeacherConfig, device: str) -> torch.device:
@@ -100,8 +100,8 @@ def _check_settings(config: TeacherConfig, device: str) -> torch.device:
     return target
 
 
-def _create(config: TeacherConfig, num_classes: int) -> nn.Module:
-    """The network in evaluation mode, on the CPU, with its weights."""
+def _create(config: TeacherConfig, num_classes: int) -> tuple[nn.Module, str]:
+    """The network in evaluation mode, on the CPU, and where its weights come from."""
     outputs = config.num_classes or num_classes
     model = create_model(
         config.model,
@@ -111,16 +111,17 @@ def _create(config: TeacherConfig, num_classes: int) -> nn.Module:
         seed=config.seed or 0,
         **config.model_args,
     )
+    loaded = "published weights" if config.pretrained else "the model's own weights"
     if config.checkpoint is not None:
         try:
-            load_checkpoint(model, config.checkpoint)
+            loaded = load_checkpoint(model, config.checkpoint, weights=config.checkpoint_weights)
         except ConfigError as error:
             origin = "teacher.num_classes" if config.num_classes else "the dataset's classes"
             raise ConfigError(
                 f"teacher {config.model} with {outputs} outputs ({origin}): {error.message}",
                 hint=error.hint,
             ) from error
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False), loaded
 
 
 def _count_classes(config: TeacherConfig, model: nn.Module, preprocess: Preprocess) -> int:

@@ -34,6 +34,8 @@ class Teacher:
     channels_last: bool
     run_logits: Callable[[Tensor], Tensor] = field(repr=False)
     run_features: Callable[[Tensor], Tensor] = field(repr=False)
+    weights_from: str = ""
+    """Which weights were loaded, for people."""
 
     def answer(self, views_BHW3: Tensor) -> NDArray[np.float32]:
         """Raw logits [B, R, C] of uint8 views on the CPU. They may be non-finite."""

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from cache_service.errors import ConfigError, UnsupportedError, UntrainedTeacherError
-from cache_service.models.create import create_model, weights_sha256
+from cache_service.models.create import create_model
+from cache_service.models.identity import weights_sha256
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+"""Weights are part of a network's identity wherever it keeps them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cache_service.errors import UnsupportedError
+from cache_service.models.create import create_model
+from cache_service.models.identity import hidden_tensors, weights_sha256
+
+
+class Holder(nn.Module):
+    """A network with one registered layer that is the same in all, and something else."""
+
+    def __init__(self, attribute=None, *, registered=True):
+        super().__init__()
+        self.other = attribute
+        if registered:
+            self.scale = nn.Parameter(torch.ones(3))
+
+
+def linear(seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(3, 3)
+
+
+KEEPS = {
+    "plain tensor": lambda seed: torch.full((3, 3), float(seed)),
+    "array": lambda seed: np.full((3, 3), float(seed)),
+    "list of networks": lambda seed: [linear(seed), linear(seed + 1)],
+    "mapping of networks": lambda seed: {"a": linear(seed)},
+    "tuple of tensors": lambda seed: (torch.ones(2), torch.full((2,), seed)),
+    "nested containers": lambda seed: {"a": [(torch.full((2,), seed),)]},
+    "an object with a network": lambda seed: SimpleNamespace(net=linear(seed)),
+    "a network with a hidden tensor": lambda seed: [Holder(torch.full((2,), seed))],
+}
+
+
+@pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
+@pytest.mark.parametrize("registered", [True, False])
+def test_weights_outside_the_state_dict_change_the_digest(keep, registered):
+    one, same, other = (Holder(keep(seed), registered=registered) for seed in (1, 1, 2))
+    assert weights_sha256(one) == weights_sha256(same)
+    assert weights_sha256(one) != weights_sha256(other)
+
+
+def test_parameters_that_a_state_dict_leaves_out_change_the_digest():
+    class Silent(nn.Linear):
+        def state_dict(self, *args, **options):
+            return {}
+
+    one, other = Silent(2, 2), Silent(2, 2)
+    assert weights_sha256(one) != weights_sha256(other)
+
+
+def test_names_of_what_is_registered_already_are_no_hidden_weights():
+    net = create_model("resnet8x4", num_classes=4, seed=1)
+    before = weights_sha256(net)
+    net.stages = [net.layer1, net.layer2]
+    net.weight_view = net.fc.weight.detach()
+    net.register_buffer("mask", torch.ones(2), persistent=False)
+    net.masks = {"mask": net.mask}
+    assert hidden_tensors(net) == {}
+    assert weights_sha256(net) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8x4", "test_vit", "test_convnext", "levit_128s", "torchvision/resnet18"]
+)
+def test_published_architectures_have_no_hidden_tensors(name):
+    assert hidden_tensors(create_model(name, num_classes=4)) == {}
+
+
+def test_a_network_with_nothing_to_tell_it_by_is_refused_with_the_way_out():
+    with pytest.raises(UnsupportedError, match=r"no parameters.*attribute weights_digest") as error:
+        weights_sha256(Holder(object(), registered=False))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_names_its_weights_by_an_attribute_or_a_method():
+    class Session(nn.Module):
+        def __init__(self, content):
+            super().__init__()
+            self.content = content
+
+        def weights_digest(self):
+            return f"sha256 of {self.content}"
+
+    assert weights_sha256(Session("a")) == weights_sha256(Session("a"))
+    assert weights_sha256(Session("a")) != weights_sha256(Session("b"))
+    named, plain = Holder(), Holder()
+    named.weights_digest = "abc"
+    assert weights_sha256(named) != weights_sha256(plain)
+
+
+def test_a_digest_that_is_no_text_is_refused():
+    net = Holder()
+    net.weights_digest = 5
+    with pytest.raises(UnsupportedError, match="weights_digest of Holder is a int, not a string"):
+        weights_sha256(net)
