@@ -70,7 +70,7 @@ def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen = {id(module) for module in model.modules()}
     known = [*model.state_dict(keep_vars=True).values(), *model.buffers()]
     places = {_place(value) for value in known if isinstance(value, Tensor)}
-    found = dict(model.named_parameters())
+    found: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         found |= _search_module(module, name, seen)
     return {path: tensor for path, tensor in found.items() if _place(tensor) not in places}

@@ -6,6 +6,7 @@ Shape letters: B batch, R stored cells, C classes, X classes or channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +67,8 @@ def check_teacher(build: OpenedBuild) -> None:
         if committed.issuperset(all_shards(build.spec, build.config.seeds)):
             return
     # Compiled code is made once a batch size, for what is recorded; the network is the same.
-    stance = "force_eager" if build.config.teacher.compile else "default"
-    with torch.compiler.set_stance(stance):
+    compiled = build.config.teacher.compile
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         _require_repeatable(build)
         if cache is not None:
             _require_recorded_teacher(build, cache)
@@ -78,7 +79,7 @@ def _require_repeatable(build: OpenedBuild) -> None:
     positions = np.arange(count, dtype=np.int64)
     views = torch.from_numpy(build.views.render(build.config.seeds[0], positions).pixels_BHW3)
     _answer(build, [views[:1]])  # what a network does on its first run only is done now
-    first, second = (_answer(build, views.split(size)) for _ in range(2))
+    first, second = (_answer(build, torch.split(views, size)) for _ in range(2))
     if not np.array_equal(first, second, equal_nan=True):
         raise UnsupportedError(
             f"teacher {build.config.teacher.model} answered the same {count} views differently "
@@ -91,7 +92,7 @@ def _require_repeatable(build: OpenedBuild) -> None:
         return
     # In another order, and two views first: few views have other statistics than many.
     backward = torch.flip(views, (0,))
-    apart = _answer(build, [backward[:2], *backward[2:].split(size)])[::-1]
+    apart = _answer(build, [backward[:2], *torch.split(backward[2:], size)])[::-1]
     if _fraction_off(build, apart, first).max(initial=0.0) > 1:
         raise UnsupportedError(
             f"teacher {build.config.teacher.model} answers a view by what else is in its batch: "
