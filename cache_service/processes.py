@@ -209,11 +209,20 @@ class Report(NamedTuple):
 
     Attributes:
         messages: those since the last report.
-        failure: why the child has to be replaced, such as `signal 9`; None while it works.
+        status: its exit status, negative if a signal ended it; None while it runs.
+        is_stalled: whether it runs, but has been silent for too long.
     """
 
     messages: list[Message]
-    failure: str | None
+    status: int | None
+    is_stalled: bool
+
+    @property
+    def failure(self) -> str | None:
+        """Why the child has to be replaced, such as `signal 9`; None while it works."""
+        if self.status is None:
+            return "stalled" if self.is_stalled else None
+        return f"status {self.status}" if self.status >= 0 else f"signal {-self.status}"
 
 
 class Supervisor:
@@ -246,11 +255,9 @@ class Supervisor:
         status = self.process.exit_status()  # first: then no message can come after it
         messages = list(self.process.messages())
         self._has_reported |= bool(messages)
-        if status is not None:
-            return Report(messages, f"status {status}" if status >= 0 else f"signal {-status}")
-        patience_s = self._stall_s if self._has_reported else max(START_S, self._stall_s)
+        limit_s = self._stall_s if self._has_reported else max(START_S, self._stall_s)
         silent_s = time.monotonic() - self.process.last_message_s
-        return Report(messages, "stalled" if silent_s > patience_s else None)
+        return Report(messages, status, is_stalled=status is None and silent_s > limit_s)
 
     def note_progress(self, amount: int) -> None:
         """Take note of how much is done in total; more than ever before resets the restarts.

@@ -12,7 +12,6 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from cache_service.api.builds import routes as build_routes
-from cache_service.api.builds.events import on_thread
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http import caches, rows, zarr
 from cache_service.api.http import service as operations
@@ -114,7 +113,7 @@ def _create_service(
 
 def _prioritize_in(builds: Builds) -> Prioritize:
     async def prioritize(name: str, seed: int, shards: Sequence[int]) -> None:
-        await on_thread(builds, builds.hurry, name, seed, shards)
+        await builds.on_thread(builds.prioritize, name, seed, shards)
 
     return prioritize
 

@@ -96,16 +96,16 @@ class RecordingWorker:
         Raises:
             KdCacheError: it refused, or it keeps dying.
         """
-        messages, failure = self._supervisor.report()
-        for message in messages:
+        report = self._supervisor.report()
+        for message in report.messages:
             self._take(message)
-        if failure is None or self.is_done:
+        if report.failure is None or self.is_done:
             return
         self.progress, self._committed_before = None, self.committed
         if not self._supervisor.restart():
             raise StorageError(
                 f"worker {self._part.index} of {self._part.count} failed "
-                f"{self._supervisor.deaths} times without committing a shard ({failure}).",
+                f"{self._supervisor.deaths} times without committing a shard ({report.failure}).",
                 hint="Run with `--set processes=1` to see why.",
             )
 

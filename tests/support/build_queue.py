@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cache_service.api.builds.process import COMMAND
 from cache_service.api.builds.request import BuildRequest
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.settings import BuildsConfig
+from cache_service.recording.worker import COMMAND
 
 PATIENCE_S = 30.0
 

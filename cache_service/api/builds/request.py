@@ -1,4 +1,4 @@
-"""What a client asks to be recorded, and what is checked before it is queued. No torch."""
+"""A request to record a cache, and the checks before it is queued. Does not load torch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from cache_service.configfile import suggest, validate_config
 from cache_service.errors import ConfigError
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
-from cache_service.format.seeds import describe_seeds, parse_seeds
+from cache_service.format.seeds import parse_seeds
 from cache_service.format.spec import Codec, DenseCodec, Layout, Scales
 from cache_service.recording.config import BuildConfig
 
-MOST_SEEDS = 100_000
-"""Seeds are counted against this before a range is written out; a server's own limit is lower."""
+MAX_SEEDS = 100_000
+"""Largest number of seeds in one request. The limit of a server's own configuration is lower."""
 
 
-def parse_few_seeds(written: Any) -> tuple[int, ...]:
-    """As `parse_seeds`, but a range of two billion is refused before it costs memory.
+def parse_bounded_seeds(value: Any) -> tuple[int, ...]:
+    """Do what `parse_seeds` does, but refuse a range of two billion before it costs memory.
 
     Raises:
-        ValueError: not of the form, or more seeds than any server takes.
+        ValueError: these are no seeds, or more than any server accepts.
     """
-    parts = written if isinstance(written, list | tuple) else [written]
+    parts = value if isinstance(value, list | tuple) else [value]
     count = len(parts)
     for part in parts:
         if not isinstance(part, int | str):
@@ -33,22 +33,22 @@ def parse_few_seeds(written: Any) -> tuple[int, ...]:
         first, _, last = str(part)[:40].partition(":")
         if first.isdecimal() and last.isdecimal():
             count += int(last) - int(first)
-    if count > MOST_SEEDS:
-        raise ValueError(f"names more than {MOST_SEEDS} seeds")
-    return parse_seeds(written)
+    if count > MAX_SEEDS:
+        raise ValueError(f"names more than {MAX_SEEDS} seeds")
+    return parse_seeds(value)
 
 
-_SEED = {"type": "integer", "minimum": 0, "maximum": MOST_SEEDS}
+_SEED = {"type": "integer", "minimum": 0, "maximum": MAX_SEEDS}
 
-FewSeeds = Annotated[
+BoundedSeeds = Annotated[
     tuple[int, ...],
-    BeforeValidator(parse_few_seeds),
+    BeforeValidator(parse_bounded_seeds),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "string", "pattern": "^[0-9]{1,6}(:[0-9]{1,6})?$"},
                 _SEED,
-                {"type": "array", "minItems": 1, "maxItems": MOST_SEEDS, "items": _SEED},
+                {"type": "array", "minItems": 1, "maxItems": MAX_SEEDS, "items": _SEED},
             ],
             "description": "Seeds to record, such as 0:30.",
             "examples": ["0:30"],
@@ -62,21 +62,21 @@ class BuildRequest(Frozen):
 
     teacher: Annotated[Name, Field(description="One of the server's teachers.")]
     dataset: Annotated[Name, Field(description="One of the server's datasets.")]
-    cache: Annotated[Name, Field(description="The cache to make, extend or finish.")]
+    cache: Annotated[Name, Field(description="The cache to create, extend or finish.")]
     augment: AugmentConfig
-    seeds: FewSeeds
+    seeds: BoundedSeeds
     scales: Annotated[Scales, Field(description="Sides of the grids of cells.")] = (1,)
     codec: Codec = DenseCodec()
     layout: Annotated[
-        Layout | None, Field(description="Rows per shard and per chunk; worked out if absent.")
+        Layout | None, Field(description="Rows per shard and per chunk; computed if absent.")
     ] = None
     priority: Annotated[
-        int, Field(ge=-100, le=100, description="Larger is sooner; within one, first come first.")
+        int, Field(ge=-100, le=100, description="Builds of a larger priority run first.")
     ] = 0
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal in two builds of one cache."""
+        """The settings that must be equal in two builds of one cache."""
         return self.model_dump(mode="json", exclude={"seeds", "priority"})
 
 
@@ -86,8 +86,8 @@ def build_config(
     """The build file that a request stands for.
 
     Raises:
-        ConfigError: a name that is not listed, beyond a limit, or not a usable build. The message
-            holds nothing of the server's configuration but names.
+        ConfigError: a name is not listed, a limit is exceeded, or the build is not possible. The
+            message repeats names of the server's configuration and nothing else of it.
     """
     _check_limits(request, builds.limits)
     document = {
@@ -107,16 +107,11 @@ def build_config(
     return validate_config(BuildConfig, document, where="this request")
 
 
-def describe(request: BuildRequest) -> str:
-    """The seeds as people write them."""
-    return describe_seeds(request.seeds)
-
-
 def _listed(name: str, known: dict[str, Any], what: str) -> Any:
     if name not in known:
         raise ConfigError(
             f"{what} {name!r} is not one of this server's: {suggest(name, sorted(known))}",
-            hint=f"The server's operator lists it under builds.{what}s.",
+            hint=f"The operator of the server can add it under builds.{what}s.",
         )
     return known[name]
 
@@ -124,14 +119,14 @@ def _listed(name: str, known: dict[str, Any], what: str) -> Any:
 def _check_limits(request: BuildRequest, limits: BuildLimits) -> None:
     if request.augment.callable is not None:
         raise ConfigError(
-            "augment.callable names code, and a request may not.",
+            "augment.callable names code, which a request must not.",
             hint="Use augment.preset or augment.ops, or build with `kd-cache build`.",
         )
     num_ops = len(request.augment.ops or ())
-    for what, asked, limit in (
+    for what, requested, limit in (
         ("the largest seed", request.seeds[-1], limits.max_seeds - 1),
         ("augment.size", request.augment.size, limits.max_view_size),
         ("the number of augment.ops", num_ops, limits.max_ops),
     ):
-        if asked > limit:
-            raise ConfigError(f"{what} is {asked}; this server takes at most {limit}.")
+        if requested > limit:
+            raise ConfigError(f"{what} is {requested}; this server takes at most {limit}.")

@@ -1,24 +1,40 @@
-"""`/v1/builds`: ask for a recording, watch it, cancel it."""
+"""`/v1/builds`: request a recording, watch it, cancel it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from cache_service.api.builds.errors import BuildsOffError
-from cache_service.api.builds.events import build_events, on_thread
+from cache_service.api.builds.queue import Build, NoSuchBuildError
 from cache_service.api.builds.request import BuildRequest
-from cache_service.api.builds.states import Build
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.problems import responses
+from cache_service.errors import KdCacheError
 from cache_service.format.frozen import Frozen
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
-MOST_LISTED = 1000
+MAX_LISTED = 1000
+
+POLL_S = 0.3
+"""How often an event stream asks the queue for a change, which another server may have made."""
+
+RECONNECT_MS = 2000
+"""How long a browser waits before it reconnects to a server that was restarted."""
+
+
+class BuildsOffError(KdCacheError):
+    """The server's configuration has no builds."""
+
+    code = "builds_off"
+    http_status = 404
+    exit_code = 2
 
 
 class BuildList(Frozen):
@@ -28,49 +44,50 @@ class BuildList(Frozen):
 
 
 def builds_of(request: Request) -> Builds:
-    """The builds of the server. Raises BuildsOffError where its configuration has none."""
+    """The builds of the server. Raises BuildsOffError if its configuration has none."""
     builds: Builds | None = request.app.state.builds
     if builds is None:
         raise BuildsOffError(
-            "this server runs no builds.", hint="Its operator adds `builds:` to its configuration."
+            "this server runs no builds.",
+            hint="Its operator can add `builds:` to its configuration.",
         )
     return builds
 
 
-BuildsHere = Annotated[Builds, Depends(builds_of)]
+TheBuilds = Annotated[Builds, Depends(builds_of)]
 BuildId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="As in `id` of a build.")]
 
 
-async def known_build(builds: BuildsHere, build_id: BuildId) -> Build:
+async def existing_build(builds: TheBuilds, build_id: BuildId) -> Build:
     """The build of the path. Raises NoSuchBuildError."""
-    return await on_thread(builds, builds.get, build_id)
+    return await builds.on_thread(builds.get, build_id)
 
 
-KnownBuild = Annotated[Build, Depends(known_build)]
+ExistingBuild = Annotated[Build, Depends(existing_build)]
 
 
 @router.post("", status_code=202, responses=responses(404, 409, 413, 429, 507))
-async def submit(wanted: BuildRequest, builds: BuildsHere, response: Response) -> Build:
-    """Queue a build. It extends or finishes a cache that is there, and always resumes.
+async def submit(requested: BuildRequest, builds: TheBuilds, response: Response) -> Build:
+    """Queue a build, which creates a cache, or extends or finishes an existing one.
 
-    The same request, while its build waits or runs, is answered with that build; a larger priority
-    is taken over. Once a build has ended, the same request makes a new one.
+    While an equal build waits or runs, that build is returned, with the higher priority of the two.
+    Once it has ended, the same request makes a new build, which resumes.
     """
-    build = await on_thread(builds, builds.submit, wanted)
+    build = await builds.on_thread(builds.submit, requested)
     response.headers["location"] = f"{router.prefix}/{build.id}"
     return build
 
 
 @router.get("", responses=responses(404))
-async def listed(
-    builds: BuildsHere, limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100
+async def list_builds(
+    builds: TheBuilds, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100
 ) -> BuildList:
     """Builds, the newest first."""
-    return BuildList(builds=tuple(await on_thread(builds, builds.list, limit)))
+    return BuildList(builds=tuple(await builds.on_thread(builds.newest, limit)))
 
 
 @router.get("/{build_id}", responses=responses(404))
-async def one(build: KnownBuild) -> Build:
+async def show_build(build: ExistingBuild) -> Build:
     """A build as it is now."""
     return build
 
@@ -79,25 +96,37 @@ async def one(build: KnownBuild) -> Build:
     "/{build_id}",
     responses={**responses(404, 507), 202: {"model": Build, "description": "It is ending."}},
 )
-async def cancel(build: KnownBuild, builds: BuildsHere, response: Response) -> Build:
-    """Cancel a build. What is recorded stays; a build that has ended is left as it is.
+async def cancel(build: ExistingBuild, builds: TheBuilds, response: Response) -> Build:
+    """Cancel a build. What is recorded stays. A build that has ended does not change.
 
-    A running build finishes the shard that it is writing: 202, and `canceling` until then.
+    A running build finishes the shard that it is writing. The status is 202, and `canceling` is
+    true, until it has ended.
     """
-    canceled = await on_thread(builds, builds.cancel, build.id)
+    canceled = await builds.on_thread(builds.cancel, build.id)
     response.status_code = 200 if canceled.is_final else 202
     return canceled
 
 
 @router.get("/{build_id}/events", response_class=EventSourceResponse, responses=responses(404))
 async def events(
-    build: KnownBuild, builds: BuildsHere, request: Request
+    build: ExistingBuild, builds: TheBuilds, request: Request
 ) -> AsyncIterator[ServerSentEvent]:
     """The build as it is, then every change, as server-sent events named `build`.
 
-    Ends with the build, or with the server: reconnect then. `Last-Event-ID` is not needed, since
-    the first event always says everything.
+    The stream ends with the build, or when the server stops: reconnect then. `Last-Event-ID` is not
+    needed, because every event holds the whole build.
     """
-    stopping: Any = request.app.state.service.stopping
-    async for event in build_events(builds, build.id, stopping):
-        yield event
+    stopping: asyncio.Event = request.app.state.service.stopping
+    sent_version = 0
+    with suppress(NoSuchBuildError):  # the server may drop old builds
+        while not stopping.is_set():
+            current = await builds.on_thread(builds.get, build.id)
+            if current.version != sent_version:
+                sent_version = current.version
+                yield ServerSentEvent(
+                    event="build", id=str(sent_version), retry=RECONNECT_MS, data=current
+                )
+            if current.is_final:
+                return
+            with anyio.move_on_after(POLL_S):
+                await stopping.wait()

@@ -1,43 +1,42 @@
-"""The builds of a server: a queue, a lane per device, and what routes and pages ask of them."""
+"""The builds of a server: the queue, a worker per device, and what routes and pages ask of them."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
+import anyio.to_thread
 from prometheus_client import CollectorRegistry
 
-from cache_service.api.builds.figures import BuildFigures
-from cache_service.api.builds.lane import Lane
-from cache_service.api.builds.process import COMMAND
+from cache_service.api.builds.queue import Build, BuildQueue
 from cache_service.api.builds.request import BuildRequest, build_config
-from cache_service.api.builds.states import Build
-from cache_service.api.builds.store import BuildStore
-from cache_service.api.builds.watch import Terms
+from cache_service.api.builds.worker import COMMAND, BuildMetrics, DeviceWorker, WorkerSettings
 from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError, KdCacheError
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import Shard
 
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
 LOG = logging.getLogger("kdcache.builds")
 
 FOLDER = ".kd-cache"
-"""Of the server's own files below ROOT. Its name begins with a dot, so it is no cache's."""
-
+"""Of the server's own files below ROOT. No cache has such a name: they do not begin with a dot."""
 
 THREADS = 4
-"""Requests that ask the queue at a time: it answers one at a time, in well under a millisecond."""
+"""Threads that use the queue for requests. It answers one at a time, in under a millisecond."""
 
 
 class Builds:
-    """See the module. Everything but `start` and `stop` may be called from any thread, and blocks
-    for as long as SQLite does: not to be called on an event loop.
+    """The builds of a server.
 
-    Attributes:
-        threads: limiter of the threads on which an event loop calls this.
+    Everything may be called from any thread and waits for SQLite. An event loop has to call it
+    with `on_thread`.
     """
 
     def __init__(
@@ -48,108 +47,122 @@ class Builds:
         registry: CollectorRegistry | None = None,
         command: Sequence[str] = (),
     ) -> None:
+        """Prepare; `start` opens the queue.
+
+        Args:
+            root: folder or bucket prefix of the caches.
+            config: teachers, datasets, devices and limits.
+            registry: for the figures of Prometheus.
+            command: starts a worker process; the real one if empty.
+        """
         self._root = root.rstrip("/")
         self._config = config
-        self._terms = Terms(
-            config_of=self._config_of,
-            redacted=self._redacted,
-            figures=BuildFigures(registry or CollectorRegistry()),
+        self._metrics = BuildMetrics(registry or CollectorRegistry())
+        self._settings = WorkerSettings(
+            config_of=lambda build, device: self._config_for(build.request, device),
+            redact=self._redact,
+            metrics=self._metrics,
             stall_s=config.stall_s,
             command=command or COMMAND,
         )
-        self._secrets = _paths(config)
-        self._store: BuildStore | None = None
-        self.threads = anyio.CapacityLimiter(THREADS)
-        self._lanes: list[Lane] = []
+        self._private = _private_texts(config)
+        self._open_queue: BuildQueue | None = None
+        self._threads = anyio.CapacityLimiter(THREADS)
+        self._workers: list[DeviceWorker] = []
 
     def start(self) -> None:
-        """Open the queue and take up what was left. Blocks for milliseconds.
+        """Open the queue and continue what is in it. Takes milliseconds.
 
         Raises:
-            ConfigError: there is no place for the database, or it is a newer one.
+            ConfigError: there is no place for the database, or a newer version created it.
             StorageError, OutOfSpaceError: it cannot be written.
         """
-        path = self._database()
-        self._store = BuildStore(path)
-        self._store.recover()
-        self._lanes = [Lane(device, self._store, self._terms) for device in self._config.devices]
+        self._open_queue = queue = BuildQueue(self._database())
+        queue.recover()
+        self._workers = [
+            DeviceWorker(device, queue, self._settings) for device in self._config.devices
+        ]
 
     def stop(self) -> None:
-        """End the workers, each with the shard at hand where that is quick. Takes under 5 s."""
+        """End the workers, each after its present shard if that is quick. Takes under 5 s."""
         self.begin_to_stop()
-        for lane in self._lanes:
-            lane.join()
-        self._lanes = []
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        for worker in self._workers:
+            worker.join()
+        self._workers = []
+        if self._open_queue is not None:
+            self._open_queue.close()
+            self._open_queue = None
 
     def begin_to_stop(self) -> None:
-        """Tell the workers to end. Does not block."""
-        for lane in self._lanes:
-            lane.stop()
+        """Tell the workers to end. Does not wait."""
+        for worker in self._workers:
+            worker.begin_to_stop()
+
+    async def on_thread(
+        self, call: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result:
+        """Call a method without blocking the event loop, on threads that no reader needs."""
+        return await anyio.to_thread.run_sync(
+            functools.partial(call, *args, **kwargs), limiter=self._threads
+        )
 
     def submit(self, request: BuildRequest) -> Build:
-        """Queue a build; the one that is queued or runs already where it is the same.
+        """Queue a build. An equal build that waits or runs is returned instead.
 
         Raises:
-            ConfigError: not one that this server runs.
+            ConfigError: this server does not run such a build.
             SpecMismatchError: the cache is queued with other settings.
-            QueueFullError: too many wait.
+            QueueFullError: too many builds wait.
         """
         self._config_for(request, "auto")
         limits = self._config.limits
-        build = self.store.submit(request, max_queued=limits.max_queued, max_kept=limits.max_kept)
-        self._terms.figures.waiting(self.counts().get("queued", 0))
-        for lane in self._lanes:
-            lane.wake()
+        build = self._queue.submit(request, max_queued=limits.max_queued, max_kept=limits.max_kept)
+        self._metrics.set_queued(self.counts().get("queued", 0))
+        for worker in self._workers:
+            worker.wake()
         return build
 
     def get(self, build: str) -> Build:
         """A build by id. Raises NoSuchBuildError."""
-        return self.store.get(build)
+        return self._queue.get(build)
 
-    def list(self, limit: int = 100) -> Sequence[Build]:
+    def newest(self, limit: int = 100) -> Sequence[Build]:
         """Builds, the newest first."""
-        return self.store.newest(limit=limit)
+        return self._queue.newest(limit=limit)
 
     def counts(self) -> dict[str, int]:
         """Number of builds by state."""
-        return self.store.counts()
+        return self._queue.counts()
 
     def cancel(self, build: str) -> Build:
-        """End a build: at once where it waits, after the shard at hand where it runs.
+        """End a build: at once if it waits, after its present shard if it runs.
 
         Raises:
             NoSuchBuildError: there is none of that id.
         """
-        canceled = self.store.cancel(build)
-        self._terms.figures.waiting(self.counts().get("queued", 0))
+        canceled = self._queue.cancel(build)
+        self._metrics.set_queued(self.counts().get("queued", 0))
         return canceled
 
-    def hurry(self, cache: str, seed: int, shards: Iterable[int]) -> bool:
-        """Somebody waits for shards: they come first in their build, and it before others.
+    def prioritize(self, cache: str, seed: int, shards: Iterable[int]) -> bool:
+        """Have shards recorded before others of their build, and their build before other builds.
 
-        Returns whether a build that waits or runs will record them.
+        Returns whether a build that waits or runs will record one of them.
         """
-        return self.store.await_shards(cache, [Shard(seed, shard) for shard in shards])
+        return self._queue.prioritize(cache, [Shard(seed, shard) for shard in shards])
 
     def expects(self, cache: str) -> bool:
-        """Whether a build that waits or runs is to record a cache; False where nobody can say."""
+        """Whether a build that waits or runs will record a cache; False if that is not known."""
         try:
-            return self.store.is_wanted(cache)
-        except KdCacheError as problem:  # the queue's trouble must not change what is refused
+            return self._queue.has_active_build(cache)
+        except KdCacheError as problem:  # an error of the queue must not change what is refused
             LOG.warning("whether %s is queued is not known: %s", cache, problem)
             return False
 
     @property
-    def store(self) -> BuildStore:
-        """The queue, while the server runs."""
-        assert self._store is not None, "start() comes first"
-        return self._store
-
-    def _config_of(self, build: Build, device: str) -> BuildConfig:
-        return self._config_for(build.request, device)
+    def _queue(self) -> BuildQueue:
+        assert self._open_queue is not None, "call start() first"
+        return self._open_queue
 
     def _config_for(self, request: BuildRequest, device: str) -> BuildConfig:
         url = f"{self._root}/{request.cache}"
@@ -160,24 +173,24 @@ class Builds:
             return Path(self._config.database)
         if "://" in self._root:
             raise ConfigError(
-                f"builds for {self._root} need a place on this machine for their queue.",
+                f"builds for {self._root} need a file on this machine for their queue.",
                 hint="Set builds.database to a file.",
             )
         return Path(self._root) / FOLDER / "builds.sqlite"
 
-    def _redacted(self, text: str) -> str:
-        """Without the paths of the server's configuration: readers see errors of builds, too."""
-        for secret in self._secrets:
-            text = text.replace(secret, "...")
+    def _redact(self, text: str) -> str:
+        """Remove the paths of the server's configuration: clients see the errors of builds."""
+        for private in self._private:
+            text = text.replace(private, "...")
         return text.replace(f"{self._root}/", "")
 
 
-def _paths(config: BuildsConfig) -> list[str]:
-    """Every place that the configuration names, the longest first."""
+def _private_texts(config: BuildsConfig) -> list[str]:
+    """Every path in the configuration, the longest first."""
     listed = (*config.teachers.values(), *config.datasets.values())
-    # timm's names hold slashes, too, but those of files are places.
+    # Names of timm hold slashes, too, and are public; names of files are not.
     names = [str(getattr(each, "model", None) or getattr(each, "name", "")) for each in listed]
-    found = {name for name in names if ".py:" in name}
+    paths = {name for name in names if ".py:" in name}
     sections: list[Any] = [each.model_dump(exclude={"model", "name"}) for each in listed]
     while sections:
         section = sections.pop()
@@ -186,5 +199,5 @@ def _paths(config: BuildsConfig) -> list[str]:
         elif isinstance(section, list | tuple):
             sections += section
         elif isinstance(section, str) and "/" in section:
-            found.add(section)
-    return sorted(found, key=len, reverse=True)
+            paths.add(section)
+    return sorted(paths, key=len, reverse=True)

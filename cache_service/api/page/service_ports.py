@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cache_service.api.builds.states import Build
+from cache_service.api.builds.queue import Build
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.service import Service
 from cache_service.api.page.ports import BuildNews, Opened, Traffic
@@ -55,7 +55,7 @@ class ServicePorts:
     def builds(self) -> list[BuildNews]:
         """Builds, the newest first."""
         found = self._builds
-        return [] if found is None else [news_of(build) for build in found.list(MAX_BUILDS)]
+        return [] if found is None else [news_of(build) for build in found.newest(MAX_BUILDS)]
 
     def traffic(self) -> Traffic:
         """Requests of the last minute."""

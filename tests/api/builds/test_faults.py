@@ -41,7 +41,7 @@ def ended(server, build_id):
 
 def workers_of(pid):
     family = psutil.Process(pid).children(recursive=True)
-    return [each for each in family if "cache_service.api.builds.worker" in each.cmdline()]
+    return [each for each in family if "cache_service.recording.worker" in each.cmdline()]
 
 
 def num_commits(root):

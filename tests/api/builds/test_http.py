@@ -13,7 +13,7 @@ from support.build_queue import builds_document, request_document, scripted, unt
 from support.caches import make_spec, write_cache
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
-from cache_service.api.builds import supervisor, watch
+from cache_service.api.builds import supervisor, worker
 from cache_service.errors import RowsNotBuiltError
 from cache_service.remote.source import open_source
 
@@ -30,8 +30,8 @@ say(done=True)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(watch, "POLL_S", 0.01)
-    monkeypatch.setattr(watch, "NOTE_S", 0.0)
+    monkeypatch.setattr(worker, "POLL_S", 0.01)
+    monkeypatch.setattr(worker, "STORE_S", 0.0)
     monkeypatch.setattr(supervisor, "COMMAND", scripted(tmp_path, SLOW))
 
 

@@ -23,8 +23,8 @@ from support.build_queue import (
 )
 from support.builds import build_document
 
-from cache_service.api.builds import lane, watch
-from cache_service.api.builds.process import Worker
+from cache_service import processes
+from cache_service.api.builds import worker
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.settings import BuildsConfig
 from cache_service.recording.config import BuildConfig
@@ -38,9 +38,9 @@ DEAF = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); {WORKS}"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(watch, "POLL_S", 0.01)
-    monkeypatch.setattr(watch, "NOTE_S", 0.0)
-    monkeypatch.setattr(lane, "IDLE_S", 0.05)
+    monkeypatch.setattr(worker, "POLL_S", 0.01)
+    monkeypatch.setattr(worker, "STORE_S", 0.0)
+    monkeypatch.setattr(worker, "IDLE_S", 0.05)
 
 
 def num_lives(tmp_path):
@@ -109,10 +109,10 @@ def test_commits_that_only_the_next_worker_tells_of_count_as_progress(tmp_path):
 def test_a_worker_that_keeps_dying_fails_its_build_after_a_few_lives(tmp_path):
     with running_builds(tmp_path, scripted(tmp_path, f"life(); {DIES}")) as builds:
         failed = until_final(builds, builds.submit(wanted()).id)
-        assert num_lives(tmp_path) == watch.MAX_RESTARTS + 1
+        assert num_lives(tmp_path) == processes.MAX_RESTARTS + 1
         assert failed.error.code == "worker_failed"
         assert "signal 9" in failed.error.detail
-        # The lane has gone on: the next build is taken.
+        # The device continues with the next build.
         assert until_final(builds, builds.submit(wanted(cache="next")).id).state == "failed"
 
 
@@ -125,7 +125,7 @@ def test_a_crash_fails_the_build_at_once_with_the_last_line_of_the_traceback(tmp
 
 
 def test_a_worker_that_says_nothing_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "START_S", 0.1)
+    monkeypatch.setattr(processes, "START_S", 0.1)
     script = f"if life() == 1: time.sleep(600)\n{FINISHES}"
     with running_builds(tmp_path, scripted(tmp_path, script), stall_s=0.3) as builds:
         assert until_final(builds, builds.submit(wanted()).id).state == "done"
@@ -137,7 +137,7 @@ def test_a_fault_of_the_server_fails_the_build_and_the_device_goes_on(tmp_path, 
     script = f"if life() > 1:\n    {FINISHES}\nelse:\n    say(progress=dict(odd=1))"
     with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
         ended = until_final(builds, builds.submit(wanted()).id)
-        assert (ended.state, ended.error) == ("failed", lane.UNKNOWN)
+        assert (ended.state, ended.error) == ("failed", worker.UNEXPECTED)
         assert "odd" in caplog.text
         assert until_final(builds, builds.submit(wanted()).id).state == "done"
 
@@ -159,7 +159,7 @@ def test_a_canceled_build_ends_as_soon_as_its_worker_does(tmp_path):
 
 
 def test_a_canceled_worker_that_does_not_end_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "CANCEL_S", 0.2)
+    monkeypatch.setattr(worker, "CANCEL_S", 0.2)
     with running_builds(tmp_path, scripted(tmp_path, f"life(); {DEAF}")) as builds:
         build = builds.submit(wanted())
         until(lambda: builds.get(build.id).progress)
@@ -187,17 +187,17 @@ def test_awaited_shards_reach_the_worker_whenever_they_are_asked_for(tmp_path):
 say(progress=progress(0))
 heard = []
 while len(heard) < 4:
-    heard += json.loads(sys.stdin.readline())["front"]
+    heard += json.loads(sys.stdin.readline())["prioritize"]
     open(os.path.join(folder, "heard"), "w").write(json.dumps(heard))
 say(done=True)
 """
     with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
         build = builds.submit(wanted(seeds="0:2"))
-        assert builds.hurry("toy", 1, [2, 1])
+        assert builds.prioritize("toy", 1, [2, 1])
         until(lambda: (tmp_path / "heard").exists())
-        assert builds.hurry("toy", 0, [2])
-        assert builds.hurry("toy", 0, [2, 1])
-        assert not builds.hurry("toy", 2, [0])
+        assert builds.prioritize("toy", 0, [2])
+        assert builds.prioritize("toy", 0, [2, 1])
+        assert not builds.prioritize("toy", 2, [0])
         assert until_final(builds, build.id).state == "done"
     assert (tmp_path / "heard").read_text() == "[[1, 2], [1, 1], [0, 2], [0, 1]]"
 
@@ -211,9 +211,9 @@ say(done=True)
 """
     with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
         build = builds.submit(wanted())
-        builds.hurry("toy", 1, [2])
+        builds.prioritize("toy", 1, [2])
         until_final(builds, build.id)
-    assert (tmp_path / "heard").read_text().strip() == '{"front": [[1, 2]]}'
+    assert (tmp_path / "heard").read_text().strip() == '{"prioritize": [[1, 2]]}'
 
 
 def test_devices_run_side_by_side_and_one_cache_on_one_of_them(tmp_path):
@@ -245,9 +245,10 @@ def test_a_worker_ends_when_its_server_is_killed(tmp_path):
     # The real worker, which watches its input while it still loads torch.
     server = (
         "import sys, time\n"
-        "from cache_service.api.builds.process import Worker\n"
-        "worker = Worker(sys.argv[1])\n"
-        "print(worker._process.pid, flush=True)\n"
+        "from cache_service.recording.config import BuildConfig\n"
+        "from cache_service.recording.worker import job_message, start_worker\n"
+        "config = BuildConfig.model_validate_json(sys.argv[1])\n"
+        "print(start_worker(job_message(config, config.seeds)).pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     document = build_document(str(tmp_path / "c"), seeds="0:1000")
@@ -260,15 +261,6 @@ def test_a_worker_ends_when_its_server_is_killed(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     until(lambda: not is_alive(pid), 10)
-
-
-def test_what_libraries_print_is_no_news(tmp_path):
-    script = "import sys\nprint('progress bar', file=sys.stderr)\nsay(done=True)"
-    worker = Worker("{}", command=scripted(tmp_path, script))
-    until(lambda: worker.exit_status() is not None)
-    assert list(worker.news()) == [{"done": True}]
-    assert worker.last_line() == "progress bar"
-    worker.kill()
 
 
 def test_prometheus_reads_rows_restarts_and_ends(tmp_path):
