@@ -44,7 +44,7 @@ def test_a_cache_that_is_queued_is_awaited_and_one_that_is_not_is_refused(root):
             found = server.ask("GET", f"/v1/caches/toy{path}")
             assert (found.status, found.json()["code"]) == (503, "rows_not_built")
             assert int(found.headers["retry-after"]) > 0
-        with pytest.raises(RowsNotBuiltError, match="has not begun"):
+        with pytest.raises(RowsNotBuiltError, match="has not started"):
             open_source(url)
         spec = make_spec(num_samples=8)
         recording = threading.Timer(0.2, write_cache, [str(root / "toy"), spec])
