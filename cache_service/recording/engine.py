@@ -18,9 +18,9 @@ from cache_service.recording.checks import check_teacher
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import WHOLE, Part
 from cache_service.recording.opened import OpenedBuild, resolve_device
+from cache_service.recording.pool import RecordingWorker
 from cache_service.recording.progress import OnProgress, Progress
 from cache_service.recording.record import open_writer, record
-from cache_service.recording.worker import RecordingWorker
 from cache_service.storage import open_storage
 from cache_service.teacher import require_trained
 

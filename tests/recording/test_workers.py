@@ -11,7 +11,7 @@ from cache_service import processes
 from cache_service.errors import NonFiniteError, StorageError
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.jobs import WHOLE
-from cache_service.recording.worker import RecordingWorker
+from cache_service.recording.pool import RecordingWorker
 
 REPORTS = """
 import json, os, signal, sys

@@ -12,7 +12,7 @@ from typing import Any
 from cache_service.api.builds.request import BuildRequest
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.settings import BuildsConfig
-from cache_service.recording.worker import COMMAND
+from cache_service.recording.pool import COMMAND
 
 PATIENCE_S = 30.0
 

@@ -18,7 +18,7 @@ from cache_service.api.builds.queue import Build, BuildError, BuildProgress, Bui
 from cache_service.errors import ConfigError, KdCacheError, StorageError
 from cache_service.processes import ChildProcess, Report, Supervisor
 from cache_service.recording.config import BuildConfig
-from cache_service.recording.worker import COMMAND, job_message, start_worker
+from cache_service.recording.pool import COMMAND, job_message, start_worker
 
 LOG = logging.getLogger("kdcache.builds")
 

@@ -246,7 +246,7 @@ def test_a_worker_ends_when_its_server_is_killed(tmp_path):
     server = (
         "import sys, time\n"
         "from cache_service.recording.config import BuildConfig\n"
-        "from cache_service.recording.worker import job_message, start_worker\n"
+        "from cache_service.recording.pool import job_message, start_worker\n"
         "config = BuildConfig.model_validate_json(sys.argv[1])\n"
         "print(start_worker(job_message(config, config.seeds)).pid, flush=True)\n"
         "time.sleep(600)\n"
