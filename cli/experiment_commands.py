@@ -127,38 +127,37 @@ def reproduce(
     json: Json = False,
 ) -> None:
     """Train a published table again and write it beside the published figures. Resumes."""
-    from cli.experiments.reproduce.order import Order
-    from cli.experiments.reproduce.registry import find_reproduction, refuse_device, refuse_options
-    from cli.experiments.reproduce.run import run_reproduction
+    from cli.experiments.reproduce.reproductions import RUNS, find_reproduction, refuse_options
+    from cli.experiments.reproduce.shipped import Options
+    from cli.experiments.runner import write_results
 
     reproduction = find_reproduction(name)
-    refuse_options(reproduction, pair=pair, device=device)
-    refuse_device(device or "auto")
-    order = Order(
+    refuse_options(name, pair=pair, device=device)
+    options = Options(
+        name=name,
         out=out,
         data=data or reproduction.data,
-        seeds=seeds or (1 if quick else reproduction.seeds),
+        runs=seeds or (1 if quick else RUNS),
         quick=quick,
-        say=_on_message,
+        on_message=_on_message,
         pairs=tuple(pair or ()),
         device=device or "auto",
     )
-    written = run_reproduction(reproduction, order)
-    paths = {"markdown": written.markdown_path, "json": written.json_path}
+    table, curves = reproduction.make(options)
+    written = write_results(table, curves, out=out, name=f"{name}-quick" if quick else name)
     emit(
-        {**written.table.document(), "written": paths},
+        {**table.document(), "written": written.paths},
         as_json=json,
-        text=f"{written.page}\n{written.markdown_path} and {written.json_path}",
+        text=f"{written.page}\n{', '.join(written.paths.values())}",
     )
 
 
 def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
     """Train a student, record it as a teacher, and train the next one from both. Resumes."""
-    from cli.experiments.cycle.config import load_cycle
-    from cli.experiments.cycle.run import run_cycle
+    from cli.experiments.cycle import load_cycle, run_cycle
 
     config = load_cycle(file, settings or [])
-    table = run_cycle(config, where=file, say=_on_message)
+    table = run_cycle(config, where=file, on_message=_on_message)
     emit(table.model_dump(mode="json"), as_json=json, text=table.page().rstrip())
 
 

@@ -59,20 +59,20 @@ def check_experiment(config: ExperimentConfig, *, where: str) -> None:
 def check_students(
     students: Iterable[tuple[TrainConfig, tuple[PlannedTeacher, ...]]],
     *,
-    are_recorded: bool = False,
+    recorded_like: BuildConfig | None = None,
 ) -> None:
     """Make every student once and try its method on its teachers.
 
     Args:
         students: train files, each with its teachers.
-        are_recorded: students are recorded like their teachers, at the same scales.
+        recorded_like: a build file by which the students are recorded in their turn.
 
     Raises:
         KdCacheError: see `check_experiment`.
     """
     check = _StudentCheck()
     for config, teachers in students:
-        check.run(config, teachers, is_recorded=are_recorded)
+        check.run(config, teachers, recorded_like)
 
 
 class _StudentCheck:
@@ -84,13 +84,16 @@ class _StudentCheck:
         self._replays: set[tuple[str, ...]] = set()
 
     def run(
-        self, config: TrainConfig, teachers: tuple[PlannedTeacher, ...], *, is_recorded: bool
+        self,
+        config: TrainConfig,
+        teachers: tuple[PlannedTeacher, ...],
+        recorded_like: BuildConfig | None,
     ) -> None:
         choose_device(config.device)
         images = self._open(config)
         caches = {each.cache: load_cache(each.cache) for each in teachers if each.build is None}
-        build = next((each.build for each in teachers if each.build is not None), None)
-        recipe = _recipe_of(config, build)
+        builds = (recorded_like, *(each.build for each in teachers))
+        recipe = _recipe_of(config, next((each for each in builds if each is not None), None))
         recorded = tuple(caches.values())
         if recorded:
             Replay(images, recorded, recipe=recipe)  # refuses another dataset or recipe
@@ -98,7 +101,7 @@ class _StudentCheck:
             recipe = recipe or recorded[0].spec.recipe
         assert recipe is not None
         student = self._make(config, images, recipe)
-        if is_recorded and build is not None and build.scales != (1,):
+        if recorded_like is not None and recorded_like.scales != (1,):
             check_cells(student.model, student.preprocess.size)
         num_classes = images.id.num_classes
         facts = tuple(

@@ -68,6 +68,25 @@ def _as_variant(value: Any) -> Any:
     return value
 
 
+class GoalConfig(Frozen):
+    """A statement about the mean of a row that the experiment is to support."""
+
+    text: Annotated[str, Field(min_length=1, description="The statement in words.")]
+    row: Annotated[str, Field(description="The row it is about.")]
+    at_least: Annotated[float | None, Field(description="Bound on the mean.")] = None
+    at_most: Annotated[float | None, Field(description="Bound on the mean.")] = None
+    better_than: Annotated[
+        str | None, Field(description="Another row: fewer errors or a higher accuracy than it.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> GoalConfig:
+        bounds = (self.at_least, self.at_most, self.better_than)
+        if sum(bound is not None for bound in bounds) != 1:
+            raise ValueError("give one of at_least, at_most and better_than")
+        return self
+
+
 class ExperimentConfig(Frozen):
     """An experiment file."""
 
@@ -129,6 +148,9 @@ class ExperimentConfig(Frozen):
         dict[str, Figure | tuple[Figure, Figure]],
         Field(description="Published figures by row; a list of two is a range."),
     ] = Field(default_factory=dict)
+    goals: Annotated[
+        tuple[GoalConfig, ...], Field(description="What the experiment is to show.")
+    ] = ()
     quick: Annotated[
         Document | None, Field(description="Keys of this file that differ with `--quick`.")
     ] = None
@@ -160,6 +182,9 @@ class ExperimentConfig(Frozen):
         rows = [*self.teachers, *(variant.name for variant in self.variants())]
         if len(set(rows)) < len(rows):
             raise ValueError("a teacher and a method have the same name")
+        for goal in self.goals:
+            named = (goal.row, *([goal.better_than] if goal.better_than else []))
+            _refuse_unknown("goals: row", named, rows)
         for key in ("titles", "published"):
             _refuse_unknown(f"{key}: row", getattr(self, key), rows)
         return self
@@ -260,7 +285,7 @@ class ExperimentConfig(Frozen):
 
     def settings(self) -> Document:
         """Everything that decides the figures: this file without its prose and folders."""
-        prose = {"title", "source", "notes", "out", "titles", "published", "quick"}
+        prose = {"title", "source", "notes", "out", "titles", "published", "goals", "quick"}
         document: Document = _without_folders(
             self.model_dump(mode="json", exclude=prose, exclude_defaults=True)
         )
@@ -335,14 +360,23 @@ def quick_form(document: Document, *, where: str) -> Document:
 
 
 def merge_documents(document: Document, changes: Document) -> Document:
-    """A copy of `document` in which mappings are merged key by key and other values replaced."""
+    """A copy of `document` in which mappings are merged key by key and other values replaced.
+
+    A mapping whose `name` or `kind` changes is replaced as a whole: its other keys belong to the
+    optimizer, schedule or codec that it was.
+    """
     merged = copy.deepcopy(document)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge_documents(merged[key], value)
+        before = merged.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and not _is_other(before, value):
+            merged[key] = merge_documents(before, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _is_other(before: Document, after: Document) -> bool:
+    return any(key in after and after[key] != before.get(key) for key in ("name", "kind"))
 
 
 def _without_folders(value: Any) -> Any:

@@ -27,10 +27,10 @@ from cache_service.recording.opened import open_build
 from cache_service.recording.progress import Progress
 from cache_service.storage.local import LocalStorage
 from cli.experiments.experiment_check import check_experiment
-from cli.experiments.experiment_file import ExperimentConfig, Figure, FigureKind
+from cli.experiments.experiment_file import ExperimentConfig, Figure, FigureKind, GoalConfig
 from cli.experiments.html_report import Curve, render_experiment
 from cli.experiments.reproduce.resident import open_resident
-from cli.experiments.result_table import Measured, Row, Table, render_markdown
+from cli.experiments.result_table import Goal, Measured, Row, Table, render_markdown, show_mean
 from distill.config import TrainConfig
 from distill.events import Event
 from distill.history import History
@@ -133,6 +133,28 @@ class ExperimentResult(NamedTuple):
             runs=tuple(outcome.measured(figure) for outcome in outcomes),
         )
 
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals of the file, held against the means."""
+        return tuple(self._goal(goal) for goal in self.config.goals)
+
+    def _goal(self, goal: GoalConfig) -> Goal:
+        row, other = self.row(goal.row), None
+        if goal.better_than is not None:
+            other = self.row(goal.better_than)
+        if row.mean is None or row.failures or (other is not None and other.mean is None):
+            return Goal(text=goal.text, measured="a run failed", met=None)
+        measured = show_mean(row, self.config.figure)
+        if other is not None and other.mean is not None:
+            measured += f", against {show_mean(other, self.config.figure)}"
+            higher = self.config.figure == "accuracy"
+            met = row.mean > other.mean if higher else row.mean < other.mean
+        elif goal.at_least is not None:
+            met = row.mean >= goal.at_least
+        else:
+            assert goal.at_most is not None
+            met = row.mean <= goal.at_most
+        return Goal(text=goal.text, measured=measured, met=met)
+
     def curves(self) -> dict[str, Curve]:
         """Test accuracy over epochs by row, the mean over the runs that did not fail."""
         curves = {}
@@ -149,7 +171,7 @@ class ExperimentResult(NamedTuple):
         return curves
 
     def table(self, *, name: str, command: str, quick: bool, **parts: Any) -> Table:
-        """The table of all rows; `parts` are further fields of it, or take the place of its own."""
+        """The table of all rows; `parts` replace fields of it."""
         config = self.config
         students = [outcome for outcomes in self.runs.values() for outcome in outcomes]
         seconds = {
@@ -162,6 +184,7 @@ class ExperimentResult(NamedTuple):
             "title": config.title,
             "source": config.source,
             "notes": config.notes,
+            "goals": self.goals(),
             "settings": config.settings(),
             "machine": describe_machine(students[0].config.device),
             "versions": describe_versions(),

@@ -15,8 +15,7 @@ from support.builds import build_document, record_toy, tree_bytes, write_file
 from support.command import kd_cache
 
 from cache_service.reader import open_cache
-from cli.experiments.cycle.config import load_cycle
-from cli.experiments.cycle.run import run_cycle
+from cli.experiments.cycle import load_cycle, run_cycle
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 
 TOYS = {"name": "support.toys:patches", "args": {"num_samples": 80}}
@@ -34,7 +33,10 @@ VIT = {
 }
 PLAIN = {"preset": "none", "size": 16}
 """Of these toys the place in the image is the class, so nothing may be moved or mirrored."""
-MLP = {"model": "cli.experiments.reproduce.mlp:mlp", "model_args": {"side": 16, "hidden": [16]}}
+MLP = {
+    "model": "cli.experiments.reproduce.networks:mlp",
+    "model_args": {"side": 16, "hidden": [16]},
+}
 TEACHER = {"model": "support.toys:tiny_net", "allow_untrained": True}
 
 
@@ -158,8 +160,8 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(finished, tmp_path, mom
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cycle(config, where="cycle.yaml", say=stop)
-    run_cycle(config, where="cycle.yaml", say=said.append)
+        run_cycle(config, where="cycle.yaml", on_message=stop)
+    run_cycle(config, where="cycle.yaml", on_message=said.append)
     assert not all(line.endswith("before") for line in said)
     _assert_same_runs(tmp_path / "out", out)
 
@@ -238,8 +240,8 @@ WRONG = {
     "no methods": ({"methods": []}, "methods"),
     "keep nothing": ({"keep": 0}, "keep"),
     "keep a word": ({"keep": "some"}, "keep"),
-    "cache in build": ({"build__cache": "c"}, "cache is said by the cycle"),
-    "method in train": ({"train__method": {"name": "kd"}}, "method is said by the cycle"),
+    "cache in build": ({"build__cache": "c"}, "cache is set by the cycle"),
+    "method in train": ({"train__method": {"name": "kd"}}, "method is set by the cycle"),
     "no evaluate": ({"train__evaluate": None}, "evaluate is missing"),
     "build key": ({"build__sedes": "0:2"}, "build: sedes: unknown key"),
     "no seeds": ({"build__seeds": None}, "build"),

@@ -20,9 +20,9 @@ from cache_service.models.cifar import CIFAR_NAMES  # noqa: F401  timm knows the
 from cache_service.plugins import load_object
 from cache_service.recording.config import BuildConfig
 from cache_service.yamltext import parse_yaml
-from cli.experiments.cycle.config import CycleConfig
+from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
-from cli.experiments.reproduce.registry import REPRODUCTIONS
+from cli.experiments.reproduce.reproductions import REPRODUCTIONS
 from distill.config import TrainConfig
 from distill.several import split_students
 

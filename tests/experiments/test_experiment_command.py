@@ -14,7 +14,7 @@ from cli.experiments.experiment_file import load_experiment, merge_documents
 from cli.experiments.runner import run_experiment
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 
-MLP = "cli.experiments.reproduce.mlp:mlp"
+MLP = "cli.experiments.reproduce.networks:mlp"
 TOYS = {"name": "support.toys:patches", "args": {"num_samples": 80}}
 HELD_OUT = {"name": "support.toys:patches", "args": {"num_samples": 30, "salt": 5}}
 DOCUMENT = {

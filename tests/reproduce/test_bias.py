@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.experiments.reproduce.bias import choose_raise, count_errors
+from cli.experiments.reproduce.hinton import choose_raise, count_errors
 
 
 def random_answers(seed, num_samples=60, num_classes=4, coarse=False):

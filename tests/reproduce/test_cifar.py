@@ -10,7 +10,7 @@ from support.strips import write_strips
 
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.errors import DatasetError
-from cli.experiments.reproduce.cifar import FACTORY, cifar100, decode
+from cli.experiments.reproduce.cifar100 import FACTORY, cifar100, decode
 
 
 @pytest.fixture(scope="module")

@@ -10,57 +10,74 @@ from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.reader import open_cache
-from cli.experiments.reproduce import ddgsd_cifar100, deit_cifar100, sdd_cifar100
-from cli.experiments.reproduce.ddgsd_cifar100 import DdgsdSettings
-from cli.experiments.reproduce.deit import DeitSettings
-from cli.experiments.reproduce.markdown import render_markdown
-from cli.experiments.reproduce.order import Order
-from cli.experiments.reproduce.school import (
-    ImageSettings,
-    School,
-    TrainingSettings,
-    accuracy,
-    network,
-)
-from cli.experiments.reproduce.sdd import METHODS, SddSettings
-from cli.experiments.reproduce.small_nets import RESNET
+from cli.experiments.experiment_file import merge_documents
+from cli.experiments.reproduce import reproductions, shipped
+from cli.experiments.reproduce.reproductions import find_reproduction
+from cli.experiments.reproduce.shipped import Options
+from cli.experiments.result_table import render_markdown
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from distill.metrics import read_metrics
-from distill.optim import SGD, AdamW
-from distill.schedule import Constant
 
-TINY = network(RESNET, depth=8, widths=[4, 4, 8, 8])
-VIT = network("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=12, depth=1, num_heads=2)
-
-
-def training(**changes):
-    settings = {"optimizer": SGD(lr=0.05), "schedule": Constant(), "epochs": 3, "batch_size": 8}
-    return TrainingSettings(**(settings | changes))
-
-
-SETTINGS = {
-    sdd_cifar100: SddSettings(
-        images=ImageSettings(shrink=2), training=training(epochs=2), warmup_epochs=1, recorded=2
-    ),
-    ddgsd_cifar100: DdgsdSettings(
-        images=ImageSettings(shrink=4), network=TINY, training=training()
-    ),
-    deit_cifar100: DeitSettings(
-        images=ImageSettings(shrink=4),
-        cnn=TINY,
-        vit=VIT,
-        cnn_training=training(),
-        vit_training=training(optimizer=AdamW(lr=0.02), epochs=2),
-        recorded=1,
-    ),
+RESNET = {
+    "model": "cli.experiments.reproduce.networks:resnet",
+    "model_args": {"depth": 8, "widths": [4, 4, 8, 8]},
 }
-MODULES = sorted(SETTINGS, key=lambda module: module.NAME)
-NAMES = [module.NAME for module in MODULES]
+VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
 
 
-def make_order(out, strips, **changes):
-    order = Order(out=str(out), data=str(strips), seeds=1, quick=True, say=lambda line: None)
-    return order._replace(**changes)
+def images(shrink):
+    args = {"num_classes": None, "shrink": shrink}
+    size = 32 // shrink
+    crop = {"op": "pad_crop", "padding": 4 // shrink}
+    return {
+        "dataset": {"args": args},
+        "evaluate": {"dataset": {"args": args}},
+        "augment": {"size": size, "ops": [crop, {"op": "horizontal_flip"}]},
+    }
+
+
+def training(epochs=3, **optimizer):
+    return {
+        "optimizer": {"name": "sgd", "lr": 0.05} | optimizer,
+        "schedule": {"name": "constant"},
+        "epochs": epochs,
+        "batch_size": 8,
+    }
+
+
+CHANGES = {
+    "sdd-cifar100": images(2) | {"train": training(2), "recordings": {"cells": {"seeds": "0:2"}}},
+    "ddgsd-cifar100": images(4) | {"train": training(), "students": {"resnet18": RESNET}},
+    "deit-cifar100": images(4)
+    | {
+        "train": training(2, name="adamw", lr=0.02),
+        "teachers": {
+            "cnn": training() | {"student": RESNET},
+            "cnn-2": training() | {"student": RESNET},
+            "vit": {"student": {"model_args": VIT}},
+        },
+        "recordings": {name: {"seeds": "0:1"} for name in ("cnn", "cnn-2", "vit")},
+        "students": {name: {"model_args": VIT} for name in ("one-token", "two-tokens")},
+    },
+}
+NAMES = sorted(CHANGES)
+
+
+def make_options(name, out, strips, *, changes=None, **others):
+    options = Options(
+        name=name,
+        out=str(out),
+        data=str(strips),
+        runs=1,
+        quick=True,
+        on_message=lambda line: None,
+        changes=merge_documents(CHANGES[name], changes or {}),
+    )
+    return options._replace(**others)
+
+
+def make(name, out, strips, **others):
+    return find_reproduction(name).make(make_options(name, out, strips, **others)).table
 
 
 def kept(out):
@@ -70,21 +87,21 @@ def kept(out):
 
 @pytest.fixture(scope="module")
 def finished(strips, tmp_path_factory):
-    """A folder and the tables that were made in it, by module: each the first time asked for."""
+    """A folder and the tables that were made in it, by name: each the first time asked for."""
     out, tables = tmp_path_factory.mktemp("finished"), {}
 
-    def table_of(module):
-        if module not in tables:
-            tables[module] = module.reproduce(make_order(out, strips), SETTINGS[module])
-        return tables[module]
+    def table_of(name):
+        if name not in tables:
+            tables[name] = make(name, out, strips)
+        return tables[name]
 
     return out, table_of
 
 
-@pytest.mark.parametrize("module", MODULES, ids=NAMES)
-def test_every_figure_is_measured_beside_the_published_one(finished, module):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_measured_beside_the_published_one(finished, name):
     _, table_of = finished
-    table = table_of(module)
+    table = table_of(name)
     page = render_markdown(table)
     for row in table.rows:
         assert row.failures == (), row.what
@@ -93,17 +110,17 @@ def test_every_figure_is_measured_beside_the_published_one(finished, module):
     assert table.unit in {"accuracy", "error rate"}
     assert all(goal.met is not None for goal in table.goals)
     assert all(seconds >= 0 for seconds in table.seconds.values())
-    assert f"reproduce {module.NAME} --quick --seeds 1" in page
+    assert f"reproduce {name} --quick --seeds 1" in page
     json.dumps(table.document(), allow_nan=False)
 
 
 def test_sdd_trains_every_method_on_one_recording(finished):
     out, table_of = finished
-    titles = [row.what.rpartition(", ")[2] for row in table_of(sdd_cifar100).rows[1:]]
+    titles = [row.what.rpartition(", ")[2] for row in table_of("sdd-cifar100").rows[1:]]
     assert titles == ["labels", "KD", "DKD", "NKD", "SD-KD", "SD-DKD", "SD-NKD"]
     (folder,) = (out / "quick/sdd-cifar100/recordings").iterdir()
     fingerprint = open_cache(str(folder / "cache")).fingerprint
-    runs = sorted((out / "quick/sdd-cifar100").glob("*/sd-*-0"))
+    runs = sorted((out / "quick/sdd-cifar100/runs/student").glob("sd-*/seed-0"))
     assert len(runs) == 3
     for run in runs:
         assert load_checkpoint(run)["identity"]["caches"] == [fingerprint]
@@ -111,13 +128,14 @@ def test_sdd_trains_every_method_on_one_recording(finished):
 
 def test_deit_has_one_and_several_tokens_and_two_cycles(finished):
     out, table_of = finished
-    what = [row.what for row in table_of(deit_cifar100).rows]
-    assert "hard, DeiT + CNN, cycle 2, 3 tokens: top-1" in what
-    assert "soft, CNN + CNN, 2 tokens: top-5" in what
-    published = {row.what: row.published for row in table_of(deit_cifar100).rows}
+    published = {row.what: row.published for row in table_of("deit-cifar100").rows}
+    assert "hard, DeiT + CNN, cycle 2, 3 tokens: top-1" in published
+    assert "soft, CNN + CNN, 2 tokens: top-5" in published
     assert published["hard, DeiT: top-1"] == 11.9
+    assert published["soft, DeiT + CNN: top-1"] == 12.5
     assert published["soft, DeiT + CNN: top-5"] == 1.5
     assert published["soft, DeiT + CNN, 2 tokens: top-5"] is None
+    assert published["teacher, CNN: top-5"] == 1.8
     each = load_checkpoint(out / "quick/deit-cifar100/cycle-each-0/round-2/hard")
     assert each["config"]["student"]["model_args"]["num_tokens"] == 3
     assert len(each["identity"]["caches"]) == 3
@@ -125,46 +143,44 @@ def test_deit_has_one_and_several_tokens_and_two_cycles(finished):
 
 def test_seconds_that_students_shared_count_once(finished):
     out, table_of = finished
-    (seconds,) = table_of(ddgsd_cifar100).seconds.values()
-    folder = out / "quick/ddgsd-cifar100/networks"
+    (seconds,) = table_of("ddgsd-cifar100").seconds.values()
+    folder = out / "quick/ddgsd-cifar100/runs/resnet18"
     spent = [
         [line["epoch_s"] for line in read_metrics(str(folder / name)) if line["kind"] == "epoch"]
-        for name in ("ce-0", "ddgsd-0")
+        for name in ("labels/seed-0", "ddgsd/seed-0")
     ]
     assert spent[0] == spent[1]
     assert seconds == pytest.approx(sum(spent[0]))
 
 
-def test_ddgsd_has_fewer_or_more_errors_than_labels_and_says_so(finished):
+def test_ddgsd_has_fewer_or_more_errors_than_labels_and_the_goal_says_which(finished):
     _, table_of = finished
-    (goal,) = table_of(ddgsd_cifar100).goals
-    plain, own = (row.mean for row in table_of(ddgsd_cifar100).rows)
+    (goal,) = table_of("ddgsd-cifar100").goals
+    plain, own = (row.mean for row in table_of("ddgsd-cifar100").rows)
     assert goal.met == (own < plain)
-    assert [row.published for row in table_of(ddgsd_cifar100).rows] == [30.15, 26.6]
+    assert [row.published for row in table_of("ddgsd-cifar100").rows] == [30.15, 26.6]
 
 
-@pytest.mark.parametrize("module", [ddgsd_cifar100, sdd_cifar100], ids=["ddgsd", "sdd"])
-def test_the_same_call_again_trains_and_records_nothing(finished, strips, module):
+@pytest.mark.parametrize("name", ["ddgsd-cifar100", "sdd-cifar100"])
+def test_the_same_call_again_trains_and_records_nothing(finished, strips, name):
     out, table_of = finished
-    table, before = table_of(module), kept(out)
-    said = []
-    order = make_order(out, strips, say=said.append)
-    assert module.reproduce(order, SETTINGS[module]).rows == table.rows
-    assert all(line.endswith(" before") for line in said)
+    table, before = table_of(name), kept(out)
+    messages = []
+    assert make(name, out, strips, on_message=messages.append).rows == table.rows
+    assert all(line.endswith(" before") for line in messages)
     assert kept(out) == before
 
 
 def test_another_seed_joins_those_that_are_there(finished, strips):
     out, table_of = finished
-    table, said = table_of(ddgsd_cifar100), []
-    order = make_order(out, strips, seeds=2, say=said.append)
-    more = ddgsd_cifar100.reproduce(order, SETTINGS[ddgsd_cifar100])
+    table, messages = table_of("ddgsd-cifar100"), []
+    more = make("ddgsd-cifar100", out, strips, runs=2, on_message=messages.append)
     assert [row.runs[0] for row in more.rows] == [row.runs[0] for row in table.rows]
     assert [[run.seed for run in row.runs] for row in more.rows] == [[0, 1], [0, 1]]
-    assert [line.partition(": ")[2].partition(":")[0] for line in said] == [
+    assert [line.partition(": ")[2].partition(":")[0] for line in messages] == [
         f"epoch {epoch} of 3" for epoch in (1, 2, 3)
     ]
-    assert all("ce-0" not in line for line in said)
+    assert all("seed 0" not in line for line in messages)
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(finished, strips, tmp_path):
@@ -174,40 +190,25 @@ def test_a_table_that_was_stopped_goes_on_where_it_was(finished, strips, tmp_pat
         if "epoch 2 of 3" in line:
             raise KeyboardInterrupt
 
-    settings, said = SETTINGS[ddgsd_cifar100], []
+    messages = []
     with pytest.raises(KeyboardInterrupt):
-        ddgsd_cifar100.reproduce(make_order(tmp_path, strips, say=stop), settings)
-    order = make_order(tmp_path, strips, say=said.append)
-    assert ddgsd_cifar100.reproduce(order, settings).rows == table_of(ddgsd_cifar100).rows
-    assert "epoch 1 of 3" not in "".join(said)
+        make("ddgsd-cifar100", tmp_path, strips, on_message=stop)
+    resumed = make("ddgsd-cifar100", tmp_path, strips, on_message=messages.append)
+    assert resumed.rows == table_of("ddgsd-cifar100").rows
+    assert "epoch 1 of 3" not in "".join(messages)
 
 
-def test_a_student_that_diverges_is_a_failure_and_the_others_are_not(strips, tmp_path):
-    images, said = ImageSettings(shrink=4), []
-    school = School("some", images, make_order(tmp_path, strips, say=said.append))
-    school.open()
-    nets = {"good": "cli.experiments.reproduce.mlp:mlp", "bad": "support.strokes:overflowing"}
-    students = {
-        name: {"student": network(model, side=8), "method": {"name": "ce"}, "seed": 4}
-        for name, model in nets.items()
-    }
-    learns = {"augment": images.augment()}
-    outcomes = school.train(students, training(), folder="runs", learns=learns)
-    assert outcomes["good"].measured(accuracy).epochs == 3
-    failed = outcomes["bad"].measured(accuracy)
-    assert (failed.seed, failed.last) == (4, None)
-    assert "step 0 is not finite" in failed.failure
-    assert any(line.startswith("some runs bad: failed: ") for line in said)
-
-
-@pytest.mark.parametrize("module", [sdd_cifar100, deit_cifar100], ids=["sdd", "deit"])
-def test_without_a_usable_teacher_its_students_are_failures(strips, tmp_path, module):
-    idle = training(optimizer=SGD(lr=1e-9), epochs=1)
-    training_keys = ("training",) if module is sdd_cifar100 else ("cnn_training", "vit_training")
-    settings = SETTINGS[module].model_copy(update=dict.fromkeys(training_keys, idle))
-    table = module.reproduce(make_order(tmp_path, strips, seeds=2), settings)
+@pytest.mark.parametrize("name", ["sdd-cifar100", "deit-cifar100"])
+def test_without_a_usable_teacher_its_students_are_failures(strips, tmp_path, name):
+    idle = training(1, lr=1e-9)
+    changes = (
+        {"train": idle}
+        if name == "sdd-cifar100"
+        else {"train": idle, "teachers": {"cnn": idle, "cnn-2": idle, "vit": idle}}
+    )
+    table = make(name, tmp_path, strips, changes=changes, runs=2)
     failed = [row for row in table.rows if row.failures]
-    assert len(failed) >= len(METHODS)
+    assert len(failed) >= 7
     assert {len(row.failures) for row in failed} == {2}
     assert failed[0].failures[0].startswith("no recording: teacher ")
     assert str(tmp_path) not in render_markdown(table)
@@ -215,17 +216,22 @@ def test_without_a_usable_teacher_its_students_are_failures(strips, tmp_path, mo
 
 def test_a_folder_with_other_settings_is_refused(finished, strips):
     out, table_of = finished
-    table_of(ddgsd_cifar100)
-    other = SETTINGS[ddgsd_cifar100].model_copy(update={"mmd": 0.0})
+    table_of("ddgsd-cifar100")
+    other = {"methods": {"ddgsd": {"mmd": 0.0}}}
     with pytest.raises(ConfigError, match=r"other settings: method\.mmd"):
-        ddgsd_cifar100.reproduce(make_order(out, strips), other)
+        make("ddgsd-cifar100", out, strips, changes=other)
 
 
 def test_the_command_writes_page_and_json(finished, strips, monkeypatch):
     out, table_of = finished
-    table_of(ddgsd_cifar100)
-    monkeypatch.setattr(ddgsd_cifar100, "QUICK", SETTINGS[ddgsd_cifar100])
-    options = ("--quick", "--out", str(out), "--data", str(strips), "--device", "cpu")
+    table_of("ddgsd-cifar100")
+    read = shipped.shipped_document
+    monkeypatch.setattr(
+        reproductions,
+        "shipped_document",
+        lambda options, root: read(options._replace(changes=CHANGES["ddgsd-cifar100"]), root=root),
+    )
+    options = ("--quick", "--out", str(out), "--data", str(strips), "--device", "auto")
     ended = kd_cache("reproduce", "ddgsd-cifar100", *options, "--json")
     assert ended.code == 0, ended.err
     written = json.loads((out / "ddgsd-cifar100-quick.json").read_text())

@@ -10,7 +10,7 @@ import typer
 
 from cache_service.configfile import load_yaml_config
 from cache_service.recording.config import BuildConfig
-from cli.experiments.cycle.config import CycleConfig
+from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.main import app
 from distill.config import TrainConfig

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cli.experiments.reproduce.mlp import mlp
+from cli.experiments.reproduce.networks import mlp
 
 SEGMENTS = {  # top, left, bottom, right of each of the seven bars, px
     "a": (4, 8, 6, 20),

@@ -19,7 +19,7 @@ from torchvision.datasets import CIFAR100
 from cache_service.errors import DatasetError
 from cache_service.storage.local import LocalStorage
 
-FACTORY = "cli.experiments.reproduce.cifar:cifar100"
+FACTORY = "cli.experiments.reproduce.cifar100:cifar100"
 """How a config file names this dataset."""
 
 PARTS = ("train", "test")

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, linear, relu
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-from cli.experiments.reproduce.mlp import FACTORY, MaxNormLinear, mlp
+from cli.experiments.reproduce.networks import MaxNormLinear, mlp
 
 MAX_NORM = 0.5
 
@@ -49,11 +49,11 @@ def test_an_update_takes_weights_over_the_norm_and_the_next_use_brings_them_back
     assert norms(model).max() <= MAX_NORM * 1.0001
 
 
-def test_what_is_kept_of_a_network_keeps_to_the_norm():
+def test_saved_weights_are_within_the_norm():
     model = mlp(hidden=(20, 20), max_norm=MAX_NORM)
     take_steps(model)
-    kept = model.state_dict()
-    weights = [value for value in kept.values() if value.ndim == 2]
+    state = model.state_dict()
+    weights = [value for value in state.values() if value.ndim == 2]
     assert max(weight.norm(dim=1).max() for weight in weights) <= MAX_NORM * 1.0001
 
 
@@ -86,4 +86,4 @@ def test_dropout_is_off_by_default_and_takes_pixels_and_units_when_asked():
 
 def test_a_norm_of_nothing_is_refused_in_one_line():
     with pytest.raises(ConfigError, match="max_norm must be above 0, got 0"):
-        create_model(FACTORY, num_classes=10, max_norm=0)
+        create_model("cli.experiments.reproduce.networks:mlp", num_classes=10, max_norm=0)

@@ -1,4 +1,4 @@
-"""The fully connected networks of Hinton, Vinyals and Dean 2015: any widths, dropout, max-norm.
+"""Networks that only reproductions need: fully connected ones, and small ones for quick forms.
 
 Shape letters: B batch, C classes, O I outputs and inputs of a layer.
 """
@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-FACTORY = "cli.experiments.reproduce.mlp:mlp"
-"""How a config file names these networks."""
+from cache_service.models.cifar.base import conv3x3
+from cache_service.models.cifar.resnet import ResNet
 
 
 class MaxNormLinear(nn.Linear):
     """A linear layer whose incoming weights have a norm of at most `max_norm` per unit.
 
     Longer ones are scaled back before they are used or kept, which after each update is projected
-    gradient descent. It is done here, not in a training loop, so that any trainer obeys it.
+    gradient descent. It is done here and not in a training loop, so that it works with any trainer.
     """
 
     def __init__(self, inputs: int, outputs: int, *, max_norm: float) -> None:
@@ -28,7 +29,7 @@ class MaxNormLinear(nn.Linear):
         self.max_norm = max_norm
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's signature
-        """As nn.Linear, with weights that keep to the norm."""
+        """As nn.Linear, with weights within the norm."""
         self.project()
         return super().forward(input)
 
@@ -38,7 +39,7 @@ class MaxNormLinear(nn.Linear):
         self.weight.renorm_(2, 0, self.max_norm)
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
-        # The last update has no forward pass after it; what is kept must keep to the norm too.
+        # No forward pass comes after the last update, and saved weights must be within the norm.
         self.project()
         super()._save_to_state_dict(*arguments, **options)
 
@@ -82,14 +83,14 @@ def mlp(
     drop_hidden: float = 0.0,
     max_norm: float | None = None,
 ) -> MLP:
-    """A network with ReLU layers of the widths `hidden`; by default without regularization.
+    """The network of Hinton, Vinyals and Dean 2015; by default without regularization.
 
     Args:
         num_classes: logits.
         hidden: units of each hidden layer.
         side: of the square image, px.
-        drop_input: share of pixels dropped in training.
-        drop_hidden: share of hidden units dropped in training.
+        drop_input: probability that a pixel is dropped in training.
+        drop_hidden: probability that a hidden unit is dropped in training.
         max_norm: bound on the norm of each unit's incoming weights; none by default.
 
     Raises:
@@ -103,3 +104,29 @@ def mlp(
         drop_hidden=drop_hidden,
         max_norm=max_norm,
     )
+
+
+def resnet(
+    num_classes: int = 100,
+    *,
+    depth: int = 8,
+    widths: Sequence[int] = (8, 8, 16, 32),
+) -> ResNet:
+    """A CIFAR ResNet of any depth 6n + 2 and any widths of its stem and stages.
+
+    Raises:
+        ValueError: no such depth, or not four widths.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth is 8, 14, 20, ..., not {depth}")
+    stem, first, second, third = widths
+    return ResNet(depth=depth, widths=(stem, first, second, third), num_classes=num_classes)
+
+
+def cifar_resnet18(num_classes: int = 100, **options: Any) -> nn.Module:
+    """ImageNet's ResNet-18 for images of 32 px: a 3x3 stem that does not shrink them."""
+    net: Any = timm.create_model("resnet18", num_classes=num_classes, **options)
+    net.conv1 = conv3x3(3, net.conv1.out_channels)
+    net.maxpool = nn.Identity()
+    model: nn.Module = net
+    return model

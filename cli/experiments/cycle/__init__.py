@@ -1,1 +1,0 @@
-"""Learning cycles: a student becomes a teacher of the next student."""
