@@ -78,16 +78,9 @@ def test_pages_that_load_scripts_from_elsewhere_are_off(server):
         assert server.ask("GET", path).status == 404
 
 
-def test_telemetry_is_off_whatever_the_environment_says(root, monkeypatch):
-    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
-    app = create_app(ServeConfig(root=str(root)))
-    assert not app._native_telemetry.enabled()
-    assert not app._telemetry["auto_configure"]
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_an_open_address_without_tokens_is_refused(tmp_path, host):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="host"):
         load_serve_config(str(tmp_path), given={"host": host})
 
 
@@ -179,7 +172,7 @@ def test_a_setting_beyond_its_bounds_is_refused(tmp_path, key, value):
 def test_a_root_that_cannot_be_served_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (str(tmp_path / "nothing"), str(tmp_path / "file"), "http://host/x", "ftp://x"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=r"is not a folder|cannot serve"):
             create_app(ServeConfig(root=root))
 
 

@@ -122,7 +122,7 @@ def test_a_refusal_of_a_bucket_holds_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    with pytest.raises(KdCacheError) as refused:
+    with pytest.raises(KdCacheError, match="bucket/prefix") as refused:
         open_cache("s3://bucket/prefix")
     assert "canary" not in str(refused.value)
 

@@ -32,7 +32,7 @@ def test_a_stop_answers_what_is_in_flight_ends_streams_and_refuses_the_rest(tmp_
         toy.process.send_signal(number)
         begun = time.monotonic()
         time.sleep(0.4)
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(ConnectionRefusedError, match="refused"):
             connect(toy.port)
         answers = [lookup.result() for lookup in lookups]
         assert [(status, len(body)) for status, _, body in answers] == [(200, 50)] * 20
@@ -131,7 +131,7 @@ def test_the_real_service_ends_whatever_is_open_within_five_seconds(tmp_path):
         server.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         time.sleep(0.3)
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(ConnectionRefusedError, match="refused"):
             connect(port)
         assert all(pool.map(take, *zip(*taken, strict=True)))
         for status, headers, body in (each.result() for each in waiting):
