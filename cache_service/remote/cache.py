@@ -1,8 +1,8 @@
 """A cache on a server, with the interface of `cache_service.reader.Cache`. No torch.
 
-Ranges of positions are what training reads: the next one is on its way while one is used. Nothing
-is taken on trust: each answer is held against the question, the order of the seed, and the
-fingerprint that the cache had when it was opened.
+Training reads ranges of positions, so the next range is fetched while the current one is used. Each
+response is checked against the request, the order of the seed, and the fingerprint that the cache
+had when it was opened.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from cache_service.format.group import ROOT_KEY, Group, decode_group
 from cache_service.format.layout import row_arrays
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache
-from cache_service.remote.ahead import ReadAhead
 from cache_service.remote.disk import DiskCache
+from cache_service.remote.prefetch import (
+    Prefetcher,
+    Span,
+    StridePredictor,
+    aligned_spans,
+    exact_spans,
+    rows_per_request,
+)
 from cache_service.remote.rows import RowClient
-from cache_service.remote.spans import Span, Stride, exact_spans, piece_spans, rows_per_request
 from cache_service.storage.http import COMMITS, HttpStorage
-from cache_service.storage.http_client import PATIENCE, Patience
+from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
 from cache_service.views.order import epoch_order
 
 KEPT_PIECES = 2
-"""Pieces of the disk kept in memory: a batch across an edge needs two."""
+"""Aligned pieces kept in memory: a batch that crosses the edge of a piece needs two."""
 
 
 class RemoteCache:
@@ -38,8 +44,8 @@ class RemoteCache:
         url: where it is.
         spec: its identity.
         versions: of the libraries that rendered its views.
-        group: all that its root document says.
-        wait_s: how long rows are awaited that are planned but not recorded.
+        group: the content of its root document.
+        wait_s: how long to wait for rows that are planned but not recorded, in seconds.
     """
 
     def __init__(
@@ -58,46 +64,46 @@ class RemoteCache:
         self._names = tuple(array.name for array in row_arrays(group.spec))
         self._objects = Cache(storage, group)
         self._rows = RowClient(storage, group, disk)
-        self._in_pieces = disk is not None
-        self._forget()
+        self._aligned = disk is not None
+        self._reset_prefetch()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without rows and threads: a worker asks for its own."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_ahead", "_stride")}
+        """Without rows and threads: each worker fetches its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_prefetch", "_predictor")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset_prefetch()
 
     @property
     def fingerprint(self) -> str:
-        """Identity in 64 hexadecimal digits."""
+        """The identity of the cache: 64 hexadecimal digits."""
         return self.group.fingerprint
 
     def commits(self) -> dict[int, list[int]]:
-        """Recorded shards by seed, both ascending, as the server has them now."""
+        """Recorded shards by seed, both ascending, according to the server at this moment."""
         return self._objects.commits()
 
     def num_seeds(self) -> int:
-        """One more than the largest seed that was planned."""
+        """One more than the largest planned seed."""
         return self._objects.num_seeds()
 
     def complete_seeds(self) -> list[int]:
-        """Seeds of which every shard is recorded, ascending."""
+        """Seeds whose shards are all recorded, ascending."""
         return self._objects.complete_seeds()
 
     def commit(self, seed: int, shard: int) -> Commit:
         """The checked commit of a shard. Raises as `Cache.commit` does."""
-        self._await(seed, shard)
+        self._wait_for(seed, shard)
         return self._objects.commit(seed, shard)
 
     def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
-        """The whole views kept of a shard, uint8 [W, H, W, 3]."""
-        self._await(seed, shard)
+        """The whole views that a shard keeps as witnesses, uint8 [num_witnesses, H, W, 3]."""
+        self._wait_for(seed, shard)
         return self._objects.witnesses(seed, shard)
 
     def head(self) -> Head | None:
-        """The linear head of a `features` cache, else None."""
+        """The linear head of a `features` cache, otherwise None."""
         return self._objects.head()
 
     def read(
@@ -106,29 +112,31 @@ class RemoteCache:
         """Encoded rows of the recorded positions [start, stop), by array name.
 
         Raises:
-            RowsNotBuiltError: a position is beyond the epoch, or not recorded (in time).
-            CorruptError: the answers are not the rows asked for, or the cache is damaged.
-            StorageError: the server does not answer.
+            RowsNotBuiltError: a position is beyond the epoch, or not recorded within `wait_s`.
+            CorruptError: a response does not match its request, or the cache is damaged.
+            StorageError: the server does not respond.
         """
         self._refuse_outside(np.array([start, stop - 1]), f"seed {seed}")
         if start >= stop:
-            raise RowsNotBuiltError(f"positions [{start}, {stop}) of seed {seed} are none at all.")
+            raise RowsNotBuiltError(
+                f"`start` ({start}) must be smaller than `stop` ({stop}), for seed {seed}."
+            )
         names = self._names if arrays is None else arrays
-        wanted = Span(seed, start, stop, names)
+        requested = Span(seed, start, stop, names)
         pieces = []
-        for span in self._spans(wanted):
-            rows = self._ahead.get(span, self._fetch)
+        for span in self._spans(requested):
+            rows = self._prefetch.get(span, self._fetch)
             low, high = max(start - span.start, 0), stop - span.start
             pieces.append({name: rows[name][low:high] for name in names})
-        self._look_ahead(wanted, span)
-        if len(pieces) == 1 and not self._in_pieces:
+        self._start_prefetch(requested, span)
+        if len(pieces) == 1 and not self._aligned:
             return pieces[0]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def gather(
         self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
-        """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
+        """Encoded rows of scattered positions, in request order. Raises as `read` does."""
         self._refuse_outside(positions, f"seed {seed}")
         samples = epoch_order(self.spec.dataset.num_samples, seed)[positions]
         return self._look_up(seed, samples, arrays)
@@ -144,37 +152,37 @@ class RemoteCache:
         self, seed: int, samples: NDArray[np.int32], arrays: tuple[str, ...] | None
     ) -> Arrays:
         names = self._names if arrays is None else arrays
-        asked = self._rows.arrays(names)
-        step = rows_per_request(asked)
-        found = [
+        arrays_sent = self._rows.arrays(names)
+        step = rows_per_request(arrays_sent)
+        parts = [
             self._rows.lookup(seed, samples[low : low + step], names, wait_s=self.wait_s)
             for low in range(0, len(samples), step)
         ]
-        none = {array.name: np.empty((0, *array.row_shape), array.dtype) for array in asked}
-        return {name: np.concatenate([part[name] for part in found or [none]]) for name in names}
+        empty = {array.name: np.empty((0, *array.row_shape), array.dtype) for array in arrays_sent}
+        return {name: np.concatenate([part[name] for part in parts or [empty]]) for name in names}
 
-    def _spans(self, wanted: Span) -> list[Span]:
-        step = rows_per_request(self._rows.arrays(wanted.names))
-        if self._in_pieces:
-            return piece_spans(wanted, step, self.spec)
-        return exact_spans(wanted, step)
+    def _spans(self, span: Span) -> list[Span]:
+        step = rows_per_request(self._rows.arrays(span.names))
+        if self._aligned:
+            return aligned_spans(span, step, self.spec)
+        return exact_spans(span, step)
 
-    def _look_ahead(self, wanted: Span, last: Span) -> None:
-        """Begin to fetch what is likely to be asked for next."""
+    def _start_prefetch(self, requested: Span, last: Span) -> None:
+        """Begins to fetch the range that is likely to be read next."""
         count = self.spec.dataset.num_samples
-        if self._in_pieces:
+        if self._aligned:
             expected: Span | None = last._replace(start=last.stop, stop=last.stop + 1)
         else:
-            expected = self._stride.after(wanted)
+            expected = self._predictor.next_after(requested)
         if expected is not None and expected.start < count:
             within = expected._replace(stop=min(expected.stop, count))
-            self._ahead.start(self._spans(within)[0], self._rows.range)
+            self._prefetch.start(self._spans(within)[0], self._rows.range)
 
     def _fetch(self, span: Span) -> Arrays:
         return self._rows.range(span, wait_s=self.wait_s)
 
-    def _await(self, seed: int, shard: int) -> None:
-        """Where rows may be awaited, have the server do it: it also records them sooner."""
+    def _wait_for(self, seed: int, shard: int) -> None:
+        """If this cache waits for rows, makes the server wait: it then records this shard first."""
         if self.wait_s > 0:
             start, _ = self.spec.shard_range(shard)
             self._fetch(Span(seed, start, start + 1, ("sample",)))
@@ -184,13 +192,13 @@ class RemoteCache:
         outside = (numbers < 0) | (numbers >= count)
         if outside.any():
             raise RowsNotBuiltError(
-                f"number {int(numbers[outside][0])} of {what} was asked for; {self.url} holds "
-                f"numbers [0, {count})."
+                f"row {int(numbers[outside][0])} of {what} was requested; {self.url} has rows "
+                f"[0, {count})."
             )
 
-    def _forget(self) -> None:
-        self._ahead: ReadAhead[Span, Arrays] = ReadAhead(KEPT_PIECES if self._in_pieces else 0)
-        self._stride = Stride()
+    def _reset_prefetch(self) -> None:
+        self._prefetch = Prefetcher(KEPT_PIECES if self._aligned else 0)
+        self._predictor = StridePredictor()
 
 
 def open_remote(
@@ -199,26 +207,26 @@ def open_remote(
     fingerprint: str | None = None,
     wait_s: float = 0.0,
     disk: DiskCache | None = None,
-    patience: Patience = PATIENCE,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> RemoteCache:
     """Open the cache at `http(s)://host/v1/caches/NAME`.
 
     Args:
-        url: where.
-        fingerprint: refuse any other cache.
-        wait_s: how long rows are awaited that are planned but not recorded, and the cache itself
-            where its build is queued, in seconds.
-        disk: where to keep what the server sent.
-        patience: how failures are borne.
+        url: the address.
+        fingerprint: any other cache is refused.
+        wait_s: how long to wait for rows that are planned but not recorded, and for the cache
+            itself if its build is queued, in seconds.
+        disk: where to keep the rows that the server sent.
+        retries: for how long failed requests are repeated.
 
     Raises:
-        NotACacheError: there is none, or one of a newer format.
+        NotACacheError: there is no cache, or one of a newer format.
         RowsNotBuiltError: its build is queued, and did not begin in time.
         SpecMismatchError: it has another fingerprint.
-        ConfigError: the URL is not usable, or the server wants a token.
-        StorageError, CorruptError: no answer, or none that makes sense.
+        ConfigError: the URL is not usable, or the server asks for a token.
+        StorageError, CorruptError: no response, or an invalid one.
     """
-    storage = HttpStorage(url, patience)
+    storage = HttpStorage(url, retries)
     content = storage.get(ROOT_KEY, wait_s=wait_s)
     if content is None:
         raise NotACacheError(
@@ -228,8 +236,8 @@ def open_remote(
     group = decode_group(content, storage.url)
     if fingerprint is not None and group.fingerprint != fingerprint:
         raise SpecMismatchError(
-            f"{storage.url} has fingerprint {group.fingerprint}, but {fingerprint} was asked for: "
-            "it was recorded from another teacher, recipe, dataset or codec."
+            f"{storage.url} has fingerprint {group.fingerprint}, but {fingerprint} was requested: "
+            "it was recorded with another teacher, recipe, dataset or codec."
         )
     storage.fingerprint = group.fingerprint
     storage.list(COMMITS)

@@ -1,4 +1,4 @@
-"""What a reader of rows needs, whoever has them, and how to open it by path or URL."""
+"""The interface of everything that rows can be read from, and opening it by path or URL."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from cache_service.format.spec import CacheSpec
 from cache_service.reader import DEFAULT_OPEN_SHARDS, open_cache
 from cache_service.remote.cache import open_remote
 from cache_service.remote.disk import DiskCache
-from cache_service.remote.following import FollowingCache
+from cache_service.remote.waiting import WaitingCache
+from cache_service.storage import is_server_url
 
 DEFAULT_DISK_BYTES = 10_000_000_000
-"""10 GB: two recorded epochs of ImageNet under `topk`, and little beside what is downloaded."""
+"""10 GB: two recorded epochs of ImageNet with the codec `topk`."""
 
 
 class RowSource(Protocol):
     """Recorded rows, checked as they are read. Picklable; one instance is for one thread.
 
-    The methods are those of `cache_service.reader.Cache`, and say more there.
+    The methods are those of `cache_service.reader.Cache`, which documents them.
     """
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The path or URL."""
         ...
 
     @property
     def spec(self) -> CacheSpec:
-        """Its identity."""
+        """Everything that identifies the cache."""
         ...
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the libraries that rendered its views."""
+        """Versions of the libraries that rendered its views."""
         ...
 
     @property
     def group(self) -> Group:
-        """All that its root document says."""
+        """The content of its root document."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Identity in 64 hexadecimal digits."""
+        """The identity of the cache: 64 hexadecimal digits."""
         ...
 
     @property
     def wait_s(self) -> float:
-        """How long rows are awaited that are planned but not recorded, in seconds."""
+        """How long to wait for rows that are planned but not recorded, in seconds."""
         ...
 
     def commits(self) -> dict[int, list[int]]:
@@ -62,11 +63,11 @@ class RowSource(Protocol):
         ...
 
     def num_seeds(self) -> int:
-        """One more than the largest seed that was planned."""
+        """One more than the largest planned seed."""
         ...
 
     def complete_seeds(self) -> list[int]:
-        """Seeds of which every shard is recorded."""
+        """Seeds whose shards are all recorded."""
         ...
 
     def commit(self, seed: int, shard: int) -> Commit:
@@ -82,26 +83,26 @@ class RowSource(Protocol):
     def gather(
         self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
-        """Encoded rows of scattered positions, in the order asked for."""
+        """Encoded rows of scattered positions, in request order."""
         ...
 
     def lookup(
         self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
-        """Encoded rows of the given samples, in the order asked for."""
+        """Encoded rows of the given samples, in request order."""
         ...
 
     def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
-        """The whole views kept of a shard."""
+        """The whole views that a shard keeps as witnesses."""
         ...
 
     def head(self) -> Head | None:
-        """The linear head of a `features` cache, else None."""
+        """The linear head of a `features` cache, otherwise None."""
         ...
 
 
 class DiskSettings(NamedTuple):
-    """Where rows of a server are kept between runs, and how many bytes of them at most."""
+    """The folder that keeps a server's rows between runs, and its size limit in bytes."""
 
     folder: str
     max_bytes: int = DEFAULT_DISK_BYTES
@@ -119,24 +120,24 @@ def open_source(
 
     Args:
         url: a path, `s3://bucket/prefix`, or `http(s)://host/v1/caches/NAME`.
-        fingerprint: refuse any other cache.
-        wait_s: await rows that are planned but not recorded for so long, in seconds.
-        disk: keep what a server sent; for servers only.
+        fingerprint: any other cache is refused.
+        wait_s: how long to wait for rows that are planned but not recorded, in seconds.
+        disk: keeps the rows that a server sent; for servers only.
         open_shards: how many shards of a local cache may be mapped at a time.
 
     Raises:
         NotACacheError, CorruptError, SpecMismatchError, StorageError: see the message.
-        ConfigError: the URL is not usable, or the server wants a token.
+        ConfigError: the URL is not usable, or the server asks for a token.
     """
-    if url.startswith(("http://", "https://")):
+    if is_server_url(url):
         store = DiskCache(*disk) if disk is not None else None
         return open_remote(url, fingerprint=fingerprint, wait_s=wait_s, disk=store)
     if disk is not None:
         raise ConfigError(
-            f"disk_cache was set for {url}: it keeps rows of http(s):// caches only.",
+            f"disk_cache is set for {url}, but it applies to http(s):// caches only.",
             hint="Leave it out, or copy the cache to this machine.",
         )
     cache = open_cache(url, fingerprint=fingerprint, open_shards=open_shards)
     if wait_s <= 0:
         return cache
-    return FollowingCache(cache.storage, cache.group, wait_s=wait_s, open_shards=open_shards)
+    return WaitingCache(cache.storage, cache.group, wait_s=wait_s, open_shards=open_shards)

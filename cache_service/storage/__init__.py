@@ -1,8 +1,8 @@
-"""Where the bytes are: one interface over a folder, an S3 bucket and (reading) an HTTP server.
+"""One interface for whole objects in a folder, in an S3 bucket, and (read-only) on an HTTP server.
 
-The only place that looks at a URL's scheme. Every write is of a whole object, atomic, and durable
-when the call returns; `create` makes an object only where there is none. Nothing here knows what
-the bytes mean.
+This package is the only place that looks at a URL's scheme. Every write replaces a whole object,
+is atomic, and is durable when the call returns; `create` writes an object only if there is none.
+Nothing here interprets the bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cache_service.errors import ConfigError
 
 _SERVER = re.compile(r"[^/]+:\d+/v1/caches/")
-"""A host, a port and the service's path: a URL whose `http://` was left out, and no folder."""
+"""Host, port and the service's path: a URL without its `http://`, and not a folder."""
 
 
 class Storage(Protocol):
@@ -25,31 +25,31 @@ class Storage(Protocol):
     url: str
 
     def get(self, key: str) -> bytes | None:
-        """The object, or None where there is none."""
+        """The object, or None if there is none."""
         ...
 
     def get_ranges(self, key: str, ranges: list[tuple[int, int]]) -> list[bytes] | None:
-        """Bytes [start, stop) of one object for each range, or None where there is no object.
+        """Bytes [start, stop) of one object for each range, or None if there is no object.
 
-        Ranges are not empty. One that runs over the object's end comes back short, so the caller
-        checks lengths; one that begins there comes back empty or is a StorageError.
+        Ranges are not empty. A range that extends beyond the object's end is returned short, so the
+        caller checks lengths; one that starts there is returned empty or raises StorageError.
         """
         ...
 
     def size(self, key: str) -> int | None:
-        """Bytes of the object, or None where there is none."""
+        """The size of the object in bytes, or None if there is none."""
         ...
 
     def put(self, key: str, content: bytes) -> None:
-        """Write the object, replacing one that is there."""
+        """Writes the object, replacing an existing one."""
         ...
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write the object unless there is one. False means that somebody else was first."""
+        """Writes the object unless it exists. Returns False if it does."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object if it is there."""
+        """Removes the object if it exists."""
         ...
 
     def list(self, prefix: str) -> list[str]:
@@ -57,37 +57,72 @@ class Storage(Protocol):
         ...
 
     def map(self, key: str) -> NDArray[np.uint8] | None:
-        """The object as a read-only memory map; None where it is absent or cannot be mapped."""
+        """The object as a read-only memory map; None if it is absent or cannot be mapped."""
         ...
 
     def begin(self, name: str) -> bool:
-        """Reserve a piece of work among builders of this storage; False: somebody else has it.
+        """Reserves a piece of work among all builders that write here; False if it is taken.
 
-        A reservation ends with the process that holds it, also by kill -9. Storages without such a
-        thing answer True: work done twice is wasted, never wrong.
+        A reservation ends with the process that holds it, also after kill -9. Storages without
+        locks return True: work that is done twice is wasted, never wrong.
         """
         ...
 
     def end(self, name: str) -> None:
-        """Give a reservation back."""
+        """Ends a reservation."""
         ...
 
     def sweep(self) -> None:
-        """Remove what interrupted writers left behind."""
+        """Removes temporary files that interrupted writers left."""
         ...
 
 
-def open_storage(url: str) -> Storage:
-    """The storage behind a path, `file://`, `s3://`, `http://` or `https://` URL.
+def check_key(key: str) -> str:
+    """Returns the key if it is valid.
+
+    The rule is the same for every storage, so that a key that works in a folder works in a bucket.
 
     Raises:
-        ConfigError: an unknown scheme, or the extra that it needs is not installed.
+        ConfigError: the key is absolute, has an empty, `.` or `..` part, a backslash, a NUL, or is
+            not valid Unicode.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key or "\\" in key:
+        raise ConfigError(
+            f"{key!r} is not a valid key: a key is relative and stays below its root."
+        )
+    try:
+        key.encode()
+    except UnicodeEncodeError as problem:
+        raise ConfigError(f"{key!r} is not a valid key: it is not Unicode text.") from problem
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Returns the prefix if it is valid: empty, or a key followed by `/`. Raises ConfigError."""
+    if prefix and not prefix.endswith("/"):
+        raise ConfigError(f"{prefix!r} is not a valid prefix: it must end with '/'.")
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
+
+
+def is_server_url(url: str) -> bool:
+    """Whether this is the URL of a cache on an HTTP server."""
+    return url.startswith(("http://", "https://"))
+
+
+def open_storage(url: str) -> Storage:
+    """Opens the storage at a path or a `file://`, `s3://`, `http://` or `https://` URL.
+
+    Raises:
+        ConfigError: the scheme is unknown, or the extra that it needs is not installed.
     """
     scheme, found, rest = url.partition("://")
     if not found:
         if _SERVER.match(url):
             raise ConfigError(
-                f"cannot open {url}: that is the address of a server, without its scheme.",
+                f"cannot open {url}: that is the address of a server without its scheme.",
                 hint=f"Write http://{url}",
             )
         return _local(url)
@@ -98,7 +133,7 @@ def open_storage(url: str) -> Storage:
     if scheme in ("http", "https"):
         return _server(url)
     raise ConfigError(
-        f"cannot open {url}: the scheme {scheme!r} is not known.",
+        f"cannot open {url}: the scheme {scheme!r} is unknown.",
         hint="Use a path, s3://bucket/prefix, gs://, az:// or http(s)://HOST/v1/caches/NAME.",
     )
 

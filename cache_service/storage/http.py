@@ -1,7 +1,7 @@
-"""A cache on a server, object by object, through its `zarr/` route. Reading only.
+"""Reads a cache on a server object by object, through its `zarr/` route.
 
-Which shards are recorded comes from the manifest, because HTTP has no listing. Rows for training
-come faster through `cache_service.remote`; this is what `info`, `verify` and the metadata use.
+The list of recorded shards comes from the manifest, because HTTP has no listing. Training reads
+rows faster through `cache_service.remote`; `info`, `verify` and the metadata use this module.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from cache_service.format.commit import commit_key
 from cache_service.format.frame import CHECKSUM_HEADER, checksum_of
 from cache_service.format.layout import MAX_PIECE_BYTES
 from cache_service.format.seeds import MAX_SEED
-from cache_service.storage.http_client import PATIENCE, HttpClient, Patience
-from cache_service.storage.http_exchange import Answer, Question
-from cache_service.storage.keys import check_key, check_prefix
+from cache_service.storage import check_key, check_prefix
+from cache_service.storage.http_client import (
+    DEFAULT_RETRIES,
+    HttpClient,
+    Request,
+    Response,
+    RetryPolicy,
+)
 
 COMMITS = "commits/"
 MAX_DOCUMENT_BYTES = 32 << 20
-"""Of a metadata document. A manifest of 4 million shards has about that."""
+"""Largest metadata document: about the size of a manifest of 4 million shards."""
 
-_INSIDE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
-_BEYOND = re.compile(r"bytes \*/(\d{1,18})", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_UNSATISFIED_RANGE = re.compile(r"bytes \*/(\d{1,18})", re.ASCII)
 
 
 class _Part(NamedTuple):
-    """Bytes of an object, and how many it has in all."""
+    """Some bytes of an object, and the size of the whole object."""
 
     content: bytes
     total: int
@@ -47,32 +52,32 @@ Keys: TypeAlias = list[str]
 
 
 class HttpStorage:
-    """See `cache_service.storage.Storage`."""
+    """Implements `cache_service.storage.Storage`; every write is refused."""
 
-    def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
-        self.client = HttpClient(url, patience)
+    def __init__(self, url: str, retries: RetryPolicy = DEFAULT_RETRIES) -> None:
+        self.client = HttpClient(url, retries)
         self.url = self.client.url
         self.fingerprint: str | None = None
-        """Of the cache that this must stay; the first manifest says it where nobody did before."""
+        """Fingerprint that the cache must keep. If unset, the first manifest sets it."""
 
     def get(self, key: str, *, wait_s: float = 0.0) -> bytes | None:
-        """The object, or None where there is none; of a cache that is queued, within `wait_s`."""
+        """The object, or None if there is none. Waits up to `wait_s` for a cache in the queue."""
 
-        def read(answer: Answer) -> bytes | None:
-            return None if answer.status == 404 else _whole(answer, f"{self.url}/{key}")
+        def parse(response: Response) -> bytes | None:
+            return None if response.status == 404 else _whole(response, f"{self.url}/{key}")
 
         limit = MAX_DOCUMENT_BYTES if key.endswith(".json") else MAX_PIECE_BYTES + 64
         try:
-            question = Question("GET", _target(key), limit=limit)
-            return self.client.ask(question, read, passes=(404,), wait_s=wait_s)
+            request = Request("GET", _target(key), limit=limit)
+            return self.client.send(request, parse, accept=(404,), wait_s=wait_s)
         except RowsNotBuiltError:
-            # Of a shard's rows a server says "not yet"; whether there is a commit is a question.
+            # The server's answer for objects of a shard. An absent commit is not an error.
             if key.startswith(COMMITS):
                 return None
             raise
 
     def get_ranges(self, key: str, ranges: list[tuple[int, int]]) -> list[bytes] | None:
-        """Bytes [start, stop) for each range, or None where there is no object."""
+        """Bytes [start, stop) for each range, or None if there is no object."""
         found: list[bytes] = []
         for run in _runs(ranges):
             start, stop = run[0][0], run[-1][1]
@@ -83,8 +88,8 @@ class HttpStorage:
         return found
 
     def size(self, key: str) -> int | None:
-        """Bytes of the object, or None where there is none."""
-        # Not HEAD: an error that comes without a body says no more than its status.
+        """The size of the object in bytes, or None if there is none."""
+        # Not HEAD: its errors have no body, which would explain them.
         found = self._get_range(key, 0, 1)
         return None if found is None else found.total
 
@@ -92,65 +97,65 @@ class HttpStorage:
         """Keys of the commits, sorted.
 
         Raises:
-            UnsupportedError: any other prefix: a server lists nothing else.
+            UnsupportedError: any other prefix, because a server lists nothing else.
         """
         if check_prefix(prefix) != COMMITS:
             raise UnsupportedError(f"{self.url} lists the keys below {COMMITS} only.")
-        return sorted(self.client.ask(Question("GET", "", limit=MAX_DOCUMENT_BYTES), self._keys))
+        return sorted(self.client.send(Request("GET", "", limit=MAX_DOCUMENT_BYTES), self._keys))
 
     def map(self, key: str) -> NDArray[np.uint8] | None:  # noqa: ARG002  one signature for all
-        """What a server sends cannot be mapped."""
+        """None: a response cannot be mapped."""
         return None
 
     def put(self, key: str, content: bytes) -> None:  # noqa: ARG002  one signature for all
-        """Refused, as every change is."""
+        """Raises UnsupportedError, as every write does."""
         self._refuse(key)
 
     def create(self, key: str, content: bytes) -> bool:  # noqa: ARG002  one signature for all
-        """Refused, as every change is."""
+        """Raises UnsupportedError, as every write does."""
         self._refuse(key)
 
     def delete(self, key: str) -> None:
-        """Refused, as every change is."""
+        """Raises UnsupportedError, as every write does."""
         self._refuse(key)
 
     def begin(self, name: str) -> bool:
-        """Refused, as every change is."""
+        """Raises UnsupportedError, as every write does."""
         self._refuse(name)
 
     def end(self, name: str) -> None:
-        """Nothing was reserved."""
+        """Does nothing: there are no reservations."""
 
     def sweep(self) -> None:
-        """Nothing was written."""
+        """Does nothing: nothing is written here."""
 
     def _get_range(self, key: str, start: int, stop: int) -> _Part | None:
-        def read(answer: Answer) -> _Part | None:
-            if answer.status == 404:
+        def parse(response: Response) -> _Part | None:
+            if response.status == 404:
                 return None
-            stated = answer.headers.get("content-range", "")
-            beyond = _BEYOND.fullmatch(stated)
-            if answer.status == 416 and beyond is not None:
-                return _Part(b"", int(beyond[1]))
-            inside = _INSIDE.fullmatch(stated)
-            first, last, total = map(int, inside.groups()) if inside else (0, -1, 0)
+            stated = response.headers.get("content-range", "")
+            unsatisfied = _UNSATISFIED_RANGE.fullmatch(stated)
+            if response.status == 416 and unsatisfied is not None:
+                return _Part(b"", int(unsatisfied[1]))
+            matched = _CONTENT_RANGE.fullmatch(stated)
+            first, last, total = map(int, matched.groups()) if matched else (0, -1, 0)
             size = last + 1 - first
-            if answer.status != 206 or first != start or size != min(stop, total) - start:
+            if response.status != 206 or first != start or size != min(stop, total) - start:
                 raise CorruptError(
-                    f"{self.url}/{key} was asked for bytes {start} to {stop - 1}; the server "
-                    f"answers {stated[:60]!r} with status {answer.status}."
+                    f"bytes {start} to {stop - 1} of {self.url}/{key} were requested; the server "
+                    f"answers {stated[:60]!r} with status {response.status}."
                 )
-            if size != len(answer.body):
-                raise CorruptError(f"{self.url}/{key} came with another length than it says.")
-            return _Part(_whole(answer, f"{self.url}/{key}"), total)
+            if size != len(response.body):
+                raise CorruptError(f"{self.url}/{key} has another length than its header states.")
+            return _Part(_whole(response, f"{self.url}/{key}"), total)
 
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        question = Question("GET", _target(key), headers, limit=stop - start)
-        return self.client.ask(question, read, passes=(404, 416))
+        request = Request("GET", _target(key), headers, limit=stop - start)
+        return self.client.send(request, parse, accept=(404, 416))
 
-    def _keys(self, answer: Answer) -> Keys:
-        """Commit keys of a manifest, each number of it checked."""
-        content = _whole(answer, self.url)
+    def _keys(self, response: Response) -> Keys:
+        """Commit keys in a manifest, with every number checked."""
+        content = _whole(response, self.url)
         try:
             manifest = json.loads(content)
             fingerprint = manifest["fingerprint"]
@@ -172,8 +177,8 @@ class HttpStorage:
 
     def _refuse(self, key: str) -> NoReturn:
         raise UnsupportedError(
-            f"{self.url}/{key} cannot be written: a cache is only read over HTTP.",
-            hint="Run this on the server, with the cache's path there.",
+            f"{self.url}/{key} cannot be written: HTTP access to a cache is read-only.",
+            hint="Run this command on the server, with the path of the cache there.",
         )
 
 
@@ -181,12 +186,12 @@ def _target(key: str) -> str:
     return f"/zarr/{quote(check_key(key))}"
 
 
-def _whole(answer: Answer, what: str) -> bytes:
-    """The body, held against its checksum where the server sends one."""
-    content = answer.body
-    checksum = answer.headers.get(CHECKSUM_HEADER)
+def _whole(response: Response, what: str) -> bytes:
+    """The body, checked against its checksum if the server sends one."""
+    content = response.body
+    checksum = response.headers.get(CHECKSUM_HEADER)
     if checksum is not None and checksum != checksum_of(content):
-        raise CorruptError(f"{what} was damaged on the way: its CRC-32C is not {checksum[:8]}.")
+        raise CorruptError(f"{what} was damaged in transit: its CRC-32C is not {checksum[:8]}.")
     return content
 
 
@@ -200,7 +205,7 @@ def _commit_keys(seed: str, shards: Any) -> list[str]:
 
 
 def _runs(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Ranges that follow one another, together: they are one request."""
+    """Groups adjacent ranges: each group becomes one request."""
     runs: list[list[tuple[int, int]]] = []
     for start, stop in ranges:
         if runs and runs[-1][-1][1] == start:

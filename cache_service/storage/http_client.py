@@ -1,21 +1,34 @@
-"""Questions to one server, asked again until they are answered, and no longer than agreed.
+"""A bounded, retrying HTTP client for one server that holds caches.
 
-What may pass is tried again: a server that is restarted, a line that breaks, an answer damaged on
-the way. What will not pass is refused at once: a wrong token, a wrong name, a damaged cache.
+Connections are pooled by urllib3. The rest of urllib3's convenience is switched off, because a
+response is not trusted here: its length has to be stated before a byte of its body is read, it is
+read as it is (a compressed or chunked one is refused), it has to be complete by a deadline however
+slowly it arrives, and redirects are not followed since the token would go with them. Retries are
+bounded by time and not by count (`urllib3.Retry` counts), and also cover damaged bodies and rows
+that the server is still recording.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
 import random
+import re
+import socket
+import ssl
+import threading
 import time
-import weakref
-from collections.abc import Callable, Container
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
-from urllib3.connection import HTTPConnection
+import urllib3
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Timeout
 
 from cache_service.errors import (
     ConfigError,
@@ -25,48 +38,149 @@ from cache_service.errors import (
     RowsNotBuiltError,
     StorageError,
 )
-from cache_service.storage.http_address import TOKEN_VARIABLE, parse_address, read_token
-from cache_service.storage.http_exchange import (
-    Answer,
-    BadAnswerError,
-    BrokenExchangeError,
-    Question,
-    exchange,
-    open_connection,
-)
 
 T = TypeVar("T")
 
 LOG = logging.getLogger(__name__)
 
-SAY_AFTER_S = 10.0
-"""After so long without an answer a person is told: a run that waits looks like one that hangs."""
+TOKEN_VARIABLE = "KD_CACHE_TOKEN"  # noqa: S105  the name of a variable, not a token
+TOKEN_FILE_VARIABLE = "KD_CACHE_TOKEN_FILE"  # noqa: S105  as above
+
+CONNECT_S = 10.0
+SILENCE_S = 30.0
+"""Longest pause within a response, and what a response may take besides its transfer time."""
+
+SLOWEST_BYTES_PER_S = 64 << 10
+"""A connection slower than this is given up: 8 MiB may take 2 minutes, not a day."""
+
+SLOW_LIMIT_BYTES = 8 << 20
+"""Bytes beyond this have to arrive sixteen times as fast."""
+
+MAX_PROBLEM_BYTES = 64 << 10
+"""Largest body of an error response that is read."""
 
 MAX_RETRY_AFTER_S = 30.0
-"""A server may ask for more; it is asked again all the same."""
+"""A server may ask for a longer pause; it is asked again after this one all the same."""
+
+WARN_AFTER_S = 10.0
+"""An outage of this length is logged: a run that waits looks like one that hangs."""
 
 NO_ROUTE = "not_found"
-"""What the service answers where no cache can be: the address is wrong, not its cache missing."""
+"""The service's error code for a path where no cache can be: the address is wrong."""
 
-_BUSY = frozenset({408, 425, 429, 502, 503, 504})
-_KINDS = {
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")
+"""What RFC 6750 allows in a bearer token: no space and no line break, so no second header."""
+
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_BUSY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
+_ERRORS_BY_CODE = {
     kind.code: kind
     for kind in KdCacheError.__subclasses__()
     if kind.__module__ == KdCacheError.__module__
 }
 _JITTER = random.SystemRandom()
-"""Not the global generator, which belongs to the run."""
+"""Not the global generator: that one belongs to the training run."""
 
 
-class Patience(NamedTuple):
-    """How failures are borne.
+class Address(NamedTuple):
+    """A checked URL. `path` starts with `/` and does not end with one, or is empty."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, with the default port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}"
+
+    @property
+    def url(self) -> str:
+        """The URL in its only spelling; safe to print."""
+        return self.origin + self.path
+
+
+def parse_address(url: str) -> Address:
+    """Parses the URL of a cache on a server.
+
+    Raises:
+        ConfigError: not an http or https URL, or one with a password, a query or a fragment. The
+            message does not repeat any part of the URL that could be secret.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as problem:
+        raise ConfigError("the URL of the cache has an invalid host or port.") from problem
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "the URL of a cache holds a user name or a password, which would end up in logs.",
+            hint=f"Remove it and put the token into the environment variable {TOKEN_VARIABLE}.",
+        )
+    host = parts.hostname or ""
+    # urlsplit drops line breaks and tabs silently; a URL that contains one is refused instead.
+    printable = url.isascii() and url.isprintable() and " " not in url and "\\" not in url
+    if not printable or parts.scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(host):
+        raise ConfigError(
+            f"{_printable_origin(parts)} is not the URL of a server.",
+            hint="Write http(s)://HOST[:PORT]/v1/caches/NAME.",
+        )
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ConfigError(
+            f"the URL of the cache at {_printable_origin(parts)} has a query or a fragment.",
+            hint="Write http(s)://HOST[:PORT]/v1/caches/NAME, and nothing after it.",
+        )
+    path = parts.path.rstrip("/")
+    return Address(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], path)
+
+
+def _printable_origin(parts: SplitResult) -> str:
+    host = "".join(c for c in parts.hostname or "" if c.isprintable())
+    return f"{parts.scheme or 'URL'}://{host}"
+
+
+def read_token() -> str | None:
+    """Reads the bearer token from the environment, or from the file that the environment names.
+
+    It is read for each request, and is never part of a URL, file, pickle, log line or message.
+
+    Raises:
+        ConfigError: the file cannot be read, or its content is not a token.
+    """
+    where, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        path = os.environ.get(TOKEN_FILE_VARIABLE)
+        if not path:
+            return None
+        where = f"the file that {TOKEN_FILE_VARIABLE} names"
+        try:
+            with open(path, encoding="ascii") as file:  # noqa: PTH123  a variable's raw value
+                token = file.read(4096).strip()
+        except (OSError, ValueError) as problem:
+            raise ConfigError(f"{where} cannot be read ({type(problem).__name__}).") from None
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            f"{where} does not hold a token: it has {len(token)} characters, and some of them are "
+            "not allowed in a token.",
+            hint="Put in the one line that `kd-cache token` printed.",
+        )
+    return token
+
+
+class RetryPolicy(NamedTuple):
+    """For how long failed requests are repeated.
 
     Attributes:
-        first_s: until the first answer of all: a wrong address should not take minutes to say.
-        total_s: later, for one question: a server that is restarted, a machine that reboots.
-        attempts: for answers that come but are damaged or make no sense.
-        base_s: the first pause; each further one is twice as long.
-        cap_s: the longest pause.
+        first_s: before the server has answered for the first time, in seconds. It is short, so
+            that a wrong address is reported soon.
+        total_s: later, for one request, in seconds: a server restarts, a machine reboots.
+        attempts: how many damaged or invalid responses are accepted before giving up.
+        base_s: the first pause in seconds; each further one is twice as long.
+        cap_s: the longest pause in seconds.
     """
 
     first_s: float = 10.0
@@ -75,147 +189,198 @@ class Patience(NamedTuple):
     base_s: float = 0.1
     cap_s: float = 2.0
 
+    def pause_s(self, failures: int) -> float:
+        """The pause after this many failures: exponential, with jitter."""
+        longest = min(self.cap_s, self.base_s * 2.0 ** min(failures, 30))
+        return longest * _JITTER.uniform(0.5, 1.0)
 
-PATIENCE = Patience()
+
+DEFAULT_RETRIES = RetryPolicy()
 
 
-class _Setback(NamedTuple):
-    """A try that may go better next time.
+class Request(NamedTuple):
+    """A request without the headers that every request has.
 
     Attributes:
-        trouble: what to raise where there is no next time.
-        pause_s: what the server asks to wait.
-        kind: no answer; one that is bad; or a good one that says "not recorded yet".
+        method: GET, HEAD or POST.
+        target: path and query, relative to the address of the client.
+        headers: additional ones.
+        body: of a POST.
+        limit: largest body of a successful response, in bytes.
+        server_wait_s: time that the server was asked to wait before it answers, in seconds.
     """
 
-    trouble: KdCacheError
-    kind: str
-    pause_s: float = 0.0
+    method: str
+    target: str
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
+    limit: int = 1 << 20
+    server_wait_s: float = 0.0
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds in which the response has to be complete."""
+        slow = min(self.limit, SLOW_LIMIT_BYTES)
+        transfer_s = slow / SLOWEST_BYTES_PER_S
+        transfer_s += (self.limit - slow) / (16 * SLOWEST_BYTES_PER_S)
+        return CONNECT_S + SILENCE_S + self.server_wait_s + transfer_s
 
 
-class _Value(NamedTuple, Generic[T]):
-    value: T
+class Response(NamedTuple):
+    """A complete response. The names in `headers` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _NoResponseError(Exception):
+    """The connection failed, or the response is incomplete."""
+
+
+class _InvalidResponseError(Exception):
+    """There is a response, but not one that is accepted here."""
+
+
+class _Failure(NamedTuple):
+    """A failed attempt that is worth repeating.
+
+    Attributes:
+        error: raised if there is no further attempt.
+        kind: there was no response; it was invalid; or the rows are not recorded yet.
+        retry_after_s: pause that the server asked for.
+    """
+
+    error: KdCacheError
+    kind: Literal["no response", "invalid", "not recorded"]
+    retry_after_s: float = 0.0
 
 
 class HttpClient:
-    """Asks one server. Safe to pickle and to fork: connections are opened where they are used."""
+    """Sends requests to one server.
 
-    def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
+    A client may be pickled and survives a fork: each process opens its own connections.
+    """
+
+    def __init__(self, url: str, retries: RetryPolicy = DEFAULT_RETRIES) -> None:
         self.address = parse_address(url)
         self.url = self.address.url
-        self.patience = patience
-        self._answered = False
-        self._open_here()
+        self.retries = retries
+        self._has_answered = False
+        self._open_pool()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without connections. The token is read for each question and never kept."""
-        return {"url": self.url, "patience": self.patience, "answered": self._answered}
+        """Without connections and without the token."""
+        return {"url": self.url, "retries": self.retries, "has_answered": self._has_answered}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.url = state["url"]
-        self.address = parse_address(self.url)
-        self.patience = state["patience"]
-        self._answered = state["answered"]
-        self._open_here()
+        self.__init__(state["url"], state["retries"])  # type: ignore[misc]  # the same class
+        self._has_answered = state["has_answered"]
 
-    def ask(
+    def send(
         self,
-        question: Question,
-        read: Callable[[Answer], T],
+        request: Request,
+        parse: Callable[[Response], T],
         *,
-        passes: Container[int] = (),
+        accept: Container[int] = (),
         wait_s: float = 0.0,
     ) -> T:
-        """The answer, as `read` understands it.
+        """Sends the request, repeatedly if need be, and returns what `parse` makes of the response.
 
         Args:
-            question: what is asked.
-            read: makes a value of a good answer; raises CorruptError where it is not what was
-                asked for, and then the server is asked again.
-            passes: statuses of errors that are for `read`, too.
-            wait_s: how long rows are awaited that are planned but not recorded.
+            request: what to send.
+            parse: turns a response into a value; raises CorruptError if the response does not
+                answer the request, which is then repeated.
+            accept: error statuses that are passed to `parse`, too.
+            wait_s: how long to wait for rows that are planned but not recorded, in seconds.
 
         Raises:
-            StorageError: no answer in time, or none that makes sense.
-            CorruptError: every answer was damaged, or the server says that the cache is.
+            StorageError: no response in time, or none that is valid.
+            CorruptError: every response was damaged, or the server reports a damaged cache.
             RowsNotBuiltError: not recorded, or not within `wait_s`.
-            ConfigError: the server wants another token.
-            KdCacheError: any other refusal that the server states.
+            ConfigError: the server does not accept the token.
+            KdCacheError: any other error that the server reports.
         """
-        began = quiet_since = time.monotonic()
-        tries = bad = 0
-        said = False
+        began = outage_began = time.monotonic()
+        failures = invalid = 0
+        warned = False
         while True:
-            got = self._try(question, read, passes)
-            if not isinstance(got, _Setback):
-                return got.value
+            result = self._attempt(request, parse, accept)
+            if not isinstance(result, _Failure):
+                return result[0]
             now = time.monotonic()
-            pause = max(got.pause_s, self._backoff(tries))
-            if got.kind == "waiting":
-                # An outage in between is borne anew: waiting does not use up that patience.
-                quiet_since, tries, ends, said = now, 0, began + wait_s, False
-                pause = min(pause, max(ends - now, 0.0))
-                given_up = now >= ends
+            pause = max(result.retry_after_s, self.retries.pause_s(failures))
+            if result.kind == "not recorded":
+                # The server is up: a later outage gets its full time again.
+                outage_began, failures, warned = now, 0, False
+                end = began + wait_s
+                pause = min(pause, max(end - now, 0.0))
+                give_up = now >= end
             else:
-                tries += 1
-                bad += got.kind == "bad"
-                ends = quiet_since + self._borne_s()
-                given_up = bad >= self.patience.attempts or now + pause > ends
-                if not said and not given_up and now + pause - quiet_since >= SAY_AFTER_S:
-                    LOG.warning("%s Trying for %.0f s more.", got.trouble.message, ends - now)
-                    said = True
-            if given_up:
-                raise got.trouble
+                failures += 1
+                invalid += result.kind == "invalid"
+                limit_s = self.retries.total_s if self._has_answered else self.retries.first_s
+                end = outage_began + limit_s
+                give_up = invalid >= self.retries.attempts or now + pause > end
+                if not (warned or give_up) and now + pause - outage_began >= WARN_AFTER_S:
+                    LOG.warning("%s Retrying for %.0f s more.", result.error.message, end - now)
+                    warned = True
+            if give_up:
+                raise result.error
             time.sleep(pause)
 
-    def _try(
-        self, question: Question, read: Callable[[Answer], T], passes: Container[int]
-    ) -> _Value[T] | _Setback:
+    def _attempt(
+        self, request: Request, parse: Callable[[Response], T], accept: Container[int]
+    ) -> tuple[T] | _Failure:
+        what = f"{request.method} {self.url}{request.target}"
         try:
-            answer = self._exchange(question)
-        except BadAnswerError as problem:
-            return _Setback(CorruptError(f"{self._what(question)} got {problem}."), "bad")
-        except BrokenExchangeError as problem:
+            response = self._exchange(request)
+        except _InvalidResponseError as problem:
+            return _Failure(CorruptError(f"{what} got {problem}."), "invalid")
+        except _NoResponseError as problem:
             hint = f"Check the address, and that `kd-cache serve` runs on {self.address.host}."
-            trouble = StorageError(f"{self._what(question)} got no answer: {problem}.", hint=hint)
-            return _Setback(trouble, "silent")
-        self._answered = True
-        told = _problem_of(answer)
-        elsewhere = told.get("code") in (NotACacheError.code, NO_ROUTE)
-        known = answer.status in passes and not elsewhere
-        if 200 <= answer.status < 300 or (known and (told or answer.status != 404)):
+            error = StorageError(f"{what} got no answer: {problem}.", hint=hint)
+            return _Failure(error, "no response")
+        self._has_answered = True
+        document = _problem_document(response)
+        wrong_address = document.get("code") in (NotACacheError.code, NO_ROUTE)
+        accepted = response.status in accept and not wrong_address
+        if 200 <= response.status < 300 or (accepted and (document or response.status != 404)):
             try:
-                return _Value(read(answer))
+                return (parse(response),)
             except CorruptError as damage:
-                return _Setback(damage, "bad")
-        return self._judge(question, answer, told)
+                return _Failure(damage, "invalid")
+        return self._judge(what, response, document)
 
-    def _judge(self, question: Question, answer: Answer, told: dict[str, Any]) -> _Setback:
-        refusal = self._refusal(question, answer, told)
-        if isinstance(refusal, RowsNotBuiltError) and answer.status == 503:
-            return _Setback(refusal, "waiting", _retry_after(answer))
-        if answer.status in _BUSY:
-            return _Setback(refusal, "silent", _retry_after(answer))
-        moved = 300 <= answer.status < 400
-        # A status may itself be damage on the way, unless the document in the body repeats it.
-        if moved or (told and (answer.status < 500 or told["code"] == CorruptError.code)):
-            raise refusal
-        return _Setback(refusal, "bad")
+    def _judge(self, what: str, response: Response, document: dict[str, Any]) -> _Failure:
+        """A failure if the request may succeed later; raises the error otherwise."""
+        error = self._error(what, response, document)
+        retry_after_s = _retry_after(response)
+        if isinstance(error, RowsNotBuiltError) and response.status == 503:
+            return _Failure(error, "not recorded", retry_after_s)
+        if response.status in _BUSY_STATUSES:
+            return _Failure(error, "no response", retry_after_s)
+        redirect = 300 <= response.status < 400
+        # A bare status may itself be damage on the way; one that a document repeats is meant.
+        meant = document and (response.status < 500 or document["code"] == CorruptError.code)
+        if redirect or meant:
+            raise error
+        return _Failure(error, "invalid")
 
-    def _refusal(self, question: Question, answer: Answer, told: dict[str, Any]) -> KdCacheError:
-        what, status = self._what(question), answer.status
+    def _error(self, what: str, response: Response, document: dict[str, Any]) -> KdCacheError:
+        status = response.status
         if status in (401, 403):
-            return self._unwelcome(status)
+            return self._token_error(status)
         if 300 <= status < 400:
             return StorageError(
-                f"{what} is redirected ({status}) to {_clean(answer.headers.get('location'))}: "
+                f"{what} is redirected ({status}) to {_clean(response.headers.get('location'))}: "
                 "redirects are not followed, because the token would go with them.",
                 hint="Use the final address.",
             )
-        if told and told["code"] != NO_ROUTE:
-            kind = _KINDS.get(told["code"], StorageError)
-            detail = _clean(told.get("detail")) or f"status {status}"
-            return kind(f"{self.url} says: {detail}", hint=_clean(told.get("hint")))
+        if document and document["code"] != NO_ROUTE:
+            kind = _ERRORS_BY_CODE.get(document["code"], StorageError)
+            detail = _clean(document.get("detail")) or f"status {status}"
+            return kind(f"{self.url} says: {detail}", hint=_clean(document.get("hint")))
         if status == 404:
             return NotACacheError(
                 f"no cache at {self.url}: the server there answers 404.",
@@ -223,83 +388,212 @@ class HttpClient:
             )
         return StorageError(f"{what} is answered with status {status}.")
 
-    def _unwelcome(self, status: int) -> ConfigError:
+    def _token_error(self, status: int) -> ConfigError:
         if read_token() is None:
-            found, hint = "asks for a token, and none is set here", "Put one that it knows into"
+            found, wanted = "asks for a token, and none is set here", "a token that it accepts"
         elif status == 401:
-            found, hint = "does not know the token that it was sent", "Put one that it knows into"
+            found, wanted = "does not know the token that was sent", "a token that it accepts"
         else:
-            found, hint = "does not let this token do this", "Put one with the right scope into"
+            found, wanted = "does not allow this request with this token", "one with that scope"
         return ConfigError(
-            f"{self.url} {found} ({status}).", hint=f"{hint} the environment as {TOKEN_VARIABLE}."
+            f"{self.url} {found} ({status}).",
+            hint=f"Put {wanted} into the environment variable {TOKEN_VARIABLE}.",
         )
 
-    def _exchange(self, question: Question) -> Answer:
+    def _exchange(self, request: Request) -> Response:
+        """One request and its complete response, over a pooled connection."""
         token = read_token()
-        headers = {
-            "Accept-Encoding": "identity",
-            "User-Agent": "kd-cache",
-            **question.headers,
-        }
+        headers = {"Accept-Encoding": "identity", "User-Agent": "kd-cache", **request.headers}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        connection = self._take()
-        answer = exchange(connection, question, self.address.path + question.target, headers)
-        self._idle.append(connection)
-        return answer
+        if self._process != os.getpid():  # after a fork these connections are the parent's
+            self._open_pool()
+        deadline = time.monotonic() + request.deadline_s
+        with self._translated_errors(request.deadline_s):
+            response = self._pool.urlopen(
+                request.method,
+                self.address.path + request.target,
+                body=request.body,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                timeout=Timeout(CONNECT_S, SILENCE_S + request.server_wait_s),
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                result = _read(response, request, deadline)
+            except BaseException:
+                # Also after Ctrl-C: unread bytes must not be taken for the next response.
+                response.close()
+                raise
+            response.release_conn()
+        return result
 
-    def _take(self) -> HTTPConnection:
-        if self._process != os.getpid():  # a fork: these sockets are the parent's
-            self._open_here()
+    @contextmanager
+    def _translated_errors(self, allowed_s: float) -> Iterator[None]:
         try:
-            return self._idle.pop()
-        except IndexError:
-            return open_connection(self.address)
+            yield
+        except (HTTPError, OSError, http.client.HTTPException) as problem:
+            causes = list(_causes(problem))
+            for cause in causes:
+                if isinstance(cause, ssl.SSLCertVerificationError):
+                    raise ConfigError(
+                        f"{self.address.host} shows a certificate that is not trusted: "
+                        f"{cause.verify_message}.",
+                        hint="Name the authority that signed it with SSL_CERT_FILE=FILE.",
+                    ) from None
+            if isinstance(problem, ReadTimeoutError | TimeoutError):
+                raise _NoResponseError(f"no complete response within {allowed_s:.0f} s") from None
+            root = causes[-1]
+            broken_off = isinstance(root, OSError | http.client.IncompleteRead)
+            if isinstance(root, http.client.HTTPException) and not broken_off:
+                raise _InvalidResponseError(
+                    f"a response that is not HTTP ({_describe(root)})"
+                ) from None
+            raise _NoResponseError(_describe(root)) from None
 
-    def _open_here(self) -> None:
+    def _open_pool(self) -> None:
         self._process = os.getpid()
-        self._idle: list[HTTPConnection] = []
-        weakref.finalize(self, _close_all, self._idle)
-
-    def _what(self, question: Question) -> str:
-        return f"{question.method} {self.url}{question.target}"
-
-    def _borne_s(self) -> float:
-        return self.patience.total_s if self._answered else self.patience.first_s
-
-    def _backoff(self, tries: int) -> float:
-        longest = min(self.patience.cap_s, self.patience.base_s * 2.0 ** min(tries, 30))
-        return longest * _JITTER.uniform(0.5, 1.0)
+        kind = _HttpsPool if self.address.scheme == "https" else _HttpPool
+        options: dict[str, Any] = {}
+        if self.address.scheme == "https":
+            options["ssl_context"] = ssl.create_default_context()
+        self._pool = kind(self.address.host, self.address.port, maxsize=4, **options)
 
 
-def _close_all(connections: list[HTTPConnection]) -> None:
-    while connections:
-        connections.pop().close()
+class _HeaderDeadline:
+    """Limits the time in which status line and headers arrive to the connection's timeout.
+
+    The timeout of a socket starts again at every byte, so a server that sends one byte a second
+    would keep a reader for hours.
+    """
+
+    sock: Any
+    timeout: Any
+
+    def getresponse(self) -> Any:
+        """The response without its body; TimeoutError if it is not there in time."""
+        sock, fired = self.sock, threading.Event()
+
+        def cut() -> None:
+            fired.set()
+            with suppress(OSError):
+                # Not SSLSocket.shutdown, which also forgets the encryption under the reader.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+        timer = threading.Timer(float(self.timeout), cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()  # type: ignore[misc]  # mixed into a connection
+            if fired.is_set():  # the cut ended the headers in an orderly way
+                response.close()
+                raise TimeoutError
+            return response
+        except (OSError, http.client.HTTPException):
+            if fired.is_set():
+                raise TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
 
 
-def _problem_of(answer: Answer) -> dict[str, Any]:
-    """The problem document of an error; empty where there is none of this very status."""
-    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if answer.status < 400 or kind != "application/problem+json":
+class _HttpConnection(_HeaderDeadline, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_HeaderDeadline, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+def _read(response: BaseHTTPResponse, request: Request, deadline: float) -> Response:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    status, stated = response.status, headers.get("content-length", "")
+    if request.method == "HEAD" or status in (204, 304):
+        response.close()
+        return Response(status, headers, b"")
+    successful = 200 <= status < 300
+    size = int(stated) if stated.isascii() and stated.isdigit() and len(stated) <= 18 else None
+    if "transfer-encoding" in headers or size is None:
+        problem = "a response of unstated length"
+    elif headers.get("content-encoding", "identity").lower() != "identity":
+        problem = "a compressed response, which was not requested"
+    elif size > (request.limit if successful else MAX_PROBLEM_BYTES):
+        problem = f"a response of {size} bytes where at most {request.limit} were expected"
+    else:
+        return Response(status, headers, _read_body(response, size, deadline))
+    if successful:
+        raise _InvalidResponseError(problem)
+    # An error status counts even if its body cannot be read.
+    response.close()
+    return Response(status, headers, b"")
+
+
+def _read_body(response: BaseHTTPResponse, size: int, deadline: float) -> bytes:
+    # In pieces as they arrive: a stated length is not allocated in advance, and the deadline is
+    # checked however slowly the bytes come.
+    pieces, left = [], size
+    while left:
+        piece = response.read1(min(left, 1 << 20))
+        if not piece:
+            raise _NoResponseError(f"a response that ends {left} bytes too early")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def _problem_document(response: Response) -> dict[str, Any]:
+    """The problem document of an error response; empty if there is none with this very status."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if response.status < 400 or kind != "application/problem+json":
         return {}
     try:
-        told = json.loads(answer.body)
+        document = json.loads(response.body)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(told, dict) or told.get("status") != answer.status:
+    if not isinstance(document, dict) or document.get("status") != response.status:
         return {}
-    return told | {"code": str(told.get("code"))}
+    return document | {"code": str(document.get("code"))}
 
 
-def _retry_after(answer: Answer) -> float:
-    text = answer.headers.get("retry-after", "")
+def _retry_after(response: Response) -> float:
+    text = response.headers.get("retry-after", "")
     return min(float(text), MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
 
 
 def _clean(text: Any) -> str:
-    """A server's words, fit for one line of ours: no control characters, no token, not long."""
+    """A server's text as one printable line of at most 500 characters, without the token."""
     if not isinstance(text, str):
         return ""
     token = read_token()
     shown = text[:2000].replace(token, "***") if token else text[:2000]
     return "".join(c if c.isprintable() else " " for c in shown)[:500]
+
+
+def _causes(problem: BaseException) -> Iterator[BaseException]:
+    """The exception and what it wraps, outermost first. urllib3 wraps causes in its arguments."""
+    inner: BaseException | None = problem
+    while inner is not None:
+        yield inner
+        wrapped = [arg for arg in inner.args if isinstance(arg, BaseException)]
+        inner = wrapped[-1] if wrapped else inner.__cause__
+
+
+def _describe(problem: BaseException) -> str:
+    """The system's description of a failure if it has one, without addresses of objects."""
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    text = (str(problem).splitlines() or [""])[0].split("object at")[-1].split(">: ")[-1]
+    shown = "".join(c if c.isprintable() else " " for c in text)[:200].strip()
+    return f"{type(problem).__name__}: {shown}" if shown else type(problem).__name__

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import OutOfSpaceError, StorageError
-from cache_service.storage.keys import check_key, check_prefix
+from cache_service.storage import check_key, check_prefix
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

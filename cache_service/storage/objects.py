@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
 from cache_service.errors import StorageError
-from cache_service.storage.keys import check_key, check_prefix
+from cache_service.storage import check_key, check_prefix
 
 log = logging.getLogger("kdcache.storage")
 

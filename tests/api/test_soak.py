@@ -67,8 +67,8 @@ def watch_and_leave(port, times):
             assert opened.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def settles(true, patience_s=10.0):
-    until = time.monotonic() + patience_s
+def settles(true, server_wait_s=10.0):
+    until = time.monotonic() + server_wait_s
     while not true():
         if time.monotonic() > until:
             return False

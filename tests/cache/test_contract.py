@@ -231,5 +231,5 @@ def test_a_cache_of_another_identity_is_refused_on_opening(recorded):
 
 
 def test_a_url_of_no_storage_is_refused():
-    with pytest.raises(ConfigError, match="is not known"):
+    with pytest.raises(ConfigError, match="is unknown"):
         open_cache("ftp://host/cache")

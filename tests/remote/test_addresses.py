@@ -13,7 +13,7 @@ from support.origin import PROBLEM
 from cache_service.errors import ConfigError, KdCacheError, NotACacheError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.source import DiskSettings, open_source
-from cache_service.storage.http_address import parse_address, read_token
+from cache_service.storage.http_client import parse_address, read_token
 
 CANARY = "canary-5b1d0c3f9e"
 
@@ -109,7 +109,7 @@ def test_the_token_is_in_no_pickle_log_or_message(origin, monkeypatch, tmp_path,
     monkeypatch.setenv("KD_CACHE_TOKEN", CANARY)
     origin.token = CANARY
     disk = DiskSettings(str(tmp_path / "disk"))
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     cache.read(0, 0, 8)
     open_source(origin.url("c"), disk=disk).read(0, 0, 8)
     said = [pickle.dumps(cache).decode("latin-1"), repr(cache), repr(vars(cache)), caplog.text]

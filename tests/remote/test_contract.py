@@ -95,7 +95,7 @@ def test_rows_that_are_not_there_are_refused_as_the_folder_refuses_them(origin):
 
 
 def test_another_cache_than_the_one_asked_for_is_refused(origin):
-    with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was asked for"):
+    with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was requested"):
         open_source(origin.url("c"), fingerprint="0" * 64)
     with pytest.raises(NotACacheError, match="no cache at"):
         open_source(origin.url("nothing"))
@@ -140,7 +140,7 @@ def test_the_workers_of_a_loader_ask_for_each_batch_once_but_for_their_first_gue
 
 
 def test_a_long_range_is_asked_for_in_parts(origin, local, monkeypatch):
-    monkeypatch.setattr("cache_service.remote.spans.MAX_REQUEST_ROWS", 40)
+    monkeypatch.setattr("cache_service.remote.prefetch.MAX_REQUEST_ROWS", 40)
     cache = open_source(origin.url("c"))
     assert same(cache.read(0, 10, 130), local.read(0, 10, 130))
     numbers = np.arange(90)[::-1]
@@ -169,14 +169,14 @@ def test_verify_sees_damage_through_a_server(tmp_path):
     with serving(tmp_path) as origin:
         ended = kd_cache("verify", origin.url("c"), "--repair")
     assert ended.code == 2
-    assert "cannot be written: a cache is only read over HTTP" in ended.err
+    assert "cannot be written: HTTP access to a cache is read-only" in ended.err
 
 
 @pytest.mark.parametrize("write", ["put", "create", "delete", "begin"])
 def test_nothing_is_written_through_a_server(origin, write):
     storage = open_storage(origin.url("c"))
     arguments = ("key", b"content")[: 2 if write in ("put", "create") else 1]
-    with pytest.raises(UnsupportedError, match="only read over HTTP"):
+    with pytest.raises(UnsupportedError, match="HTTP access to a cache is read-only"):
         getattr(storage, write)(*arguments)
 
 

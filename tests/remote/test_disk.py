@@ -18,7 +18,7 @@ from cache_service.remote.source import DiskSettings, open_source
 
 
 def open_kept(origin, folder, max_bytes=10**9):
-    return open_remote(origin.url("c"), disk=DiskCache(str(folder), max_bytes), patience=QUICK)
+    return open_remote(origin.url("c"), disk=DiskCache(str(folder), max_bytes), retries=QUICK)
 
 
 def pieces(folder):
@@ -120,7 +120,7 @@ def test_rows_that_are_not_recorded_are_not_kept(origin, tmp_path):
 
 
 def test_a_disk_cache_is_for_servers_only(local, tmp_path):
-    with pytest.raises(ConfigError, match=r"it keeps rows of http\(s\):// caches only"):
+    with pytest.raises(ConfigError, match=r"it applies to http\(s\):// caches only"):
         open_source(local.url, disk=DiskSettings(str(tmp_path)))
 
 

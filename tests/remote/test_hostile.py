@@ -13,7 +13,7 @@ from support.ordered import AT_ONCE
 
 from cache_service.errors import CorruptError, KdCacheError, StorageError
 from cache_service.remote.cache import open_remote
-from cache_service.storage import http_exchange
+from cache_service.storage import http_client
 
 MEMORY = 24 << 20
 
@@ -41,7 +41,7 @@ def refused(origin, misdeed, ask):
 
 def play(origin, num_cases):
     """Names of the misdeeds that were believed, and of those that were not refused in time."""
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     asks, bad = questions(cache), []
     for case, maker in zip(range(num_cases), itertools.cycle(MISDEEDS), strict=False):
         rng = np.random.default_rng(case)
@@ -49,7 +49,7 @@ def play(origin, num_cases):
         refusal = refused(origin, lambda r, m=maker, g=rng: m(r, g), asks[case % len(asks)])
         if refusal is None or time.monotonic() - began > 5:
             bad.append((case, maker.__name__))
-        assert not cache._ahead._kept
+        assert not cache._prefetch._kept
     return bad
 
 
@@ -63,7 +63,7 @@ def test_none_of_2000_misdeeds_is_believed(origin):
 
 
 def test_a_refusal_is_about_what_was_asked(origin):
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     for maker in MISDEEDS:
         rng = np.random.default_rng(1)
         refusal = refused(origin, lambda r, m=maker, g=rng: m(r, g), questions(cache)[0])
@@ -75,7 +75,7 @@ def test_a_refusal_is_about_what_was_asked(origin):
 
 @pytest.mark.parametrize("stated", [10**9, 10**15])
 def test_what_a_server_states_is_not_allocated(origin, stated):
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
 
     def misdeed(reply):
         reply.headers["Content-Length"] = str(stated)
@@ -85,9 +85,9 @@ def test_what_a_server_states_is_not_allocated(origin, stated):
 
 
 def test_floods_are_cut(origin, monkeypatch):
-    monkeypatch.setattr(http_exchange, "SILENCE_S", 0.2)
-    monkeypatch.setattr(http_exchange, "CONNECT_S", 0.2)
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    monkeypatch.setattr(http_client, "SILENCE_S", 0.2)
+    monkeypatch.setattr(http_client, "CONNECT_S", 0.2)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     floods = {
         "headers": [b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"x" * 60_000 + b"\r\n"] * 400],
         "header": [b"HTTP/1.1 200 OK\r\nX: ", *[b"x" * 100_000] * 400],
@@ -108,9 +108,9 @@ def test_floods_are_cut(origin, monkeypatch):
 
 @pytest.mark.parametrize("part", ["status", "headers", "body"])
 def test_a_drip_is_cut_at_the_deadline(origin, monkeypatch, part):
-    monkeypatch.setattr(http_exchange, "SILENCE_S", 0.2)
-    monkeypatch.setattr(http_exchange, "CONNECT_S", 0.2)
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    monkeypatch.setattr(http_client, "SILENCE_S", 0.2)
+    monkeypatch.setattr(http_client, "CONNECT_S", 0.2)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n"
 
     def drip(reply):
@@ -126,12 +126,12 @@ def test_a_drip_is_cut_at_the_deadline(origin, monkeypatch, part):
 
     began = time.monotonic()
     refusal = refused(origin, misdeed, questions(cache)[0])
-    assert "no whole answer within" in str(refusal)
+    assert "no complete response within" in str(refusal)
     assert time.monotonic() - began < 2
 
 
 def test_a_manifest_that_is_none_is_refused(origin, local):
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     name = local.fingerprint
     for text in (
         "[]",
@@ -159,7 +159,7 @@ def test_a_manifest_that_is_none_is_refused(origin, local):
 
 
 def test_shards_that_a_cache_cannot_have_are_not_counted(origin, local):
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
 
     def misdeed(_path, reply):
         reply.body = (

@@ -65,7 +65,7 @@ def answers(status, code=None, **headers):
 def test_what_a_server_refuses_is_refused_after_so_many_questions(
     origin, status, code, kind, asked
 ):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     origin.misdeed = answers(status, code)
     with pytest.raises(kind):
         cache.read(0, 0, 5)
@@ -73,7 +73,7 @@ def test_what_a_server_refuses_is_refused_after_so_many_questions(
 
 
 def test_a_refusal_repeats_what_the_server_says_and_what_to_do(origin):
-    cache = open_remote(origin.url("c"), patience=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=AT_ONCE)
     origin.misdeed = answers(422, "config")
     with pytest.raises(ConfigError) as refusal:
         cache.read(0, 0, 5)
@@ -82,7 +82,7 @@ def test_a_refusal_repeats_what_the_server_says_and_what_to_do(origin):
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_busy_server_is_asked_again_until_it_answers(origin, local, status):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     busy, left = answers(status, "busy"), iter(range(9))
     origin.misdeed = lambda path, reply: (
         busy(path, reply) if "/rows" in path and next(left, None) is not None else reply
@@ -92,7 +92,7 @@ def test_a_busy_server_is_asked_again_until_it_answers(origin, local, status):
 
 
 def test_a_server_is_left_the_time_that_it_asks_for(origin, local):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     busy, left = answers(503, "busy", **{"Retry-After": "1"}), iter(range(1))
     origin.misdeed = lambda path, reply: (
         busy(path, reply) if next(left, None) is not None else reply
@@ -103,7 +103,7 @@ def test_a_server_is_left_the_time_that_it_asks_for(origin, local):
 
 
 def test_a_server_cannot_ask_for_more_time_than_there_is(origin):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     origin.misdeed = answers(503, "busy", **{"Retry-After": "9" * 12})
     began = time.monotonic()
     with pytest.raises(StorageError, match="because"):
@@ -113,11 +113,11 @@ def test_a_server_cannot_ask_for_more_time_than_there_is(origin):
 
 def test_a_wrong_address_is_said_soon_and_a_lost_server_is_waited_for(origin):
     brief = QUICK._replace(first_s=0.2, total_s=0.6)
-    cache = open_remote(origin.url("c"), patience=brief)
+    cache = open_remote(origin.url("c"), retries=brief)
     url = "http://127.0.0.1:9/v1/caches/c"
     began = time.monotonic()
     with pytest.raises(StorageError, match="got no answer") as refusal:
-        open_remote(url, patience=brief)
+        open_remote(url, retries=brief)
     first_s = time.monotonic() - began
     assert refusal.value.message.endswith("got no answer: Connection refused.")
     assert "kd-cache serve" in refusal.value.hint
@@ -129,8 +129,8 @@ def test_a_wrong_address_is_said_soon_and_a_lost_server_is_waited_for(origin):
 
 
 def test_an_outage_is_told_once_when_it_lasts(origin, monkeypatch, caplog):
-    monkeypatch.setattr(http_client, "SAY_AFTER_S", 0.05)
-    cache = open_remote(origin.url("c"), patience=QUICK._replace(total_s=1.5))
+    monkeypatch.setattr(http_client, "WARN_AFTER_S", 0.05)
+    cache = open_remote(origin.url("c"), retries=QUICK._replace(total_s=1.5))
     origin.misdeed = lambda _path, _reply: None
     with pytest.raises(StorageError):
         cache.read(0, 0, 5)
@@ -139,7 +139,7 @@ def test_an_outage_is_told_once_when_it_lasts(origin, monkeypatch, caplog):
 
 
 def test_damage_on_the_way_is_asked_for_again(origin, local):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     spoilt = iter([10, 200, 3000])
 
     def misdeed(path, reply):
@@ -153,7 +153,7 @@ def test_damage_on_the_way_is_asked_for_again(origin, local):
 
 
 def test_no_generator_of_the_run_is_drawn_from(origin):
-    cache = open_remote(origin.url("c"), patience=QUICK)
+    cache = open_remote(origin.url("c"), retries=QUICK)
     left = iter(range(3))
     origin.misdeed = lambda _path, reply: None if next(left, None) is not None else reply
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
@@ -177,7 +177,7 @@ FAULTS = [
 def test_a_bad_line_costs_time_and_never_a_row(origin, local):
     with proxied(origin.server_address[1], FAULTS) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/v1/caches/c"
-        cache = open_remote(url, patience=QUICK._replace(attempts=12))
+        cache = open_remote(url, retries=QUICK._replace(attempts=12))
         for seed in range(2):
             assert same(epoch_in_batches(cache, seed, 16), local.read(seed, 0, 300))
         numbers = np.arange(300)[::-6]

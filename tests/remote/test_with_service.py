@@ -66,7 +66,7 @@ def test_the_service_wants_its_token(root, monkeypatch):
         with pytest.raises(ConfigError, match=r"asks for a token, and none is set here \(401\)"):
             open_source(server.cache_url("c"))
         monkeypatch.setenv("KD_CACHE_TOKEN", "another")
-        with pytest.raises(ConfigError, match=r"does not know the token that it was sent \(401\)"):
+        with pytest.raises(ConfigError, match=r"does not know the token that was sent \(401\)"):
             open_source(server.cache_url("c"))
         monkeypatch.setenv("KD_CACHE_TOKEN", READ_TOKEN)
         assert open_source(server.cache_url("c")).complete_seeds() == [0, 1]

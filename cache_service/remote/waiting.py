@@ -1,4 +1,7 @@
-"""A cache in a folder or a bucket whose build is still under way: rows are awaited, not refused."""
+"""Reading a local or bucket cache while its build is still running: wait instead of refusing.
+
+A server waits on behalf of its clients, see `cache_service.api`.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,34 @@ from cache_service.views.order import epoch_order, positions_of
 
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 2.0
-"""A look costs one read of a small file, or one request; a shard takes seconds to minutes."""
+"""A poll reads one small file or sends one request; a shard takes seconds to minutes."""
 
 
-class FollowingCache(Cache):
-    """A cache that waits up to `wait_s` for each shard that is planned and not recorded."""
+class WaitingCache(Cache):
+    """A cache that waits up to `wait_s` seconds for each shard that is planned, not recorded."""
 
     def __init__(self, storage: Storage, group: Group, *, wait_s: float, open_shards: int) -> None:
         super().__init__(storage, group, open_shards=open_shards)
         self.wait_s = wait_s
 
     def commit(self, seed: int, shard: int) -> Commit:
-        """The checked commit of a shard, when it is there.
+        """The checked commit of a shard, once it exists.
 
         Raises:
-            RowsNotBuiltError: not planned, or not there in time.
-            CorruptError: it is damaged, or another shard's.
+            RowsNotBuiltError: the shard is not planned, or not recorded within `wait_s`.
+            CorruptError: the commit is damaged, or belongs to another shard.
         """
-        ends, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
+        end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
         while True:
             try:
                 return super().commit(seed, shard)
-            except RowsNotBuiltError as refusal:
+            except RowsNotBuiltError as error:
                 planned = 0 <= seed < self.num_seeds() and 0 <= shard < self.spec.num_shards
-                left = ends - time.monotonic()
-                if not planned or left <= 0:
-                    raise _late(refusal, self.wait_s) if planned else refusal from None
+                left = end - time.monotonic()
+                if not planned:
+                    raise
+                if left <= 0:
+                    raise _timed_out(error, self.wait_s) from None
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_POLL_S)
 
@@ -51,16 +56,17 @@ class FollowingCache(Cache):
     ) -> Arrays:
         """Encoded rows of the given samples, in request order.
 
-        Where they are follows from the seed: what is recorded so far need not be searched.
+        The positions are computed from the seed. The stored order, which `Cache.lookup` searches,
+        is incomplete while the build runs.
 
         Raises:
-            RowsNotBuiltError: a sample outside the dataset, or not there in time.
-            CorruptError: stored bytes are not those committed, or the order is another one.
+            RowsNotBuiltError: a sample outside the dataset, or not recorded within `wait_s`.
+            CorruptError: stored bytes differ from the commit, or the stored order is another one.
         """
         count = self.spec.dataset.num_samples
         inside = (samples >= 0) & (samples < count)
         if not inside.all():
-            return super().lookup(seed, samples, arrays=arrays)  # which refuses
+            return super().lookup(seed, samples, arrays=arrays)  # which raises the error
         positions = positions_of(epoch_order(count, seed))[samples].astype(np.int64)
         names = tuple(array.name for array in self.arrays) if arrays is None else arrays
         rows = self.gather(seed, positions, arrays=tuple({"sample": None, **dict.fromkeys(names)}))
@@ -69,8 +75,8 @@ class FollowingCache(Cache):
         return {name: rows[name] for name in names}
 
 
-def _late(refusal: RowsNotBuiltError, wait_s: float) -> RowsNotBuiltError:
+def _timed_out(error: RowsNotBuiltError, wait_s: float) -> RowsNotBuiltError:
     return RowsNotBuiltError(
-        f"{refusal.message} They were awaited for {wait_s:g} s.",
-        hint="Look whether the build still runs, or set a longer wait_s.",
+        f"{error.message} Waited {wait_s:g} s for it.",
+        hint="Check that the build still runs, or set a longer wait_s.",
     )
