@@ -519,7 +519,7 @@ def _read(response: BaseHTTPResponse, request: Request, deadline: float) -> Resp
     headers = {name.lower(): value for name, value in response.headers.items()}
     status, stated = response.status, headers.get("content-length", "")
     if request.method == "HEAD" or status in (204, 304):
-        response.close()
+        response.drain_conn()
         return Response(status, headers, b"")
     successful = 200 <= status < 300
     size = int(stated) if stated.isascii() and stated.isdigit() and len(stated) <= 18 else None
@@ -542,6 +542,8 @@ def _read_body(response: BaseHTTPResponse, size: int, deadline: float) -> bytes:
     # In pieces as they arrive: a stated length is not allocated in advance, and the deadline is
     # checked however slowly the bytes come.
     pieces, left = [], size
+    if not left:
+        response.drain_conn()  # marks the response as read, so that its socket can be reused
     while left:
         piece = response.read1(min(left, 1 << 20))
         if not piece:
