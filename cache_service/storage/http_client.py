@@ -487,16 +487,16 @@ class _HeaderDeadline:
         timer.start()
         try:
             response = super().getresponse()  # type: ignore[misc]  # mixed into a connection
-            if fired.is_set():  # the cut ended the headers in an orderly way
-                response.close()
-                raise TimeoutError
-            return response
         except (OSError, http.client.HTTPException):
             if fired.is_set():
                 raise TimeoutError from None
             raise
         finally:
             timer.cancel()
+        if fired.is_set():  # the cut looked like a regular end of the headers
+            response.close()
+            raise TimeoutError
+        return response
 
 
 class _HttpConnection(_HeaderDeadline, urllib3.connection.HTTPConnection):

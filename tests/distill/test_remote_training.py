@@ -188,7 +188,7 @@ def test_a_student_is_scored_on_a_cache_behind_a_url(tmp_path, root):
 def test_another_fingerprint_behind_a_url_is_refused(tmp_path, root):
     with serving(root) as origin:
         cache = {"url": origin.url("c"), "fingerprint": "0" * 64}
-        with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was asked for"):
+        with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was requested"):
             train(config_for(tmp_path, [cache]))
 
 
