@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
 from cache_service.models.heads import describe
-from distill.methods.heads import HeadLogits
+from distill.methods.multi_teacher import HeadLogits
 
 SPREAD = 0.02
 """Standard deviation of new tokens, positions and heads, as in DeiT. It must not be 0: tokens that

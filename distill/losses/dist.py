@@ -5,14 +5,17 @@ Shape letters: B batch, C classes.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from distill.losses.logspace import log_probabilities
 
 EPS = 1e-8
-"""Added to the product of two spreads, as published. Rows and columns whose spread is well under
-1e-4, such as classes that nobody expects in a batch, thus count as uncorrelated and pull little."""
+"""Added to the product of two norms, as published. Rows and columns whose norm is well under 1e-4,
+such as classes that are improbable in a whole batch, thus count as uncorrelated and have a small
+gradient."""
 
 
 def pearson(a: Tensor, b: Tensor, *, dim: int, eps: float = EPS) -> Tensor:
@@ -42,6 +45,29 @@ def intra_class_loss(
     return temperature**2 * (1.0 - pearson(student_BC, teacher_BC, dim=0)).mean()
 
 
+class DistTerms(NamedTuple):
+    """The two weighted terms of `dist_loss`, () tensors without a unit."""
+
+    inter: Tensor
+    intra: Tensor
+
+
+def dist_terms(
+    student_logits_BC: Tensor,
+    teacher_logits_BC: Tensor,
+    *,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> DistTerms:
+    """Return `beta * inter` and `gamma * intra`; arguments as in `dist_loss`."""
+    logits = (student_logits_BC, teacher_logits_BC)
+    return DistTerms(
+        beta * inter_class_loss(*logits, temperature=temperature),
+        gamma * intra_class_loss(*logits, temperature=temperature),
+    )
+
+
 def dist_loss(
     student_logits_BC: Tensor,
     teacher_logits_BC: Tensor,
@@ -63,7 +89,7 @@ def dist_loss(
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, with the
     T**2, the eps and the default weights of its code, which the paper does not mention.
     """
-    logits = (student_logits_BC, teacher_logits_BC)
-    return beta * inter_class_loss(*logits, temperature=temperature) + gamma * intra_class_loss(
-        *logits, temperature=temperature
+    inter, intra = dist_terms(
+        student_logits_BC, teacher_logits_BC, temperature=temperature, beta=beta, gamma=gamma
     )
+    return inter + intra

@@ -1,6 +1,6 @@
-"""Hard, mixed and smoothed labels as class distributions.
+"""Hard, mixed and smoothed labels as class distributions, and the cross-entropy against them.
 
-Shape letters: B batch, C classes.
+Shape letters: X any leading axes, B batch, C classes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from distill.losses.logspace import log_probabilities, widen
 
 
 def label_targets(
@@ -26,7 +28,7 @@ def label_targets(
     Args:
         labels_B: int64 class of each view.
         partner_labels_B: int64 class of the sample mixed into it; its own where unmixed.
-        weights_B: share w of the own label in 0..1; given exactly when the partners are.
+        weights_B: weight w of the own label in 0..1; given exactly when the partners are.
         num_classes: C.
         smoothing: probability spread evenly over all classes, the label's own included.
         dtype: of the result, float32 or wider.
@@ -36,16 +38,54 @@ def label_targets(
     assert (partner_labels_B is None) == (weights_B is None), "partners and weights come together"
     target_BC = one_hot(labels_B, num_classes).to(dtype)
     if partner_labels_B is not None and weights_B is not None:
-        share_B1 = weights_B.to(dtype).unsqueeze(-1)
+        weight_B1 = weights_B.to(dtype).unsqueeze(-1)
         partner_BC = one_hot(partner_labels_B, num_classes).to(dtype)
-        target_BC = share_B1 * target_BC + (1.0 - share_B1) * partner_BC
+        target_BC = weight_B1 * target_BC + (1.0 - weight_B1) * partner_BC
     return (1.0 - smoothing) * target_BC + smoothing / num_classes
 
 
 def majority_labels(labels_B: Tensor, partner_labels_B: Tensor, weights_B: Tensor) -> Tensor:
-    """Return the class that holds most of each view, int64 [B]; the own label in a tie.
+    """Return the class with the larger weight in each view, int64 [B]; the own label in a tie.
 
-    Losses that ask for *the* target class (DKD, NKD, SDD, Tf-KD) are given this one for mixed
-    views. The authors of NKD do the same (argmax of the mixed label); the others never mixed.
+    Losses that require *the* target class (DKD, NKD, SDD, Tf-KD) get this one for mixed views. The
+    code of NKD does the same (argmax of the mixed label); the other papers never mixed.
     """
     return torch.where(weights_B >= 0.5, labels_B, partner_labels_B)
+
+
+def soft_cross_entropy(logits_XC: Tensor, targets_XC: Tensor) -> Tensor:
+    """Return -sum targets * log softmax(logits), in nats, averaged over X.
+
+    Args:
+        logits_XC: raw logits.
+        targets_XC: class distributions, taken as constants; rows sum to 1.
+    """
+    return -(targets_XC.detach() * log_probabilities(logits_XC)).sum(dim=-1).mean()
+
+
+def label_loss(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    partner_labels_B: Tensor | None = None,
+    weights_B: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy against hard, mixed or smoothed labels, in nats.
+
+    Args:
+        logits_BC: raw logits.
+        labels_B: with `partner_labels_B`, `weights_B` and `smoothing`, as in `label_targets`.
+        partner_labels_B: given exactly when `weights_B` is.
+        weights_B: weight of the own label.
+        smoothing: probability spread evenly over all classes.
+    """
+    targets_BC = label_targets(
+        labels_B,
+        partner_labels_B,
+        weights_B,
+        num_classes=logits_BC.shape[-1],
+        smoothing=smoothing,
+        dtype=widen(logits_BC).dtype,
+    )
+    return soft_cross_entropy(logits_BC, targets_BC)

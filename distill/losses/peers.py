@@ -1,4 +1,4 @@
-"""Deep mutual learning: students on one stream that match each other.
+"""Deep mutual learning: students that train on the same batches and match each other.
 
 Shape letters: B batch, C classes.
 """
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distill.losses.kd import kd_loss
+from distill.losses.labels import label_loss
 from distill.losses.logspace import widen
-from distill.losses.soft_targets import kd_loss, label_loss
 
 
 def peer_match_loss(
@@ -45,7 +46,7 @@ def peer_losses(
 ) -> tuple[Tensor, ...]:
     """Return label loss + peer_weight * match of each student, in their order, in nats.
 
-    Every loss moves its own student only, so the sum may be sent backward at once.
+    The gradient of each loss reaches its own student only, so their sum may be backpropagated.
 
     Args:
         student_logits: raw logits [B, C] of each of k >= 1 students on the same views.
@@ -54,7 +55,7 @@ def peer_losses(
         peer_weight: weight of the match.
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018; T = 1, weight 1. Departure: they
-    update the students in turn, each seeing the others' fresh answers; here all move at once.
+    update the students in turn, each against the others' new logits; here all update at once.
     """
     return tuple(
         label_loss(own_BC, labels_B, partner_labels_B, weights_B, smoothing=smoothing)

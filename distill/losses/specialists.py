@@ -1,4 +1,4 @@
-"""A generalist and its specialists: training one, and combining all of them at use.
+"""A generalist and its specialists: training a specialist, and combining all at inference.
 
 Shape letters: B batch, C classes, M specialists, S outputs of one specialist: the classes of its
 subset in the subset's order, then one dustbin class that stands for all the others.
@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.losses.kd import kd_loss
+from distill.losses.labels import label_loss
 from distill.losses.logspace import scale_logits
-from distill.losses.soft_targets import kd_loss, label_loss
 
 
 def _is_member(subset: Tensor, num_classes: int) -> Tensor:
@@ -46,6 +47,45 @@ def dustbin_labels(labels_B: Tensor, subset: Tensor) -> Tensor:
     return torch.where(hit_BS.any(dim=-1), hit_BS.int().argmax(dim=-1), len(subset))
 
 
+class SpecialistTerms(NamedTuple):
+    """The two weighted terms of `specialist_loss`, () tensors in nats."""
+
+    label: Tensor
+    soft: Tensor
+
+
+def specialist_terms(
+    specialist_logits_BS: Tensor,
+    specialist_at_T_BS: Tensor,
+    generalist_logits_BC: Tensor,
+    labels_B: Tensor,
+    subset: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+    smoothing: float = 0.0,
+) -> SpecialistTerms:
+    """Return the terms of `specialist_loss`, for a specialist that may have all C outputs.
+
+    Args:
+        specialist_logits_BS: raw logits of the specialist, dustbin last. Of a network with C
+            outputs they are `dustbin_logits(logits_BC, subset)`.
+        specialist_at_T_BS: the same for the soft term, folded at T; so a network with the
+            generalist's logits has a soft term of 0.
+        generalist_logits_BC: with all other arguments, as in `specialist_loss`.
+        labels_B: int64 classes among all C.
+        subset: int64, distinct classes of the specialist.
+        temperature: T > 0.
+        alpha: weight of the soft targets, 0..1.
+        smoothing: of the label loss.
+    """
+    folded_BS = dustbin_logits(generalist_logits_BC, subset, temperature=temperature)
+    labels_in_S = dustbin_labels(labels_B, subset)
+    label = label_loss(specialist_logits_BS, labels_in_S, smoothing=smoothing)
+    soft = kd_loss(specialist_at_T_BS, folded_BS, temperature=temperature)
+    return SpecialistTerms((1.0 - alpha) * label, alpha * soft)
+
+
 def specialist_loss(
     specialist_logits_BS: Tensor,
     generalist_logits_BC: Tensor,
@@ -57,8 +97,8 @@ def specialist_loss(
 ) -> Tensor:
     """Return `(1 - alpha) CE + alpha T**2 KL(generalist || specialist)`, in nats.
 
-    Both terms see the subset and the dustbin only. A specialist has few samples of its own; the
-    generalist's soft targets are what stops it from overfitting them.
+    Both terms run over the classes of the subset and the dustbin. A specialist has few samples of
+    its own classes, and the generalist's soft targets keep it from overfitting them.
 
     Args:
         specialist_logits_BS: raw logits of the specialist, dustbin last.
@@ -66,14 +106,20 @@ def specialist_loss(
         labels_B: int64 classes among all C.
         subset: int64, distinct classes of the specialist.
         temperature: T > 0.
-        alpha: share of the soft targets, 0..1.
+        alpha: weight of the soft targets, 0..1.
 
     Source: Hinton et al. 2015, sections 5.2 and 6.1. They leave T and alpha open.
     """
-    folded_BS = dustbin_logits(generalist_logits_BC, subset, temperature=temperature)
-    soft = kd_loss(specialist_logits_BS, folded_BS, temperature=temperature)
-    hard = label_loss(specialist_logits_BS, dustbin_labels(labels_B, subset))
-    return (1.0 - alpha) * hard + alpha * soft
+    label, soft = specialist_terms(
+        specialist_logits_BS,
+        specialist_logits_BS,
+        generalist_logits_BC,
+        labels_B,
+        subset,
+        temperature=temperature,
+        alpha=alpha,
+    )
+    return label + soft
 
 
 def correct_dustbin(specialist_logits_BS: Tensor, *, oversampling: float) -> Tensor:
@@ -89,7 +135,7 @@ def correct_dustbin(specialist_logits_BS: Tensor, *, oversampling: float) -> Ten
 def active_specialists(
     generalist_p_BC: Tensor, subsets: Sequence[Tensor], *, top: int = 1
 ) -> Tensor:
-    """Return who is asked about each sample, bool [B, M].
+    """Return which specialists are active for each sample, bool [B, M].
 
     A specialist is active where its subset holds one of the generalist's `top` likeliest classes.
     Source: Hinton et al. 2015, section 5.4, with top = 1.
@@ -99,7 +145,7 @@ def active_specialists(
 
 
 class Combination(NamedTuple):
-    """What `combine_specialists` found, and how far from the best it can be at most."""
+    """The result of `combine_specialists`, and a bound on its distance from the optimum."""
 
     q_BC: Tensor
     """Class distribution of each sample, float64; rows sum to 1."""
@@ -115,18 +161,18 @@ def _events(
     subsets: Sequence[Tensor],
     active_BM: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mass given to single classes [B, C], to dustbins [B, M], and who is in each [M, C].
+    """Return the mass of single classes [B, C], of dustbins [B, M], and their members [M, C].
 
-    All in float64; specialists that are not active give nothing.
+    All in float64; specialists that are not active contribute nothing.
     """
     known_BC = generalist_p_BC.double()
     dustbins, outsides = [], []
     for m, (specialist_BS, subset) in enumerate(zip(specialist_ps, subsets, strict=True)):
-        given_BS = specialist_BS.double()
+        mass_BS = specialist_BS.double()
         if active_BM is not None:
-            given_BS = given_BS * active_BM[:, m, None]
-        known_BC = known_BC.index_add(-1, subset, given_BS[:, :-1])
-        dustbins.append(given_BS[:, -1])
+            mass_BS = mass_BS * active_BM[:, m, None]
+        known_BC = known_BC.index_add(-1, subset, mass_BS[:, :-1])
+        dustbins.append(mass_BS[:, -1])
         outsides.append((~_is_member(subset, known_BC.shape[-1])).double())
     if not subsets:
         return known_BC, known_BC[:, :0], known_BC[:0]
@@ -148,8 +194,8 @@ def combine_specialists(
     Folded for m: q of the subset's classes, and the sum of q over all others as the dustbin.
 
     The objective is convex in q. Each step is a mirror-descent step at the step size where it
-    becomes the EM update: a specialist's dustbin mass is handed to the classes outside its subset
-    in proportion to q, and all distributions are averaged. It needs no step size of ours, never
+    becomes the EM update: a specialist's dustbin mass is distributed over the classes outside its
+    subset in proportion to q, and all distributions are averaged. It needs no step size, never
     raises the objective and stays on the simplex. By Jensen's inequality the objective is at most
     W log max_c(step_c / q_c) above its minimum, W the number of distributions; that is the gap.
 
@@ -157,9 +203,9 @@ def combine_specialists(
         generalist_p_BC: probabilities of the generalist.
         specialist_ps: probabilities [B, S] of each of M >= 0 specialists, dustbin last.
         subsets: int64 classes of each; at least one class must be outside.
-        active_BM: bool; None asks all of them about every sample.
+        active_BM: bool; None makes all of them active for every sample.
         tolerance: in nats; stop once no sample's gap is above it.
-        max_steps: stop anyway; `gap_B` then says how good the answer is.
+        max_steps: stop after so many; `gap_B` then bounds the remaining error.
 
     Source: Hinton et al. 2015, section 5.4, equation 5. There q is a softmax of free logits under
     gradient descent; the minimum is the same one.
@@ -171,8 +217,8 @@ def combine_specialists(
     q_BC = 0.5 * generalist_p_BC.double() + 0.5 / generalist_p_BC.shape[-1]
     gap_B, num_steps = torch.full_like(q_BC[:, 0], torch.inf), 0
     while num_steps < max_steps and bool((gap_B > tolerance).any()):
-        share_BM = torch.where(dustbin_BM > 0, dustbin_BM / (q_BC @ outside_MC.T), 0.0)
-        slope_BC = torch.where(known_BC > 0, known_BC / q_BC, 0.0) + share_BM @ outside_MC
+        ratio_BM = torch.where(dustbin_BM > 0, dustbin_BM / (q_BC @ outside_MC.T), 0.0)
+        slope_BC = torch.where(known_BC > 0, known_BC / q_BC, 0.0) + ratio_BM @ outside_MC
         gap_B = total_B1[:, 0] * (slope_BC / total_B1).amax(dim=-1).log()
         q_BC = q_BC * slope_BC / total_B1
         num_steps += 1

@@ -1,4 +1,7 @@
-"""Every method by name. A new one is one file beside these and one line in `_REGISTERED`."""
+"""Every method by name. A new one is a function in the file of its family and a line in `METHODS`.
+
+The families are modules of this package; `_FAMILIES` lists those that are registered.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from distill.methods import (
-    ce,
-    cs_kd,
-    ddgsd,
-    dist,
-    dkd,
-    ensemble,
-    hard,
+    decoupled,
     kd,
-    logits,
-    nkd,
+    multi_teacher,
     peers,
-    ps_kd,
-    sd_dkd,
-    sd_kd,
-    sd_nkd,
-    soft,
+    scale_decoupled,
+    self_distillation,
     specialist,
-    tf_kd,
 )
 from distill.methods.method import (
     Method,
@@ -40,7 +32,7 @@ from distill.methods.method import (
 )
 from distill.methods.prediction_history import PredictionHistory
 from distill.methods.requirements import Requirements, ViewSelection, combine_requirements
-from distill.methods.schedules import with_schedules
+from distill.methods.settings import with_schedules
 
 __all__ = [
     "METHODS",
@@ -60,35 +52,26 @@ __all__ = [
     "requirements_of",
 ]
 
-_REGISTERED: tuple[Method[Any], ...] = (
-    ce.METHOD,
-    kd.METHOD,
-    sd_kd.METHOD,
-    dkd.METHOD,
-    sd_dkd.METHOD,
-    nkd.METHOD,
-    sd_nkd.METHOD,
-    logits.METHOD,
-    soft.METHOD,
-    hard.METHOD,
-    ensemble.METHOD,
-    dist.METHOD,
-    tf_kd.METHOD,
-    ddgsd.METHOD,
-    ps_kd.METHOD,
-    cs_kd.METHOD,
-    specialist.METHOD,
-    peers.METHOD,
+_FAMILIES = (
+    kd,
+    decoupled,
+    scale_decoupled,
+    multi_teacher,
+    self_distillation,
+    peers,
+    specialist,
 )
 
-METHODS: dict[str, Method[Any]] = {method.name: with_schedules(method) for method in _REGISTERED}
+METHODS: dict[str, Method[Any]] = {
+    method.name: with_schedules(method) for family in _FAMILIES for method in family.METHODS
+}
 
 if TYPE_CHECKING:
     MethodConfig = MethodSettings
 else:
-    _choices: Any = reduce(or_, (method.settings for method in _REGISTERED))
+    _choices: Any = reduce(or_, (method.settings for method in METHODS.values()))
     MethodConfig = Annotated[_choices, Field(discriminator="name")]
-    """`method:` of a train file: the settings of the method that `name` says."""
+    """`method:` of a train file: the settings of the method with that `name`."""
 
 
 def method_of(settings: MethodSettings) -> Method[Any]:

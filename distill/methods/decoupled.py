@@ -1,68 +1,109 @@
-"""Cells with the weight of each: what `sd-dkd` and `sd-nkd` have in common.
-
-Shape letters: B batch, R cells, C classes.
-"""
+"""The target class separated from the others: `dkd` and `nkd`."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
-from distill.losses import majority_labels
-from distill.methods.cells import CellSettings, answer_student, select_cells, weigh_cells
-from distill.methods.fields import ComplementaryWeight, Temperature, WarmupEpochs
-from distill.methods.method import Step
+from distill.losses import dkd_loss, majority_labels, nkd_loss
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    Step,
+    depends_on_temperature,
+    label_term,
+    needs_one_teacher,
+)
+from distill.methods.settings import (
+    Classes,
+    StandardizeSettings,
+    Temperature,
+    WarmupEpochs,
+    Weight,
+    needs_logits_to_standardize,
+    standardized,
+    warm_up_factor,
+)
 
 
-class DecoupledSettings(CellSettings):
-    """Settings shared by the decoupled methods on cells."""
+class DKD(StandardizeSettings):
+    """Label loss + warm-up (alpha TCKD + beta NCKD)."""
 
+    name: Literal["dkd"] = "dkd"
     temperature: Temperature = 4.0
-    complementary_weight: ComplementaryWeight = 2.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
     warmup_epochs: WarmupEpochs = 20.0
 
 
-class DecoupledCells(NamedTuple):
-    """Both sides' cells, and how much each counts.
+def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
+    """`CE + min(n/20, 1) (alpha TCKD + beta NCKD)` in epoch n, both terms with T**2.
 
-    Attributes:
-        logits_BC: the student's ordinary logits, for the label loss.
-        student_BRC: logits of the student's cells.
-        teacher_BRC: logits of the teacher's.
-        labels_B1: target class, the same in every cell.
-        weights_BR: of each cell's loss; 1 or the complementary weight.
+    TCKD = T**2 KL of the (target, rest) distributions, NCKD = T**2 KL of those without the
+    target, teacher || student at T. Reports both, unweighted, as `tckd` and `nckd`. The target of
+    a mixed view is its larger part. `standardize` z-scores the logits of both sides first.
+
+    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, with the settings of
+    mdistiller: T = 4, alpha 1, warm-up over 20 epochs; beta 8 for most pairs, 6 from vgg13
+    and for wrn_40_2 -> wrn_16_2, 2 for resnet56 -> resnet20 and resnet110 -> resnet32. Departures:
+    those of `dkd_loss`.
     """
-
-    logits_BC: Tensor
-    student_BRC: Tensor
-    teacher_BRC: Tensor
-    labels_B1: Tensor
-    weights_BR: Tensor
-
-
-def teacher_cells(settings: DecoupledSettings, step: Step, *, temperature: float) -> Tensor:
-    """Logits [B, R, C] of the cells in use, for a temperature."""
-    recorded = step.teachers[0].scales
-    return select_cells(
-        step.teacher_logits(temperature=temperature), recorded, settings.scales or recorded
+    logits_BC = step.student(step.images_B3HW)
+    teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
+    student_BC, teacher_BC = standardized(settings, logits_BC, teacher_BC)
+    loss = dkd_loss(
+        student_BC,
+        teacher_BC,
+        majority_labels(*step.labels),
+        temperature=settings.temperature,
+        alpha=settings.alpha,
+        beta=settings.beta,
+        report=step.metrics,
     )
+    return {
+        "label": label_term(step, logits_BC),
+        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
+    }
 
 
-def decouple(settings: DecoupledSettings, step: Step) -> DecoupledCells:
-    """Answer with both sides' cells, and weigh them; reports what `weigh_cells` does."""
-    recorded = step.teachers[0].scales
-    scales = settings.scales or recorded
-    answer = answer_student(step, scales)
-    teacher_BRC = teacher_cells(settings, step, temperature=settings.temperature)
-    labels_B = majority_labels(*step.labels)
-    weights_BR = weigh_cells(
-        step, teacher_BRC, labels_B, complementary_weight=settings.complementary_weight
+class NKD(MethodSettings):
+    """Label loss + warm-up x NKD; `classes: all` keeps the target in the soft term."""
+
+    name: Literal["nkd"] = "nkd"
+    temperature: Temperature = 1.0
+    gamma: Weight = 1.5
+    classes: Classes = "others"
+    warmup_epochs: WarmupEpochs = 20.0
+
+
+def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
+    """`CE + min(n/20, 1) ( -p_y log q_y - gamma T**2 sum_{c != y} p^_c log q^_c )` in epoch n.
+
+    p and q are teacher and student at T = 1; p^ and q^ at T, renormalized without the label y; of
+    a mixed view, y is the larger part.
+
+    Source: Yang et al., ICCV 2023, whose defaults these are, T = 1 and gamma 1.5, except for the
+    warm-up: theirs has none, and the NKD columns of Wei et al., CVPR 2024, were made with that of
+    DKD. They were also made with `classes: all`; see `nkd_loss` for the reason.
+    """
+    logits_BC = step.student(step.images_B3HW)
+    loss = nkd_loss(
+        logits_BC,
+        step.teacher_logits(temperature=settings.temperature)[:, 0],
+        majority_labels(*step.labels),
+        temperature=settings.temperature,
+        gamma=settings.gamma,
+        classes=settings.classes,
+        teacher_at_1_XC=step.teacher_logits()[:, 0] if depends_on_temperature(step) else None,
     )
-    return DecoupledCells(
-        logits_BC=answer.logits_BC,
-        student_BRC=answer.cells_BRC,
-        teacher_BRC=teacher_BRC,
-        labels_B1=labels_B.unsqueeze(-1),
-        weights_BR=weights_BR,
-    )
+    return {
+        "label": label_term(step, logits_BC),
+        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
+    }
+
+
+METHODS = (
+    Method(DKD, dkd, (needs_one_teacher, needs_logits_to_standardize)),
+    Method(NKD, nkd, (needs_one_teacher,)),
+)

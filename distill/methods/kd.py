@@ -1,4 +1,7 @@
-"""`kd`: soft targets."""
+"""Labels alone, and one teacher compared over the whole image: `ce`, `kd`, `logits` and `dist`.
+
+Shape letters: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,38 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses import kd_loss
-from distill.methods.fields import Share, Temperature
-from distill.methods.method import Method, RunFacts, Step, label_term, needs_one_teacher
-from distill.methods.standardized import StandardizeSettings, needs_spread, standardized
+from distill.losses import dist_terms, kd_loss, logit_matching_loss
+from distill.methods.method import (
+    Method,
+    MethodSettings,
+    RunFacts,
+    Step,
+    label_term,
+    needs_every_logit,
+    needs_one_teacher,
+)
+from distill.methods.settings import (
+    Fraction,
+    StandardizeSettings,
+    Temperature,
+    Weight,
+    needs_logits_to_standardize,
+    standardized,
+)
+
+
+class CE(MethodSettings):
+    """Cross-entropy on the label."""
+
+    name: Literal["ce"] = "ce"
+
+
+def ce(_settings: CE, step: Step) -> dict[str, Tensor]:
+    """The label loss on the same views that other methods train on: the baseline.
+
+    Teachers, if there are any, are not read.
+    """
+    return {"label": label_term(step, step.student(step.images_B3HW))}
 
 
 class KD(StandardizeSettings):
@@ -17,7 +48,7 @@ class KD(StandardizeSettings):
 
     name: Literal["kd"] = "kd"
     temperature: Temperature = 4.0
-    alpha: Share = 0.9
+    alpha: Fraction = 0.9
 
 
 def kd(settings: KD, step: Step) -> dict[str, Tensor]:
@@ -38,10 +69,66 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: KD, facts: RunFacts) -> None:
-    """One teacher; all of its logits where they are standardized."""
-    needs_one_teacher(settings, facts)
-    needs_spread(settings, facts)
+class Logits(MethodSettings):
+    """(1 - alpha) label loss + alpha / 2 mean squared difference of zero-mean logits."""
+
+    name: Literal["logits"] = "logits"
+    alpha: Fraction = 0.9
 
 
-METHOD = Method(KD, kd, (check,))
+def match_logits(settings: Logits, step: Step) -> dict[str, Tensor]:
+    """`(1 - alpha) CE + alpha / 2 mean_c ((z_c - mean z) - (v_c - mean v))**2`.
+
+    The factor 1/2 makes it the limit of `kd` with the same alpha at high temperature, in value and
+    in gradient.
+
+    Source: Hinton et al. 2015, section 2.1; alpha as in `kd`.
+    """
+    logits_BC = step.student(step.images_B3HW)
+    gap = logit_matching_loss(logits_BC, step.teacher_logits()[:, 0])
+    return {
+        "label": (1 - settings.alpha) * label_term(step, logits_BC),
+        "soft": settings.alpha / 2 * gap,
+    }
+
+
+def _needs_every_logit(settings: Logits, facts: RunFacts) -> None:
+    needs_every_logit(settings, facts, why="matches every logit by itself")
+
+
+class DIST(MethodSettings):
+    """Label loss + beta (1 - correlation of classes) + gamma (1 - correlation of views)."""
+
+    name: Literal["dist"] = "dist"
+    temperature: Temperature = 1.0
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+
+
+def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
+    """`CE + beta T**2 mean_b (1 - rho(p_b, q_b)) + gamma T**2 mean_c (1 - rho(p_c, q_c))`.
+
+    rho is Pearson's correlation of teacher and student at T: of each view over its classes (term
+    `inter`), of each class over the batch (term `intra`, which needs batches of several views).
+
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, with the
+    defaults of its code; its CIFAR-100 runs have T = 4, beta = gamma = 2.
+    """
+    logits_BC = step.student(step.images_B3HW)
+    label = label_term(step, logits_BC)
+    terms = dist_terms(
+        logits_BC,
+        step.teacher_logits(temperature=settings.temperature)[:, 0],
+        temperature=settings.temperature,
+        beta=settings.beta,
+        gamma=settings.gamma,
+    )
+    return {"label": label, **terms._asdict()}
+
+
+METHODS = (
+    Method(CE, ce),
+    Method(KD, kd, (needs_one_teacher, needs_logits_to_standardize)),
+    Method(Logits, match_logits, (needs_one_teacher, _needs_every_logit)),
+    Method(DIST, dist, (needs_one_teacher,)),
+)

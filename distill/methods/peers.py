@@ -1,4 +1,4 @@
-"""`peers`: students on one stream that learn from each other while they learn."""
+"""`peers`: students of one run that learn from each other while they train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.losses import kd_loss, peer_match_loss
-from distill.methods.fields import Temperature, Weight
 from distill.methods.method import (
     Method,
     MethodSettings,
@@ -19,6 +18,7 @@ from distill.methods.method import (
     needs_one_teacher,
 )
 from distill.methods.requirements import Requirements
+from distill.methods.settings import Temperature, Weight
 
 
 class Peers(MethodSettings):
@@ -36,8 +36,8 @@ def peers(settings: Peers, step: Step) -> dict[str, Tensor]:
     """`CE + weight / (k - 1) sum_{j != i} T**2 KL(p(z_j; T) || p(z_i; T))` of student i of k.
 
     Its peers are the other `students` of the train file with this method; each has settings of its
-    own. A single one has no peers, and learns as by `ce`. With `teacher_weight`, `kd` from one
-    cache comes on top: `+ teacher_weight T**2 KL(p(v; T) || p(z_i; T))`.
+    own. A single one has no peers, and learns as with `ce`. `teacher_weight` adds `kd` from one
+    cache: `+ teacher_weight T**2 KL(p(v; T) || p(z_i; T))`.
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018; T = 1, weight 1. Departures: those of
     `peer_losses`; theirs has no teacher.
@@ -56,10 +56,10 @@ def peers(settings: Peers, step: Step) -> dict[str, Tensor]:
     }
 
 
-def check(settings: Peers, facts: RunFacts) -> None:
-    """One teacher where it has a weight; else none is read, whatever `caches` says."""
+def _check(settings: Peers, facts: RunFacts) -> None:
+    """One teacher where it has a weight; otherwise none is read, whatever `caches` names."""
     if settings.teacher_weight:
         needs_one_teacher(settings, facts)
 
 
-METHOD = Method(Peers, peers, (check,), lambda _: Requirements(peers=True))
+METHODS = (Method(Peers, peers, (_check,), lambda _: Requirements(peers=True)),)

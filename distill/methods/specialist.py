@@ -1,4 +1,4 @@
-"""`specialist`: a student that tells some confusable classes apart, and all others from those."""
+"""`specialist`: a student that distinguishes some confusable classes, and all others from those."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from cache_service.errors import ConfigError
-from distill.losses import dustbin_labels, dustbin_logits, kd_loss, label_loss
-from distill.methods.fields import Share, Temperature
+from distill.losses import dustbin_labels, dustbin_logits, specialist_terms
 from distill.methods.method import (
     Method,
     MethodSettings,
@@ -20,6 +19,7 @@ from distill.methods.method import (
     needs_unmixed,
 )
 from distill.methods.requirements import Requirements
+from distill.methods.settings import Fraction, Temperature
 
 
 class Specialist(MethodSettings):
@@ -31,7 +31,7 @@ class Specialist(MethodSettings):
         Field(min_length=2, description="The confusable ones; all others are one, the dustbin."),
     ]
     temperature: Temperature = 4.0
-    alpha: Share = 0.5
+    alpha: Fraction = 0.5
 
     @field_validator("classes")
     @classmethod
@@ -45,12 +45,12 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     """`(1 - alpha) CE + alpha T**2 KL` over the outputs of `classes` and a dustbin for all others.
 
     The student keeps an output for each class, so it may start from the generalist's weights
-    (`student.checkpoint`) and be kept, scored and recorded as any other; its dustbin is the
-    log-sum-exp of those outside. The generalist is the teacher in `caches`. An epoch is every
-    sample of `classes` and as many drawn from the others, new ones each epoch; by how much this
-    favors them is written into the checkpoint, and taken back at use: see `distill.specialists`.
-    `top1` counts the dustbin as one class. In the soft term both sides are folded at its T, so one
-    that answers as the generalist does has nothing to learn.
+    (`student.checkpoint`) and be saved, evaluated and recorded as any other; its dustbin is the
+    log-sum-exp of the outputs outside `classes`. The generalist is the teacher in `caches`. An
+    epoch is every sample of `classes` and as many drawn from the others, new ones each epoch. The
+    oversampling of `classes` is stored in the checkpoint and corrected at inference: see
+    `distill.specialists`. `top1` counts the dustbin as one class. In the soft term both sides are
+    folded at its T, so the term is 0 for a student with the generalist's logits.
 
     Source: Hinton et al. 2015, sections 5.2, 5.3 and 6.1. They leave T and alpha open.
     """
@@ -59,17 +59,20 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     logits_BS = dustbin_logits(logits_BC, subset)
     labels_B = dustbin_labels(step.labels.labels_B, subset)
     step.metrics["top1"] = (logits_BS.detach().argmax(dim=-1) == labels_B).float().mean()
-    generalist_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
-    hard = label_loss(logits_BS, labels_B, smoothing=step.label_smoothing)
-    folded = (
-        dustbin_logits(each_BC, subset, temperature=settings.temperature)
-        for each_BC in (logits_BC, generalist_BC)
+    terms = specialist_terms(
+        logits_BS,
+        dustbin_logits(logits_BC, subset, temperature=settings.temperature),
+        step.teacher_logits(temperature=settings.temperature)[:, 0],
+        step.labels.labels_B,
+        subset,
+        temperature=settings.temperature,
+        alpha=settings.alpha,
+        smoothing=step.label_smoothing,
     )
-    soft = kd_loss(*folded, temperature=settings.temperature)
-    return {"label": (1 - settings.alpha) * hard, "soft": settings.alpha * soft}
+    return terms._asdict()
 
 
-def check(settings: Specialist, facts: RunFacts) -> None:
+def _check(settings: Specialist, facts: RunFacts) -> None:
     """One generalist, no mixing, and classes that exist and are not all."""
     needs_one_teacher(settings, facts)
     needs_unmixed(settings, facts, why="draws samples of its classes")
@@ -80,4 +83,8 @@ def check(settings: Specialist, facts: RunFacts) -> None:
         )
 
 
-METHOD = Method(Specialist, specialist, (check,), lambda s: Requirements(special_classes=s.classes))
+METHODS = (
+    Method(
+        Specialist, specialist, (_check,), lambda each: Requirements(special_classes=each.classes)
+    ),
+)

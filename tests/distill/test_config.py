@@ -9,7 +9,7 @@ from support.streams import train_document
 from cache_service.configfile import validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig, load_config
-from distill.methods.sd_kd import SDKD
+from distill.methods.scale_decoupled import SDKD
 
 AUGMENT = {"preset": "cifar", "size": 32}
 

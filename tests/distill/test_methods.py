@@ -15,9 +15,8 @@ from support.toys import NUM_CLASSES
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.cells import cell_logits
 from distill.methods import METHODS, MethodConfig, RunFacts, TeacherFacts, method_of
-from distill.methods.cells import select_cells
 from distill.methods.kd import KD
-from distill.methods.sd_kd import SDKD
+from distill.methods.scale_decoupled import SDKD, select_cells
 
 
 @pytest.fixture
@@ -224,7 +223,7 @@ def test_teachers_that_do_not_suit_are_refused(name, teachers, says):
 
 
 def test_scales_that_are_not_recorded_are_refused():
-    says = r"asks for \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
+    says = r"scales is \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
     with pytest.raises(ConfigError, match=says):
         check(SDKD(scales=(1, 4)))
 

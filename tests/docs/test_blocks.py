@@ -142,7 +142,7 @@ def saved(tmp_path, page, containing):
 
 
 def test_the_method_that_the_page_adds_is_a_method(tmp_path):
-    method = load_object(f"{saved(tmp_path, 'docs/methods.md', 'METHOD =')}:METHOD")
+    (method,) = load_object(f"{saved(tmp_path, 'docs/methods.md', 'METHODS =')}:METHODS")
     assert method.name == "match"
     assert method.settings().weight == 1.0
 

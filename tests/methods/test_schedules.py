@@ -16,7 +16,7 @@ from support.streams import plain_net, train_config, train_document
 from cache_service.errors import ConfigError
 from distill.config import load_config
 from distill.methods import METHODS, kd
-from distill.methods.schedules import Schedule
+from distill.methods.settings import Schedule
 from distill.metrics import read_metrics
 from distill.stream import open_stream
 from distill.train import train
@@ -28,6 +28,37 @@ LINE = {"schedule": "linear", "start": 20.0, "end": 4.0, "epochs": 10.0}
 def model():
     torch.manual_seed(3)
     return plain_net()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "value"), [(-1, 20), (0, 20), (2.5, 16), (5, 12), (10, 4), (11, 4)]
+)
+def test_a_line_goes_from_start_to_end_and_stays(epoch, value):
+    assert Schedule(**LINE).at(epoch) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "value"), [(0, 20), (2.5, 17.65685424949238), (5, 12), (10, 4), (11, 4)]
+)
+def test_a_cosine_is_flat_at_both_ends(epoch, value):
+    assert Schedule(**LINE | {"schedule": "cosine"}).at(epoch) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("epoch", [0.0, 0.5, 100.0])
+def test_a_constant_is_constant(epoch):
+    assert Schedule(schedule="constant", start=4.0).at(epoch) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "factor"),
+    [(0.0, 20, 0.05), (0.9, 20, 0.05), (18.5, 20, 0.95), (19, 20, 1), (240, 20, 1), (0.0, 0, 1)],
+)
+def test_a_warm_up_is_the_epochs_begun_over_its_length_and_at_most_1(model, epoch, epochs, factor):
+    stream = memory()
+    plain, _ = terms_of(settings_of("dkd", warmup_epochs=0), stream, model, epoch=epoch)
+    warmed, _ = terms_of(settings_of("dkd", warmup_epochs=epochs), stream, model, epoch=epoch)
+    assert warmed["soft"].item() == pytest.approx(factor * plain["soft"].item())
+    assert warmed["label"] == plain["label"]
 
 
 def moving_fields():
@@ -189,5 +220,5 @@ def test_both_ends_are_bounded_as_the_number_is(field, start, end):
         settings_of("kd", **{field: course})
 
 
-def test_a_moving_method_says_what_it_did_before():
-    assert inspect.getdoc(METHODS["kd"].terms) == inspect.getdoc(kd.METHOD.terms)
+def test_a_method_with_schedules_keeps_its_docstring():
+    assert inspect.getdoc(METHODS["kd"].terms) == inspect.getdoc(kd.kd)

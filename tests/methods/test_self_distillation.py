@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.preprocess import prepare_views
 from distill.methods import RunFacts, TeacherFacts, method_of
-from distill.methods.features import answer_with_features
+from distill.methods.self_distillation import logits_and_features
 from distill.train import train
 
 ALIKE = {"rtol": 2e-5, "atol": 1e-6}
@@ -237,7 +237,7 @@ def test_probing_for_features_leaves_the_student_as_it_was():
 
 def test_features_are_what_the_classifier_reads(model):
     images = images_of(memory())
-    answer = answer_with_features(model, images)
+    answer = logits_and_features(model, images)
     torch.testing.assert_close(answer.logits_BC, model(images))
     torch.testing.assert_close(answer.features_BD.double(), direct_features(model, images))
     assert answer.features_BD.requires_grad

@@ -262,7 +262,7 @@ def test_a_virtual_teacher_and_peers_ask_for_no_cache(name, teachers):
 
 @pytest.mark.parametrize("name", ["sd-kd", "sd-dkd", "sd-nkd"])
 def test_scales_that_are_not_recorded_are_refused(name):
-    says = r"asks for \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
+    says = r"scales is \[1, 4\], but caches/a has scales \[1, 2\].*--set scales=\[1,2,4\]"
     with pytest.raises(ConfigError, match=says):
         check(settings_of(name, scales=(1, 4)))
 

@@ -16,7 +16,7 @@ from support.toys import NUM_CLASSES
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.cells import check_cells
 from cache_service.models.create import create_model
-from distill.methods.heads import HeadedStudent
+from distill.methods.multi_teacher import HeadedStudent
 from distill.tokens import TokenViT
 
 SMALL = {"img_size": SIDE, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2}

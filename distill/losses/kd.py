@@ -1,6 +1,6 @@
-"""Soft targets, logit matching and the label loss: what every other method is built from.
+"""Soft targets, logit matching and logit standardization: one teacher, the whole image.
 
-Shape letters: X any leading axes (B, or B and R), B batch, C classes.
+Shape letters: X any leading axes (B, or B and R), C classes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses.labels import label_targets
-from distill.losses.logspace import kl_rows, log_probabilities, widen
+from distill.losses.logspace import kl_rows, log_probabilities, scale_logits, widen
 
 Direction = Literal["forward", "reverse"]
 """forward: KL(teacher || student), covers the teacher. reverse: KL(student || teacher)."""
+
+EPS = 1e-7
+"""Added to the standard deviation of logits, as published; rows of equal logits become zeros."""
 
 
 def kd_rows(
@@ -46,7 +48,7 @@ def kd_loss(
         student_logits_XC: raw logits z, any float type.
         teacher_logits_XC: raw logits v of the same views; taken as constants.
         temperature: T > 0.
-        direction: "reverse" gives T**2 KL(student || teacher), which seeks one mode.
+        direction: "reverse" gives T**2 KL(student || teacher), which is mode-seeking.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. T = 4 is
     the value of the CIFAR-100 tables of RepDistiller and mdistiller.
@@ -59,7 +61,8 @@ def kd_loss(
 def logit_matching_loss(student_logits_XC: Tensor, teacher_logits_XC: Tensor) -> Tensor:
     """Return the mean squared difference of zero-mean logits, in squared logits.
 
-    Each row's mean is taken off first, because softmax cannot see it. The mean runs over X and C.
+    The mean of each row is subtracted first, because softmax does not depend on it. The result is
+    averaged over X and C.
 
     Source: Hinton et al. 2015, section 2.1, the limit of high temperature. They write 1/2 of the
     squared difference summed over classes; the constants belong to the weight.
@@ -68,39 +71,16 @@ def logit_matching_loss(student_logits_XC: Tensor, teacher_logits_XC: Tensor) ->
     return (gap_XC - gap_XC.mean(dim=-1, keepdim=True)).square().mean()
 
 
-def soft_cross_entropy(logits_XC: Tensor, targets_XC: Tensor) -> Tensor:
-    """Return -sum targets * log softmax(logits), in nats, averaged over X.
+def standardize_logits(logits_XC: Tensor, *, eps: float = EPS) -> Tensor:
+    """Return the z-score of each row, [X, C], in standard deviations; float32 or wider.
 
-    Args:
-        logits_XC: raw logits.
-        targets_XC: class distributions, taken as constants; rows sum to 1.
+    Given to any loss in place of raw logits, on both sides, it leaves the student free in the
+    offset and scale of its logits. Gradients flow through mean and standard deviation.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. The standard
+    deviation divides by C - 1, as in its code, where a base temperature of 2 and a soft weight of
+    9 go with it.
     """
-    return -(targets_XC.detach() * log_probabilities(logits_XC)).sum(dim=-1).mean()
-
-
-def label_loss(
-    logits_BC: Tensor,
-    labels_B: Tensor,
-    partner_labels_B: Tensor | None = None,
-    weights_B: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Return the cross-entropy against hard, mixed or smoothed labels, in nats.
-
-    Args:
-        logits_BC: raw logits.
-        labels_B: int64 class of each view.
-        partner_labels_B: int64 class of the sample mixed into it; its own where unmixed.
-        weights_B: share of the own label; given exactly when the partners are.
-        smoothing: probability spread evenly over all classes.
-    """
-    targets_BC = label_targets(
-        labels_B,
-        partner_labels_B,
-        weights_B,
-        num_classes=logits_BC.shape[-1],
-        smoothing=smoothing,
-        dtype=widen(logits_BC).dtype,
-    )
-    return soft_cross_entropy(logits_BC, targets_BC)
+    shifted_XC = scale_logits(logits_XC, temperature=1.0)
+    centered_XC = shifted_XC - shifted_XC.mean(dim=-1, keepdim=True)
+    return centered_XC / (eps + shifted_XC.std(dim=-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""Several teachers: averaged into one, or matched one by one by one head or by one head each.
+"""Several teachers: averaged into one, or each matched by a head that is shared or its own.
 
 Shape letters: X any leading axes, N teachers, B batch, C classes.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from distill.losses.kd import Direction, kd_loss
 from distill.losses.logspace import log_probabilities, pick
-from distill.losses.soft_targets import Direction, kd_loss
 
 EnsembleMean = Literal["arithmetic", "geometric"]
 """arithmetic: of the members' probabilities at T. geometric: of their logits."""
@@ -31,13 +31,14 @@ def ensemble_log_probabilities(
     Args:
         teacher_logits: raw logits [X, C] of each of N >= 1 teachers on the same views.
         temperature: T > 0. The arithmetic mean is taken at T, so it depends on T beyond scaling.
-        mean: arithmetic keeps every member's opinion, geometric what all of them share.
+        mean: the geometric mean gives a class little where any member gives it little.
 
     Source: Hinton et al. 2015, section 1, which allows for both.
     """
     log_p_NXC = torch.stack(
         [log_probabilities(logits_XC, temperature=temperature) for logits_XC in teacher_logits]
     )
+    # A lookup, so that an unknown mean is an error and never one of the two.
     return {
         "arithmetic": lambda: log_p_NXC.logsumexp(dim=0) - math.log(len(teacher_logits)),
         "geometric": lambda: log_softmax(log_p_NXC.mean(dim=0), dim=-1),
@@ -50,9 +51,9 @@ def ensemble_logits(
     temperature: float = 1.0,
     mean: EnsembleMean = "arithmetic",
 ) -> Tensor:
-    """Return logits [X, C] whose softmax at this same T is the averaged teachers'.
+    """Return logits [X, C] whose softmax at this same T is that of the averaged teachers.
 
-    A teacher for any loss here, as long as that loss runs at this T. Arguments as in
+    They serve as a teacher's logits for any loss that runs at this T. Arguments as in
     `ensemble_log_probabilities`.
     """
     return temperature * ensemble_log_probabilities(
@@ -61,7 +62,7 @@ def ensemble_logits(
 
 
 def _heads_by_teacher(student_heads: Sequence[Tensor], num_teachers: int) -> Sequence[Tensor]:
-    """Return one head for each teacher; a single head serves all of them."""
+    """Return one head for each teacher; a single head is used for all of them."""
     return list(student_heads) * num_teachers if len(student_heads) == 1 else student_heads
 
 
@@ -104,7 +105,7 @@ def multi_teacher_hard_loss(
 ) -> Tensor:
     """Return 1 / N sum_i CE(head_i / T, argmax teacher_i), in nats, averaged over the batch.
 
-    Heads and teachers as in `multi_teacher_soft_loss`. No T**2 here, as in the formula: hard
+    Heads and teachers as in `multi_teacher_soft_loss`. There is no T**2, as in the formula: hard
     labels do not soften with T, so T only divides the student's own logits.
 
     Source: Touvron et al. 2021, with N teachers; T = 1 and a weight of 0.5 there.

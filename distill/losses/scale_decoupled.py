@@ -1,37 +1,54 @@
-"""Scale-decoupled distillation: one row loss per cell, cells that contradict the image count more.
+"""Scale-decoupled distillation: one loss per cell; cells that contradict the image weigh more.
 
 Shape letters: B batch, R cells (cell 0 is the whole image), C classes.
 
-Logits of a cell come from the head applied to the mean of the feature map over that cell.
-`labels_B` is the target class; for mixed views pass `majority_labels`. The label loss, which goes
-with all three forms, always takes the student's ordinary logits.
+The logits of a cell are the head applied to the mean of the feature map over that cell. `labels_B`
+is the target class; for mixed views pass `majority_labels`. The label loss that goes with all three
+forms takes the student's ordinary logits and is not included.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from distill.losses.dkd import dkd_rows
+from distill.losses.decoupled import SoftClasses, dkd_rows, nkd_rows
+from distill.losses.kd import kd_rows, standardize_logits
 from distill.losses.logspace import widen
-from distill.losses.nkd import SoftClasses, nkd_rows
-from distill.losses.soft_targets import kd_rows
 
 
 def sdd_weights(
-    teacher_logits_BRC: Tensor, labels_B: Tensor, *, complementary_weight: float = 2.0
+    teacher_logits_BRC: Tensor,
+    labels_B: Tensor,
+    *,
+    complementary_weight: float = 2.0,
+    report: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Return the weight of each cell, [B, R], in float32 or wider; cell 0 always has 1.
 
-    A cell is complementary where exactly one of the teacher's two verdicts, on the cell and on
-    the whole image, names the label: it knows what the image hides, or doubts what it claims.
-    All others are consistent and have weight 1.
+    A cell is complementary where exactly one of the teacher's two predictions, for the cell and
+    for the whole image, is the label. All other cells are consistent and have weight 1.
+
+    Args:
+        teacher_logits_BRC: raw logits. Predictions are their argmax, so no temperature enters.
+        labels_B: int64 target classes.
+        complementary_weight: weight of a complementary cell; 1 switches the decoupling off.
+        report: gets the fraction of complementary cells as `complementary`, and the total weight
+            of either kind divided by the number of all cells as `weight_consistent` and
+            `weight_complementary`.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. Its beta is a literal 2 in the
-    published code. Verdicts are argmax of the teacher's logits, so no temperature enters.
+    published code.
     """
     right_BR = teacher_logits_BRC.detach().argmax(dim=-1) == labels_B.unsqueeze(-1)
-    complementary_BR = right_BR != right_BR[:, :1]
-    return 1.0 + (complementary_weight - 1.0) * complementary_BR.to(widen(teacher_logits_BRC).dtype)
+    complementary_BR = (right_BR != right_BR[:, :1]).to(widen(teacher_logits_BRC).dtype)
+    if report is not None:
+        fraction = complementary_BR.mean()
+        report.update(
+            complementary=fraction,
+            weight_consistent=1.0 - fraction,
+            weight_complementary=complementary_weight * fraction,
+        )
+    return 1.0 + (complementary_weight - 1.0) * complementary_BR
 
 
 def sdd_kd_loss(
@@ -41,6 +58,8 @@ def sdd_kd_loss(
     *,
     temperature: float = 4.0,
     complementary_weight: float = 2.0,
+    standardize: bool = False,
+    report: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Return the mean over cells and batch of w T**2 KL(teacher || student), in nats.
 
@@ -49,17 +68,22 @@ def sdd_kd_loss(
         teacher_logits_BRC: raw logits of the same cells and views; taken as constants.
         labels_B: int64 target classes, which only decide the weights.
         temperature: T > 0.
-        complementary_weight: 1 switches the decoupling off.
+        complementary_weight: w of a complementary cell; 1 switches the decoupling off.
+        standardize: compare the z-scores of each cell's logits; weights are those of raw logits.
+        report: see `sdd_weights`.
 
     Source: Wei et al. 2024, SD-KD of the published code: weights 0.1 for the label loss and 0.9
     for this, no warm-up. The sum is divided by R * B, not by the sum of the weights, as there.
     Departure: that code zeroes NaN elements and a non-finite loss; here they stay, and the
     trainer stops on them.
     """
-    rows_BR = kd_rows(student_logits_BRC, teacher_logits_BRC, temperature=temperature)
     weights_BR = sdd_weights(
-        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight
+        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight, report=report
     )
+    if standardize:
+        student_logits_BRC = standardize_logits(student_logits_BRC)
+        teacher_logits_BRC = standardize_logits(teacher_logits_BRC)
+    rows_BR = kd_rows(student_logits_BRC, teacher_logits_BRC, temperature=temperature)
     return (weights_BR * rows_BR).mean()
 
 
@@ -72,15 +96,23 @@ def sdd_dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
     complementary_weight: float = 2.0,
+    standardize: bool = False,
+    report: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Return the mean over cells and batch of w (alpha TCKD + beta NCKD), in nats.
 
-    Arguments as in `sdd_kd_loss` and `dkd_loss`; the labels are every cell's target class too.
+    Arguments as in `sdd_kd_loss` and `dkd_loss`; the label is the target class of every cell.
 
     Source: Wei et al. 2024, SD-DKD of the published code: label loss of weight 1, this one warmed
     up over 20 epochs (ImageNet 1); ImageNet at T = 1 with beta 0.5 or 2. Departures: those of
     `dkd_loss`, and a non-finite loss is not replaced by zero.
     """
+    weights_BR = sdd_weights(
+        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight, report=report
+    )
+    if standardize:
+        student_logits_BRC = standardize_logits(student_logits_BRC)
+        teacher_logits_BRC = standardize_logits(teacher_logits_BRC)
     rows_BR = dkd_rows(
         student_logits_BRC,
         teacher_logits_BRC,
@@ -88,9 +120,7 @@ def sdd_dkd_loss(
         temperature=temperature,
         alpha=alpha,
         beta=beta,
-    )
-    weights_BR = sdd_weights(
-        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight
+        report=report,
     )
     return (weights_BR * rows_BR).mean()
 
@@ -104,10 +134,12 @@ def sdd_nkd_loss(
     gamma: float = 8.0,
     classes: SoftClasses = "others",
     complementary_weight: float = 2.0,
+    teacher_at_1_BRC: Tensor | None = None,
+    report: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Return the mean over cells and batch of w times the NKD of each cell, in nats.
 
-    Arguments as in `sdd_kd_loss` and `nkd_loss`; the labels are every cell's target class too.
+    Arguments as in `sdd_kd_loss` and `nkd_loss`; the label is the target class of every cell.
 
     Source: Wei et al. 2024, SD-NKD of the published code, which reads T = 4 and gamma = 8 or 6
     from the DKD settings while plain NKD has 1 and 1.5: the two columns of its tables differ in
@@ -115,6 +147,9 @@ def sdd_nkd_loss(
     that code's mask hides nothing, so its figures are those of `classes="all"` (see `nkd_loss`);
     the default is the formula as the NKD paper has it. A non-finite loss is not replaced by zero.
     """
+    weights_BR = sdd_weights(
+        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight, report=report
+    )
     rows_BR = nkd_rows(
         student_logits_BRC,
         teacher_logits_BRC,
@@ -122,8 +157,6 @@ def sdd_nkd_loss(
         temperature=temperature,
         gamma=gamma,
         classes=classes,
-    )
-    weights_BR = sdd_weights(
-        teacher_logits_BRC, labels_B, complementary_weight=complementary_weight
+        teacher_at_1_XC=teacher_at_1_BRC,
     )
     return (weights_BR * rows_BR).mean()
