@@ -131,10 +131,14 @@ def nkd_rows(
         log_probabilities(student_logits_XC), labels_X
     )
     # A lookup, so that an unknown choice is an error and never one of the two.
-    choose = {"others": without_target, "all": lambda logits_XC, _: logits_XC}[classes]
+    hides_target = {"others": True, "all": False}[classes]
+    teacher_XC, student_XC = (
+        without_target(logits_XC, labels_X) if hides_target else logits_XC
+        for logits_XC in (teacher_logits_XC, student_logits_XC)
+    )
     soft_X = cross_entropy_rows(
-        log_probabilities(choose(teacher_logits_XC, labels_X), temperature=temperature),
-        log_probabilities(choose(student_logits_XC, labels_X), temperature=temperature),
+        log_probabilities(teacher_XC, temperature=temperature),
+        log_probabilities(student_XC, temperature=temperature),
     )
     return gamma * temperature**2 * soft_X - target_X
 
