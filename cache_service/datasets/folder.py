@@ -70,7 +70,8 @@ def open_folder(config: DatasetConfig) -> FolderSource:
     that start with a dot are skipped, because editors and file browsers leave them.
 
     Raises:
-        DatasetError: no root, no class folder, or a class folder without an image.
+        DatasetError: no root, no class folder, a class folder without an image, or a folder that
+            is reached twice.
     """
     if config.args:
         raise DatasetError(f"dataset folder takes no args, got {sorted(config.args)}.")
@@ -78,6 +79,7 @@ def open_folder(config: DatasetConfig) -> FolderSource:
         raise DatasetError("dataset folder needs `root`: a folder with one subfolder a class.")
     try:
         root = _split_folder(Path(config.root).absolute(), config.split)
+        folders = DistinctFolders(above=root)
         classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
     except OSError as error:
         _refuse(error)
@@ -88,7 +90,7 @@ def open_folder(config: DatasetConfig) -> FolderSource:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images_below(root / name)
+        found = _images_below(root / name, folders)
         if not found:
             raise DatasetError(
                 f"dataset folder found no image in {root / name}: looked for "
@@ -117,14 +119,53 @@ def _split_folder(root: Path, split: str) -> Path:
     return root
 
 
-def _images_below(folder: Path) -> list[str]:
+class DistinctFolders:
+    """Refuses a folder that is reached a second time, through a link or a second mount.
+
+    A link to the folder that holds it would multiply the images below it, one to a folder above it
+    would bring images of other classes, and one class linked to another gives the same images two
+    labels.
+    """
+
+    def __init__(self, *, above: Path | None = None) -> None:
+        self._paths: dict[tuple[int, int], str] = {}
+        # Links to folders above the dataset are refused at once, and not after reading the disk.
+        for folder in [] if above is None else [above, *above.resolve().parents]:
+            self._paths.setdefault(_identity(folder), str(folder))
+
+    def add(self, folder: str | Path) -> None:
+        """Note a folder.
+
+        Raises:
+            DatasetError: it has been noted under another path, or holds the dataset.
+            OSError: it cannot be read.
+        """
+        first = self._paths.setdefault(_identity(folder), str(folder))
+        if first != str(folder):
+            raise DatasetError(
+                f"{folder} is the same folder as {first}: its images would be counted twice.",
+                hint="Remove the link.",
+            )
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
     """Paths of the images below a class folder, "/" between the parts."""
+    walk = []
+    for parent, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        try:
+            folders.add(parent)
+        except OSError as error:
+            _refuse(error)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        walk.append((parent, names))
     found: list[str] = []
-    walk = sorted(os.walk(folder, onerror=_refuse, followlinks=True))
-    for parent, _, names in walk:
+    for parent, names in sorted(walk):
         below = Path(parent).relative_to(folder)
-        if any(part.startswith(".") for part in below.parts):
-            continue
         found += [
             (below / name).as_posix()
             for name in sorted(names)

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from cache_service.datasets.folder import DistinctFolders
 from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
 
@@ -80,6 +81,7 @@ class _TimmItems:
         if dataset.transform is not None or dataset.target_transform is not None:
             raise DatasetError("open timm's dataset without transforms: they belong in `augment`.")
         self._reader = dataset.reader
+        self.reader_root = getattr(self._reader, "root", "")
         if hasattr(self._reader, "iter_targets"):
             self.targets = list(self._reader.iter_targets())
         else:
@@ -215,6 +217,11 @@ def _find_paths(items: Any) -> bytes:
         return b""
     root = getattr(items, "root", None)
     paths = [os.fspath(path) for path, _ in samples]
+    folders = DistinctFolders()
+    above = Path(root or getattr(items, "reader_root", ""))
+    for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
+        if (above / folder).is_dir():  # some list paths below a root that they do not name
+            folders.add(above / folder)
     if root is not None:
         paths = [os.path.relpath(path, root) for path in paths]
     return b"\0".join(os.fsencode(path.replace(os.sep, "/")) for path in paths)

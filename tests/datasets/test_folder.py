@@ -100,3 +100,59 @@ def test_one_class_is_refused(folder):
 def test_settings_that_would_be_ignored_are_refused(settings, says):
     with pytest.raises(DatasetError, match=says):
         open_dataset(DatasetConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "other"),
+    [
+        ("ant/again", ".", "ant"),
+        ("ant/deep/again", "..", "ant"),
+        ("ant/up", "..", ""),
+        ("ant/root", "/", "/"),
+        ("ant/bees", "../bee", "bee"),
+        ("dog", "ant", "ant"),
+        ("dog", ".", ""),
+    ],
+    ids=["itself", "its parent", "the dataset", "the disk", "another class", "class", "all"],
+)
+def test_a_link_that_reaches_a_folder_twice_is_refused_with_both_paths(folder, link, target, other):
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(target)
+    with pytest.raises(DatasetError, match=r"is the same folder as .* counted twice") as refusal:
+        opened(folder)
+    assert str(folder / other) in str(refusal.value)
+    assert "Remove the link" in refusal.value.hint
+
+
+def test_a_folder_linked_from_elsewhere_is_read_once(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "cow").rename(elsewhere / "cow")
+    (folder / "cow").symlink_to(elsewhere / "cow")
+    assert len(opened(folder)) == 12
+
+
+def test_links_between_two_folders_are_refused(folder):
+    for one, other in (("ant", "bee"), ("bee", "ant")):
+        (folder / one / "to").symlink_to(folder / other)
+    with pytest.raises(DatasetError, match="is the same folder as"):
+        opened(folder)
+
+
+def test_a_hidden_folder_is_not_entered(folder):
+    (folder / "ant" / ".again").symlink_to(".")
+    assert len(opened(folder)) == 12
+
+
+def test_a_loop_in_torchvisions_image_folder_is_refused(folder):
+    (folder / "ant" / "again").symlink_to(".")
+    with pytest.raises(DatasetError, match="is the same folder as"):
+        wrap_dataset(ImageFolder(folder))
+
+
+def test_a_loop_in_timms_image_folder_is_refused(folder):
+    from timm.data import create_dataset
+
+    assert len(wrap_dataset(create_dataset("", root=str(folder)))) == 12
+    (folder / "ant" / "again").symlink_to(".")
+    with pytest.raises(DatasetError, match="is the same folder as"):
+        wrap_dataset(create_dataset("", root=str(folder)))
