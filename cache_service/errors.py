@@ -146,6 +146,14 @@ class OutOfSpaceError(KdCacheError):
     exit_code = 4
 
 
+class WorkersError(KdCacheError):
+    """Worker processes cannot start, died or hang. The same command goes on where it stopped."""
+
+    code = "workers"
+    http_status = 500
+    exit_code = 4
+
+
 class StorageError(KdCacheError):
     """The storage cannot be reached or refuses access."""
 
