@@ -201,7 +201,7 @@ def _share(item: Any) -> None:
         )
     try:
         for tensor in tensors:
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         if "Too many open files" in str(error):
             hint = f"Raise the limit (ulimit -n 65536). {IN_LINE}."

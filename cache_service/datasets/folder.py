@@ -156,12 +156,12 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
     """Paths of the images below a class folder, "/" between the parts."""
     walk = []
-    for parent, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         try:
             folders.add(parent)
         except OSError as error:
             _refuse(error)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         walk.append((parent, names))
     found: list[str] = []
     for parent, names in sorted(walk):

@@ -218,7 +218,7 @@ def _find_paths(items: Any) -> bytes:
     root = getattr(items, "root", None)
     paths = [os.fspath(path) for path, _ in samples]
     folders = DistinctFolders()
-    above = Path(root or getattr(items, "reader_root", ""))
+    above = Path(root or getattr(items, "reader_root", None) or "")
     for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
         if (above / folder).is_dir():  # some list paths below a root that they do not name
             folders.add(above / folder)
