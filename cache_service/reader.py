@@ -1,43 +1,33 @@
-"""Reading rows that refuse: no commit, no rows; another byte, no rows. No torch, no zarr.
+"""Reads a cache and refuses what is not intact: without a commit no rows, and no changed byte.
 
-A `Cache` is one opened Zarr group. Rows come out encoded, as they are stored; decoding is
-`cache_service.format.codecs`. Safe to pickle into loader workers: maps and clients are opened where
-they are used. Safe to share between threads, too.
+A `Cache` is one opened Zarr group. Rows come out encoded, as they are stored; `CacheSpec.decode`
+makes logits of them. A cache can be pickled into loader workers, because maps and clients are
+opened where they are used, and can be shared between threads. No torch, no zarr.
+
+Shape letters: B rows, W witnesses, H side of a view.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError, SpecMismatchError
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, decode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import COMMITS_KEY, CacheLayout, described_seeds
 from cache_service.format.seeds import describe_seeds
+from cache_service.format.shard import decode_chunk
 from cache_service.format.spec import CacheSpec
-from cache_service.reader_documents import check_array_documents, list_commits, read_head
-from cache_service.reader_memory import (
-    NotAtHandError,
-    Piece,
-    Rows,
-    blank_rows,
-    first_outside,
-    typed_rows,
-)
-from cache_service.reader_open import OpenShards
-from cache_service.reader_shard import ShardRows
+from cache_service.shard_reader import Piece, Rows, ShardReader
 from cache_service.storage import Storage, open_storage
-
-SEED_AXIS_KEY = "sample/zarr.json"
-"""Every row array has the seed axis; this one is in every cache."""
 
 DEFAULT_OPEN_SHARDS = 4
 """Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
@@ -46,11 +36,23 @@ KEPT_ORDERS = 4
 """Seeds whose order is kept: one is 5 MB for 1.28 million samples."""
 
 
+class _Part(NamedTuple):
+    """Rows [start, stop) of one shard, counted from its first row, whose first position is `at`."""
+
+    shard: int
+    start: int
+    stop: int
+    at: int
+
+
 class Cache:
     """One cache, opened for reading.
 
     Attributes:
-        url: where it is.
+        url: where it lies.
+        storage: that it lies in.
+        group: everything that its root document says.
+        layout: its arrays and objects.
         spec: its identity.
         versions: of the libraries that rendered its views.
         wait_s: how long rows that are not recorded yet are awaited; see `cache_service.remote`.
@@ -64,27 +66,29 @@ class Cache:
         self.url = storage.url
         self.storage = storage
         self.group = group
+        self.layout: CacheLayout = group.layout
         self.spec: CacheSpec = group.spec
         self.versions = group.versions
-        self.arrays = row_arrays(group.spec)
-        self._names = (*(array.name for array in self.arrays), "witness")
-        self._most_open = open_shards
-        self._open_nothing()
+        self.arrays = group.layout.arrays
+        self._open_shards = open_shards
+        self._start_empty()
 
-    def _open_nothing(self) -> None:
-        self._positions: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
+    def _start_empty(self) -> None:
         self._lock = threading.Lock()
-        self._shards = OpenShards(self.spec, most=self._most_open)
+        self._shards: LRUCache[tuple[int, int], ShardReader] = LRUCache(self._open_shards)
+        self._orders: LRUCache[int, NDArray[np.int32]] = LRUCache(KEPT_ORDERS)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without maps and lock: a worker opens its own."""
-        opened = ("_positions", "_lock", "_shards")
+        opened = ("_lock", "_shards", "_orders")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As it was pickled, nothing open."""
+        """As it was pickled, with nothing open."""
         self.__dict__.update(state)
-        self._open_nothing()
+        self._start_empty()
+
+    # --- what is recorded ------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:
@@ -93,12 +97,19 @@ class Cache:
 
     def commits(self) -> dict[int, list[int]]:
         """Recorded shards by seed, both ascending, as the storage has them now."""
-        return list_commits(self.storage, self.spec.num_shards)
+        commits: dict[int, list[int]] = {}
+        for key in self.storage.list("commits/"):
+            seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
+            # Other keys do not count: 0/00.json, or a shard past the last one.
+            if not (seed.isdecimal() and shard.isdecimal()):
+                continue
+            if commit_key(int(seed), int(shard)) == key and int(shard) < self.spec.num_shards:
+                commits.setdefault(int(seed), []).append(int(shard))
+        return {seed: sorted(commits[seed]) for seed in sorted(commits)}
 
     def num_seeds(self) -> int:
         """Length of the arrays' seed axis: one more than the largest seed that was planned."""
-        document = json.loads(self.storage.get(SEED_AXIS_KEY) or b"{}")
-        return int(document["shape"][0])
+        return described_seeds(self.storage.get(self.layout.seed_axis_keys()[0]))
 
     def complete_seeds(self) -> list[int]:
         """Seeds of which every shard is recorded, ascending."""
@@ -113,10 +124,36 @@ class Cache:
         """
         content = self.storage.get(commit_key(seed, shard))
         if content is None:
-            raise self._unbuilt(seed, shard)
+            raise self._not_built(seed, shard)
+        names = (*self.layout.names, "witness")
         return decode_commit(
-            content, fingerprint=self.fingerprint, seed=seed, shard=shard, names=self._names
+            content, fingerprint=self.fingerprint, seed=seed, shard=shard, names=names
         )
+
+    def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
+        """The whole views kept of a shard, uint8 [W, H, H, 3]: those at `witness_positions`."""
+        return self._shard(seed, shard).witnesses()
+
+    def head(self) -> Head | None:
+        """The linear head of a cache that stores features, else None.
+
+        Raises:
+            CorruptError: it is damaged.
+        """
+        parts = {}
+        for name, key in self.layout.head_keys().items():
+            shape = self.layout.heads[name]
+            payload = decode_chunk(
+                self.storage.get(key) or b"",
+                checksum=self.group.head_crc32c[name],
+                compression="none",
+                num_bytes=4 * math.prod(shape),
+                what=f"{self.url}/{key}",
+            )
+            parts[name] = np.frombuffer(payload, "<f4").reshape(shape).astype(np.float32)
+        return Head(parts["head_weight"], parts["head_bias"]) if parts else None
+
+    # --- ranges of positions ---------------------------------------------------------------------
 
     def read(
         self, seed: int, start: int, stop: int, *, arrays: tuple[str, ...] | None = None
@@ -134,25 +171,11 @@ class Cache:
             CorruptError: stored bytes are not those committed.
         """
         self._check_range(seed, start, stop)  # before memory is taken for it
-        blank = blank_rows(self.arrays, stop - start, arrays)
-        self.read_into(seed, start, stop, blank)
-        return typed_rows(self.arrays, blank)
-
-    def read_into(
-        self, seed: int, start: int, stop: int, out: dict[str, Rows], *, at_hand: bool = False
-    ) -> None:
-        """As `read`, into memory of the caller's: one element a row, by array name.
-
-        Raises:
-            NotAtHandError: `at_hand` was asked for, and storage would have to be touched.
-        """
-        self._check_range(seed, start, stop)
-        size = self.spec.layout.shard_rows
-        for shard in range(start // size, (stop - 1) // size + 1):
-            first = shard * size
-            low, high = max(start, first), min(stop, first + size)
-            rows = self._shard(seed, shard, at_hand=at_hand)
-            rows.read_into(low - first, high - first, out, low - start, at_hand=at_hand)
+        rows = self._blank_rows(stop - start, arrays)
+        for part in self._parts(start, stop):
+            shard = self._shard(seed, part.shard)
+            shard.read_into(part.start, part.stop, rows, part.at - start)
+        return self._typed(rows)
 
     def pieces(self, seed: int, start: int, stop: int, name: str) -> list[Piece]:
         """As `read`, one array in pieces, in order.
@@ -160,12 +183,11 @@ class Cache:
         Whole chunks of a mapped file are not copied and come with their committed CRC-32C.
         """
         self._check_range(seed, start, stop)
-        size, pieces = self.spec.layout.shard_rows, []
-        for shard in range(start // size, (stop - 1) // size + 1):
-            first = shard * size
-            low, high = max(start, first), min(stop, first + size)
-            pieces += self._shard(seed, shard).pieces(name, low - first, high - first)
-        return pieces
+        return [
+            piece
+            for part in self._parts(start, stop)
+            for piece in self._shard(seed, part.shard).pieces(name, part.start, part.stop)
+        ]
 
     def is_ready(
         self, seed: int, start: int, stop: int, names: tuple[str, ...] | None = None
@@ -177,75 +199,46 @@ class Cache:
         """
         if not 0 <= start < stop <= self.spec.dataset.num_samples:
             return False
-        names = self._names[:-1] if names is None else names
-        size, chunk = self.spec.layout.shard_rows, self.spec.layout.chunk_rows
-        for number in range(start // size, (stop - 1) // size + 1):
-            shard, first = self._shards.if_open(seed, number), number * size
-            low, high = max(start, first) - first, min(stop, first + size) - first
-            chunks = slice(low // chunk, (high - 1) // chunk + 1)
+        names, size = names or self.layout.names, self.spec.layout.chunk_rows
+        for part in self._parts(start, stop):
+            shard = self._open_shard(seed, part.shard)
+            chunks = slice(part.start // size, (part.stop - 1) // size + 1)
             if shard is None or not shard.is_ready(names, chunks):
                 return False
         return True
 
-    def is_lookup_ready(
-        self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...] | None = None
-    ) -> bool:
-        """As `is_ready`, of a lookup: the seed's order must be in memory, too."""
-        with self._lock:
-            order = self._positions.get(seed)
-        if order is None or first_outside(samples, len(order)) is not None:
-            return False
-        names = self._names[:-1] if names is None else names
-        layout = self.spec.layout
-        shards, rows = np.divmod(order[samples].astype(np.int64), layout.shard_rows)
-        for number in np.unique(shards).tolist():
-            shard = self._shards.if_open(seed, number)
-            chunks = rows[shards == number] // layout.chunk_rows
-            if shard is None or not shard.is_ready(names, chunks):
-                return False
-        return True
+    def prefetch(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
+        """Check `num_bytes` of each array from a position on, to the shard's end at most.
 
-    def check_ahead(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
-        """Check chunks from a position on, to the shard's end at most. Raises as `read`."""
+        Raises as `read`.
+        """
         if start < self.spec.dataset.num_samples:
             shard, row = divmod(start, self.spec.layout.shard_rows)
             if row:
-                self._shard(seed, shard).check_ahead(names, row, num_bytes)
+                self._shard(seed, shard).prefetch(names, row, num_bytes)
+
+    # --- scattered positions and samples ---------------------------------------------------------
 
     def gather(
-        self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
+        self, seed: int, positions_B: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
-        return typed_rows(self.arrays, self.gather_rows(seed, positions, arrays))
-
-    def gather_rows(
-        self,
-        seed: int,
-        positions: NDArray[np.int64],
-        names: tuple[str, ...] | None,
-        *,
-        at_hand: bool = False,
-    ) -> dict[str, Rows]:
-        """As `gather`, the rows as bytes: one element a row. `at_hand` is as in `read_into`."""
         count = self.spec.dataset.num_samples
-        first = first_outside(positions, count)
+        first = _first_outside(positions_B, count)
         if first is not None:
             raise RowsNotBuiltError(
                 f"position {first} of seed {seed} was asked for; {self.url} records positions "
                 f"[0, {count})."
             )
-        names = self._names[:-1] if names is None else names
-        return self._shards.gather(seed, positions, names, None if at_hand else self._open_shard)
-
-    def lookup_rows(
-        self, seed: int, samples: NDArray[np.int64], names: tuple[str, ...], *, at_hand: bool
-    ) -> dict[str, Rows]:
-        """As `lookup`, the rows as bytes: one element a row. `at_hand` is as in `read_into`."""
-        positions = self.locate(seed, samples, at_hand=at_hand)  # all of them in the epoch
-        return self._shards.gather(seed, positions, names, None if at_hand else self._open_shard)
+        shards_B, local_B = np.divmod(positions_B, self.spec.layout.shard_rows)
+        rows = self._blank_rows(len(positions_B), arrays)
+        for number in np.unique(shards_B).tolist():
+            where = np.flatnonzero(shards_B == number)
+            self._shard(seed, number).gather_into(local_B[where], rows, where)
+        return self._typed(rows)
 
     def lookup(
-        self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
+        self, seed: int, samples_B: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of the given samples under a seed, in request order.
 
@@ -253,38 +246,55 @@ class Cache:
             RowsNotBuiltError: a sample outside the dataset, or not recorded yet.
             CorruptError: stored bytes are not those committed.
         """
-        return self.gather(seed, self.locate(seed, samples), arrays=arrays)
+        return self.gather(seed, self.locate(seed, samples_B), arrays=arrays)
 
-    def locate(
-        self, seed: int, samples: NDArray[np.int64], *, at_hand: bool = False
-    ) -> NDArray[np.int64]:
-        """Where samples are recorded under a seed. Raises as `lookup` and `gather_rows` do."""
-        self.check_samples(samples)
-        positions = self._positions_of(seed, at_hand=at_hand)[samples].astype(np.int64)
-        if (positions < 0).any():
-            missing = int(samples[positions < 0][0])
+    def is_lookup_ready(
+        self, seed: int, samples_B: NDArray[np.int64], names: tuple[str, ...] | None = None
+    ) -> bool:
+        """As `is_ready`, of a lookup: the seed's order must be in memory, too."""
+        with self._lock:
+            order = self._orders.get(seed)
+        if order is None or _first_outside(samples_B, len(order)) is not None:
+            return False
+        names = names or self.layout.names
+        shards_B, rows_B = np.divmod(order[samples_B], self.spec.layout.shard_rows)
+        chunks_B = rows_B // self.spec.layout.chunk_rows
+        for number in np.unique(shards_B).tolist():
+            shard = self._open_shard(seed, number)
+            if shard is None or not shard.is_ready(names, chunks_B[shards_B == number]):
+                return False
+        return True
+
+    def locate(self, seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of samples under a seed, int64 [B]. Raises as `lookup`."""
+        self.check_samples(samples_B)
+        positions_B = self._order(seed)[samples_B].astype(np.int64)
+        if (positions_B < 0).any():
+            missing = int(samples_B[positions_B < 0][0])
             raise RowsNotBuiltError(
                 f"sample {missing} of seed {seed} is not recorded yet in {self.url}.",
                 hint="Run the same `kd-cache build` again to finish it.",
             )
-        return positions
+        return positions_B
 
-    def check_samples(self, samples: NDArray[np.int64]) -> None:
+    def check_samples(self, samples_B: NDArray[np.int64]) -> None:
         """Raise RowsNotBuiltError where a sample is not one of the dataset."""
         count = self.spec.dataset.num_samples
-        first = first_outside(samples, count)
+        first = _first_outside(samples_B, count)
         if first is not None:
             raise RowsNotBuiltError(
                 f"sample {first} was asked for; {self.url} holds samples [0, {count})."
             )
 
-    def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
-        """The whole views kept of a shard, uint8 [W, H, W, 3]; see `layout.witness_positions`."""
-        return self._shard(seed, shard).witnesses()
+    # --- inside ----------------------------------------------------------------------------------
 
-    def head(self) -> Head | None:
-        """The linear head of a `features` cache, else None."""
-        return read_head(self.storage, self.group)
+    def _parts(self, start: int, stop: int) -> Iterator[_Part]:
+        """The range [start, stop) of positions, cut at the edges of shards."""
+        size = self.spec.layout.shard_rows
+        for shard in range(start // size, (stop - 1) // size + 1):
+            first = shard * size
+            low, high = max(start, first), min(stop, first + size)
+            yield _Part(shard, low - first, high - first, low)
 
     def _check_range(self, seed: int, start: int, stop: int) -> None:
         if not 0 <= start < stop <= self.spec.dataset.num_samples:
@@ -293,47 +303,65 @@ class Cache:
                 f"{self.url} records positions [0, {self.spec.dataset.num_samples})."
             )
 
-    def _shard(self, seed: int, shard: int, *, at_hand: bool = False) -> ShardRows:
-        return self._shards.shard(seed, shard, None if at_hand else self._open_shard)
+    def _blank_rows(self, num_rows: int, names: tuple[str, ...] | None) -> dict[str, Rows]:
+        """Memory for rows of the arrays named (all by default), in the order of the names."""
+        by_name = self.layout.by_name
+        chosen = self.layout.names if names is None else names
+        return {name: np.empty(num_rows, f"V{by_name[name].row_bytes}") for name in chosen}
 
-    def _open_shard(self, seed: int, shard: int) -> ShardRows:
-        return ShardRows(self.storage, self.spec, self.commit(seed, shard))
+    def _typed(self, rows: dict[str, Rows]) -> Arrays:
+        """The same bytes as numbers, each array [B, ...]."""
+        typed: Arrays = {}
+        for name, values in rows.items():
+            array = self.layout.by_name[name]
+            dtype = np.dtype(array.dtype).newbyteorder("<")
+            typed[name] = values.view(dtype).reshape(len(values), *array.row_shape)
+        return typed
 
-    def _positions_of(self, seed: int, *, at_hand: bool = False) -> NDArray[np.int32]:
+    def _open_shard(self, seed: int, number: int) -> ShardReader | None:
+        """The shard if it is open."""
+        with self._lock:
+            return self._shards.get((seed, number))
+
+    def _shard(self, seed: int, number: int) -> ShardReader:
+        """The shard, opened if it is not."""
+        shard = self._open_shard(seed, number)
+        if shard is None:
+            # Opened without the lock: two threads may both do it, and the later one's is kept.
+            shard = ShardReader(self.storage, self.layout, self.commit(seed, number))
+            with self._lock:
+                self._shards[seed, number] = shard
+        return shard
+
+    def _order(self, seed: int) -> NDArray[np.int32]:
         """Position of every sample under a seed; -1 where its shard is not recorded yet."""
         with self._lock:
-            known = self._positions.get(seed)
-            if known is not None:
-                self._positions.move_to_end(seed)
-                return known
-        if at_hand:
-            raise NotAtHandError
+            order = self._orders.get(seed)
+        if order is not None:
+            return order
         shards = self.commits().get(seed, [])
         if not shards:
-            raise self._unbuilt(seed, 0)
-        inverse = np.full(self.spec.dataset.num_samples, -1, np.int32)
+            raise self._not_built(seed, 0)
+        order = np.full(self.spec.dataset.num_samples, -1, np.int32)
         for shard in shards:
             start, stop = self.spec.shard_range(shard)
-            order = self.read(seed, start, stop, arrays=("sample",))["sample"]
-            if order.min() < 0 or order.max() >= len(inverse) or (inverse[order] >= 0).any():
+            samples = self.read(seed, start, stop, arrays=("sample",))["sample"]
+            if samples.min() < 0 or samples.max() >= len(order) or (order[samples] >= 0).any():
                 raise CorruptError(
                     f"shard {shard} of seed {seed} in {self.url} names samples that are not in "
                     "the dataset, or twice."
                 )
-            inverse[order] = np.arange(start, stop, dtype=np.int32)
-        if len(shards) == self.spec.num_shards:  # a growing seed is looked up afresh each time
+            order[samples] = np.arange(start, stop, dtype=np.int32)
+        if len(shards) == self.spec.num_shards:  # a growing seed is read afresh each time
             with self._lock:
-                self._positions[seed] = inverse
-                while len(self._positions) > KEPT_ORDERS:
-                    self._positions.popitem(last=False)
-        return inverse
+                self._orders[seed] = order
+        return order
 
-    def _unbuilt(self, seed: int, shard: int) -> RowsNotBuiltError:
+    def _not_built(self, seed: int, shard: int) -> RowsNotBuiltError:
         start, stop = self.spec.shard_range(shard)
-        seeds = self.complete_seeds()
         return RowsNotBuiltError(
             f"positions [{start}, {stop}) of seed {seed} are not recorded in {self.url}; complete "
-            f"seeds there: {describe_seeds(seeds)}.",
+            f"seeds there: {describe_seeds(self.complete_seeds())}.",
             hint=f"Record them with `kd-cache build FILE --seeds {seed}:{seed + 1}`.",
         )
 
@@ -376,5 +404,28 @@ def open_stored(
             f"{url} has fingerprint {group.fingerprint}, but {fingerprint} was asked for: it was "
             "recorded from another teacher, recipe, dataset or codec."
         )
-    check_array_documents(storage, group)
+    _check_documents(storage, group.layout)
     return Cache(storage, group, open_shards=open_shards)
+
+
+def _check_documents(storage: Storage, layout: CacheLayout) -> None:
+    """Raise CorruptError where the document of an array is missing or not this cache's."""
+    documents: dict[int, dict[str, bytes]] = {}
+    for key in layout.documents(1).keys() - {COMMITS_KEY}:
+        content = storage.get(key)
+        length = described_seeds(content)
+        if length not in documents:
+            documents[length] = layout.documents(length)
+        if content != documents[length][key]:
+            raise CorruptError(
+                f"{storage.url}/{key} is missing or does not describe this cache.",
+                hint="Run the same `kd-cache build` again: it writes the metadata anew.",
+            )
+
+
+def _first_outside(numbers: NDArray[np.signedinteger[Any]], count: int) -> int | None:
+    """The first of some numbers that is not in [0, count); None if all are."""
+    unsigned = numbers.astype(np.uint64)  # one below 0 wraps to far above, so one bound is enough
+    if not len(unsigned) or unsigned.max() < count:
+        return None
+    return int(numbers[np.argmax(unsigned >= count)])

@@ -6,7 +6,6 @@ cache, and for each committed shard its commit, its arrays and its witnesses. No
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ import zarr
 
 from cache_service.errors import CorruptError, UnsupportedError
 from cache_service.format.commit import commit_key
-from cache_service.format.group import COMMITS_DOCUMENT, COMMITS_KEY
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import COMMITS_KEY, described_seeds
 from cache_service.reader import Cache
 
 
@@ -56,7 +54,9 @@ def verify_cache(
     """Read and check every object of a cache. Damage is collected, not raised."""
     report = VerifyReport()
     commits = cache.commits()
-    num_seeds = _num_seeds_by_key(cache)
+    num_seeds = {
+        key: described_seeds(cache.storage.get(key)) for key in cache.layout.seed_axis_keys()
+    }
     first_seed = min(commits.keys() | _written_seeds(cache), default=0)
     # A damaged document may name any number, so the smallest one bounds the loop.
     for seed in sorted(commits.keys() | set(range(first_seed, min(num_seeds.values())))):
@@ -109,19 +109,10 @@ def _check_shard(cache: Cache, seed: int, shard: int) -> int:
     return stop - start
 
 
-def _num_seeds_by_key(cache: Cache) -> dict[str, int]:
-    """Length of the seed axis in each document that has one. Opening checked all the rest."""
-    names = (*(array.name for array in row_arrays(cache.spec)), "witness")
-    documents = {f"{name}/zarr.json": cache.storage.get(f"{name}/zarr.json") for name in names}
-    return {
-        key: int(json.loads(content or b"{}")["shape"][0]) for key, content in documents.items()
-    }
-
-
 def _check_metadata(cache: Cache, num_seeds: dict[str, int], least: int) -> list[tuple[str, str]]:
     """(key, reason) of each damaged object that belongs to no shard."""
     damaged = []
-    if cache.storage.get(COMMITS_KEY) != COMMITS_DOCUMENT:
+    if cache.storage.get(COMMITS_KEY) != cache.layout.documents(1)[COMMITS_KEY]:
         damaged.append((COMMITS_KEY, f"{cache.url}/{COMMITS_KEY} is missing or damaged."))
     ((usual, _),) = Counter(num_seeds.values()).most_common(1)
     for key, length in num_seeds.items():
@@ -148,7 +139,7 @@ def _compare_with_zarr(cache: Cache) -> int:
     start, stop = cache.spec.shard_range(shards[0])
     stop = min(stop, start + cache.spec.layout.chunk_rows)
     ours = cache.read(seed, start, stop)
-    for array in row_arrays(cache.spec):
+    for array in cache.arrays:
         stored = group[array.name]
         assert isinstance(stored, zarr.Array)
         if not np.array_equal(np.asarray(stored[seed, start:stop]), ours[array.name]):

@@ -1,7 +1,7 @@
-"""Writing whole shards: data first, each object durable, the commit last and create-only.
+"""Writes whole shards: data first, each object durable, the commit last and create-only.
 
-Whoever is killed between two writes leaves objects that no commit names: they are not read, and the
-next builder replaces them with the same bytes.
+A writer that is killed between two writes leaves objects that no commit names: they are not read,
+and the next builder replaces them with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,27 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import SpecMismatchError
-from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.canonical import crc32c
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, encode_commit
-from cache_service.format.group import (
-    COMMITS_DOCUMENT,
-    COMMITS_KEY,
-    ROOT_KEY,
-    Group,
-    decode_group,
-    encode_group,
-    make_group,
-)
-from cache_service.format.layout import (
-    array_documents,
-    head_arrays,
-    head_key,
-    object_key,
-    refuse_oversize,
-    row_arrays,
-    witness_key,
-)
+from cache_service.format.group import ROOT_KEY, Group, decode_group, encode_group
+from cache_service.format.layout import CacheLayout, described_seeds
 from cache_service.format.shard import CRC_BYTES, ChunkTable, encode_shard, pack
 from cache_service.format.spec import CacheSpec
 from cache_service.storage import Storage
@@ -65,7 +49,7 @@ class CacheWriter:
             seed: the recorded epoch.
             shard: its number within the seed.
             rows: every row array of the cache, a row per position of the shard.
-            witnesses: the views at `layout.witness_positions`, uint8 [W, H, W, 3].
+            witnesses: the views at the layout's `witness_positions`, uint8 [W, H, W, 3].
             versions: of the libraries that rendered the views.
 
         Returns:
@@ -77,29 +61,30 @@ class CacheWriter:
         if self.is_committed(seed, shard):
             return False  # its objects must stay the ones that the commit names
         start, stop = self.spec.shard_range(shard)
-        layout, compression = self.spec.layout, self.spec.codec.compression
-        objects = {}
-        for array in row_arrays(self.spec):
+        groups, compression = self.spec.layout, self.spec.codec.compression
+        keys = self.group.layout.object_keys(seed, shard)
+        tables = {}
+        for array in self.group.layout.arrays:
             values = rows[array.name]
             assert values.dtype == array.dtype, (array.name, values.dtype)
             assert values.shape == (stop - start, *array.row_shape), (array.name, values.shape)
-            body, objects[array.name] = encode_shard(
+            body, tables[array.name] = encode_shard(
                 values,
-                shard_rows=layout.shard_rows,
-                chunk_rows=layout.chunk_rows,
+                shard_rows=groups.shard_rows,
+                chunk_rows=groups.chunk_rows,
                 fill=array.fill,
                 compression=compression,
             )
-            self.storage.put(object_key(array, seed, shard), body)
+            self.storage.put(keys[array.name], body)
         packed = pack(witnesses.tobytes())
-        self.storage.put(witness_key(seed, shard), with_crc(packed))
-        objects["witness"] = ChunkTable(
+        self.storage.put(keys["witness"], with_crc(packed))
+        tables["witness"] = ChunkTable(
             size=len(packed) + CRC_BYTES,
             index_crc32c=0,
             sizes=np.array([len(packed)], np.int64),
             checksums=np.array([crc32c(packed)], np.uint32),
         )
-        commit = Commit(self.group.fingerprint, seed, shard, objects, versions)
+        commit = Commit(self.group.fingerprint, seed, shard, tables, versions)
         return self.storage.create(commit_key(seed, shard), encode_commit(commit))
 
 
@@ -126,52 +111,55 @@ def create_cache(
         SpecMismatchError: another cache is there. Names the first differing field, both values.
         NotACacheError, CorruptError: something else is there, or a damaged cache.
     """
-    refuse_oversize(spec)
-    heads = _head_objects(spec, head)
+    layout = CacheLayout(spec)
+    layout.check_size()
+    heads = _head_chunks(layout, head)
+    # Of the values, not of the stored chunk: a CRC over bytes and their own CRC is a constant.
+    checksums = {name: crc32c(chunk[:-CRC_BYTES]) for name, chunk in heads.items()}
+    keys = layout.head_keys()
     content = storage.get(ROOT_KEY)
     if content is None:
-        # Of the values, not of the stored chunk: a CRC over bytes and their own CRC is a constant.
-        checksums = {name: crc32c(body[:-CRC_BYTES]) for name, (_, body) in heads.items()}
-        group = make_group(spec, versions=versions, provenance=provenance, head_crc32c=checksums)
-        for key, body in heads.values():
-            storage.put(key, body)
-        _write_documents(storage, spec, num_seeds)
-        # Last, because its presence says that everything beside it is there.
-        storage.create(ROOT_KEY, encode_group(group))
+        for name, chunk in heads.items():
+            storage.put(keys[name], chunk)
+        _write_documents(storage, layout, num_seeds)
+        # Last, because its presence means that everything beside it is there.
+        storage.create(ROOT_KEY, encode_group(Group(spec, versions, provenance, checksums)))
         content = storage.get(ROOT_KEY) or b""
     group = decode_group(content, storage.url)
-    refuse_other_spec(storage.url, wanted=spec, found=group.spec)
-    for name, (key, body) in heads.items():
-        sealed = crc32c(body[:-CRC_BYTES]) == group.head_crc32c[name]
-        if sealed and storage.get(key) != body:
-            storage.put(key, body)
-    _write_documents(storage, spec, num_seeds)
+    refuse_other_spec(storage.url, requested=spec, recorded=group.spec)
+    for name, chunk in heads.items():
+        # A head that is not the sealed one belongs to nobody: it must not replace what is there.
+        if checksums[name] == group.head_crc32c[name] and storage.get(keys[name]) != chunk:
+            storage.put(keys[name], chunk)
+    _write_documents(storage, layout, num_seeds)
     return CacheWriter(storage, group)
 
 
-def refuse_other_spec(url: str, *, wanted: CacheSpec, found: CacheSpec) -> None:
+def refuse_other_spec(url: str, *, requested: CacheSpec, recorded: CacheSpec) -> None:
     """Raise SpecMismatchError naming the first field in which two specs differ, if one does."""
-    difference = first_difference(wanted.model_dump(mode="json"), found.model_dump(mode="json"))
+    difference = first_difference(
+        requested.model_dump(mode="json"), recorded.model_dump(mode="json")
+    )
     if difference is None:
         return
-    field, want, have = difference
+    field, now, before = difference
     raise SpecMismatchError(
-        f"the cache at {url} was recorded with {field} = {json.dumps(have)}, but this build has "
-        f"{field} = {json.dumps(want)}: its rows answer another question.",
+        f"the cache at {url} was recorded with {field} = {json.dumps(before)}, but this build has "
+        f"{field} = {json.dumps(now)}: its rows belong to another teacher, dataset or recipe.",
         hint="Give the build another `cache:` path, or change the setting back.",
     )
 
 
-def first_difference(wanted: Any, found: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(requested: Any, recorded: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """Dotted path and both values of the first leaf in which two JSON documents differ."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for name in sorted(wanted.keys() | found.keys()):
+    if isinstance(requested, dict) and isinstance(recorded, dict):
+        for name in sorted(requested.keys() | recorded.keys()):
             below = f"{path}.{name}" if path else name
-            difference = first_difference(wanted.get(name), found.get(name), below)
+            difference = first_difference(requested.get(name), recorded.get(name), below)
             if difference is not None:
                 return difference
         return None
-    return None if wanted == found else (path, wanted, found)
+    return None if requested == recorded else (path, requested, recorded)
 
 
 def with_crc(payload: bytes) -> bytes:
@@ -179,33 +167,19 @@ def with_crc(payload: bytes) -> bytes:
     return payload + crc32c(payload).to_bytes(CRC_BYTES, "little")
 
 
-def _head_objects(spec: CacheSpec, head: Head | None) -> dict[str, tuple[str, bytes]]:
+def _head_chunks(layout: CacheLayout, head: Head | None) -> dict[str, bytes]:
+    """The stored chunk of each constant array, by name."""
     if head is None:
-        assert not head_arrays(spec)
+        assert not layout.heads
         return {}
     values = {"head_weight": head.weight_CD, "head_bias": head.bias_C}
-    return {
-        name: (head_key(name, shape), with_crc(values[name].astype("<f4").tobytes()))
-        for name, shape in head_arrays(spec).items()
-    }
+    return {name: with_crc(values[name].astype("<f4").tobytes()) for name in layout.heads}
 
 
-def _write_documents(storage: Storage, spec: CacheSpec, num_seeds: int) -> None:
+def _write_documents(storage: Storage, layout: CacheLayout, num_seeds: int) -> None:
     """Write the metadata below the root where it is missing, damaged, or holds too few seeds."""
-    if storage.get(COMMITS_KEY) != COMMITS_DOCUMENT:
-        storage.put(COMMITS_KEY, COMMITS_DOCUMENT)
-    constant = head_arrays(spec)
-    contents = {name: storage.get(f"{name}/zarr.json") for name in array_documents(spec, 1)}
-    present = [_num_seeds(content) for name, content in contents.items() if name not in constant]
-    documents = array_documents(spec, max(num_seeds, *present))
-    for name, document in documents.items():
-        if contents[name] != canonical_json(document):
-            storage.put(f"{name}/zarr.json", canonical_json(document))
-
-
-def _num_seeds(document: bytes | None) -> int:
-    """Length of the seed axis that an array's document describes; 0 where it is not readable."""
-    try:
-        return int(json.loads(document or b"{}")["shape"][0])
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
-        return 0
+    contents = {key: storage.get(key) for key in layout.documents(1)}
+    present = [described_seeds(contents[key]) for key in layout.seed_axis_keys()]
+    for key, document in layout.documents(max(num_seeds, *present)).items():
+        if contents[key] != document:
+            storage.put(key, document)

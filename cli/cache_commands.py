@@ -30,7 +30,6 @@ def info(cache: CacheUrl, json: Json = False) -> None:
 
 
 def _facts(cache: Cache) -> dict[str, Any]:
-    from cache_service.format.layout import row_bytes
     from cache_service.format.seeds import describe_seeds
 
     spec, commits = cache.spec, cache.commits()
@@ -44,8 +43,8 @@ def _facts(cache: Cache) -> dict[str, Any]:
         "complete": describe_seeds(complete),
         "seeds": {str(seed): f"{len(s)}/{spec.num_shards} shards" for seed, s in commits.items()},
         "rows": recorded,
-        "bytes": recorded * row_bytes(spec),
-        "bytes_per_row": row_bytes(spec),
+        "bytes": recorded * cache.layout.row_bytes,
+        "bytes_per_row": cache.layout.row_bytes,
         "dataset": spec.dataset.model_dump(mode="json"),
         "teacher": spec.teacher.model_dump(mode="json"),
         "recipe": spec.recipe.model_dump(mode="json"),

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
-from cache_service.format.layout import witness_positions
 from cache_service.remote.source import RowSource
 from cache_service.views.drift import WitnessDiff, accepts_drift, compare_views, explain_drift
 from cache_service.views.replay import ViewBatch, Views
@@ -72,7 +71,9 @@ class ReplayGuard:
         known = self._witness_diffs.get((seed, shard))
         if known is None:
             recorded = self._cache.witnesses(seed, shard)
-            replayed = views.render(seed, witness_positions(self._cache.spec, shard)).pixels_BHW3
+            replayed = views.render(
+                seed, self._cache.group.layout.witness_positions(shard)
+            ).pixels_BHW3
             known = [compare_views(*pair) for pair in zip(recorded, replayed, strict=True)]
             self._witness_diffs = {(seed, shard): known}
         return known

@@ -213,5 +213,5 @@ def recorded_facts(cache: RowSource) -> TeacherFacts:
         pooling=spec.teacher.pooling,
         origin=cache.url,
         preprocess=spec.teacher.preprocess,
-        codec=spec.codec.kind,
+        drops_classes=spec.codec.drops_classes,
     )

@@ -1,8 +1,8 @@
 """Encoded rows to teacher logits, on the device where the student is.
 
-The same formulas as `cache_service.format.codecs` in numpy, which tests hold these to. Decoding
-here keeps what travels to the device small: float16 or bytes, and the stored cells only.
-Shape letters: B batch, R cells, S stored cells, C classes, K kept classes, D channels.
+The codec's own formulas, run on torch. Decoding here keeps what travels to the device small:
+float16 or bytes, and the stored cells only.
+Shape letters: B batch, R cells, S stored cells, C classes, D channels, X classes or channels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,26 @@ import torch
 from torch import Tensor
 
 from cache_service.format.cells import expand_matrix
-from cache_service.format.codecs import Head
-from cache_service.format.layout import row_arrays
-from cache_service.format.spec import CacheSpec, DenseCodec, FeaturesCodec, Int8Codec
+from cache_service.format.codecs import Decoding, Head
+from cache_service.format.layout import CacheLayout
+from cache_service.format.spec import CacheSpec
 
-_IDENTITY = ("sample", "digest", "origin")
+
+class TorchMath:
+    """`cache_service.format.codecs.ArrayMath` in torch."""
+
+    def float32(self, values: Tensor) -> Tensor:
+        """The values as float32."""
+        return values.float()
+
+    def clip(self, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The values, each at least `low` and at most `high`."""
+        return torch.clamp(values, low, high)
+
+    def scatter(self, fill: Tensor, width: int, index: Tensor, values: Tensor) -> Tensor:
+        """A new tensor [..., width] of `fill` [...], `values` put at `index` of the last axis."""
+        dense = fill.unsqueeze(-1).expand(*fill.shape, width).clone()
+        return dense.scatter_(-1, index.long(), values.float())
 
 
 class TargetDecoder:
@@ -34,7 +49,7 @@ class TargetDecoder:
         self.scales = spec.scales
         self.num_cells = spec.num_cells
         self.num_classes = spec.teacher.num_classes
-        self.array_names = tuple(a.name for a in row_arrays(spec) if a.name not in _IDENTITY)
+        self.array_names = CacheLayout(spec).target_names
         self._expand_RS: Tensor | None = None
         if spec.scales != spec.stored_scales:
             matrix = expand_matrix(spec.scales, spec.stored_scales)
@@ -46,35 +61,15 @@ class TargetDecoder:
     def logits(self, rows: dict[str, Tensor], *, temperature: float = 1.0) -> Tensor:
         """Teacher logits of every cell, float32 [B, R, C].
 
-        `temperature` is the one the logits will be used at. It changes only what dropped classes of
-        a `topk` cache are given, so that they have the right joint weight there.
+        `temperature` is the one the logits will be used at. It changes only what a codec that drops
+        classes gives them, so that they have the right joint weight there.
         """
-        codec = self.spec.codec
-        if isinstance(codec, FeaturesCodec):
-            # Pooling and an affine head commute: expand the narrow features, not the logits.
-            features_BRD = self._expanded(rows["features"].float())
-            assert self._head is not None
-            weight_CD, bias_C = self._head
-            return features_BRD @ weight_CD.T + bias_C
-        if isinstance(codec, DenseCodec):
-            stored_BSC = rows["logits"].float()
-        elif isinstance(codec, Int8Codec):
-            scale_BS1, offset_BS1 = rows["scale"].unsqueeze(-1), rows["offset"].unsqueeze(-1)
-            stored_BSC = rows["logits"].float() * scale_BS1 + offset_BS1
-        else:
-            stored_BSC = self._topk(rows, temperature)
-        return self._expanded(stored_BSC)
-
-    def _expanded(self, stored_BSX: Tensor) -> Tensor:
-        if self._expand_RS is None:
-            return stored_BSX
-        return torch.matmul(self._expand_RS, stored_BSX)
-
-    def _topk(self, rows: dict[str, Tensor], temperature: float) -> Tensor:
-        mean_BS, lme_BS, half_BS = rows["tail_mean"], rows["tail_lme"], rows["tail_var"] / 2
-        third_BS = lme_BS - mean_BS - half_BS
-        fitted_BS = mean_BS + half_BS / temperature + third_BS / temperature**2
-        low_BS, high_BS = (mean_BS, lme_BS) if temperature >= 1 else (lme_BS, rows["tail_max"])
-        fill_BS1 = torch.clamp(fitted_BS, low_BS, high_BS).unsqueeze(-1)
-        dense_BSC = fill_BS1.expand(*mean_BS.shape, self.num_classes).clone()
-        return dense_BSC.scatter_(-1, rows["classes"].long(), rows["values"].float())
+        how = Decoding(TorchMath(), self.num_classes, temperature)
+        cells_BRX: Tensor = self.spec.codec.decode(rows, how)
+        if self._expand_RS is not None:
+            cells_BRX = torch.matmul(self._expand_RS, cells_BRX)
+        if self._head is None:
+            return cells_BRX
+        # Pooling and an affine head commute: the narrow features are expanded, not the logits.
+        weight_CD, bias_C = self._head
+        return cells_BRX @ weight_CD.T + bias_C

@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError
 from cache_service.format.canonical import Buffer, crc32c
-from cache_service.format.codecs import Arrays
-from cache_service.format.layout import RowArray
+from cache_service.format.codecs import Arrays, RowArray
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
@@ -82,21 +80,6 @@ def _frame_header(
 def values_size(arrays: Sequence[RowArray], num_rows: int) -> int:
     """Bytes of a frame after its header."""
     return num_rows * sum(array.row_bytes for array in arrays)
-
-
-def blank_frame(
-    arrays: Sequence[RowArray], num_rows: int, header: bytes
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.void]]]:
-    """A frame to be filled in place: its bytes, and in them each array, one element a row."""
-    frame = np.empty(len(header) + values_size(arrays, num_rows), np.uint8)
-    frame[: len(header)] = np.frombuffer(header, np.uint8)
-    places: dict[str, NDArray[np.void]] = {}
-    offset = len(header)
-    for array in arrays:
-        end = offset + num_rows * array.row_bytes
-        places[array.name] = frame[offset:end].view(f"V{array.row_bytes}")
-        offset = end
-    return frame, places
 
 
 def checksum_of(*pieces: Buffer) -> str:

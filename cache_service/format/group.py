@@ -1,53 +1,46 @@
-"""The root document of a cache: its spec, sealed, in the attributes of a Zarr group. Pure."""
+"""The root document of a cache: its spec, sealed, in the attributes of a Zarr group. No I/O."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from cache_service.errors import CorruptError, NotACacheError
 from cache_service.format.canonical import canonical_json, crc32c
-from cache_service.format.layout import group_document, head_arrays, refuse_oversize
+from cache_service.format.layout import CacheLayout, group_document
 from cache_service.format.spec import FORMAT_VERSION, CacheSpec
 
 ROOT_KEY = "zarr.json"
-COMMITS_KEY = "commits/zarr.json"
-"""The commits live in a group of their own, so that Zarr libraries list the cache without a word
-about keys that they do not know."""
-
-COMMITS_DOCUMENT = canonical_json(
-    group_document({"purpose": "one JSON object per recorded shard: {seed}/{shard}.json"})
-)
 
 
-class Group(NamedTuple):
-    """What the root document says.
+@dataclass(frozen=True)
+class Group:
+    """The content of the root document.
 
     Attributes:
         spec: identity of the cache.
-        fingerprint: of the spec.
         versions: library name -> version that made the cache, for those that can move a pixel.
         provenance: the build file's own `dataset` and `teacher` sections, so that `verify
             --recompute` can open them again. Not identity.
-        head_crc32c: CRC-32C of each constant array's values; empty but for `features`.
+        head_crc32c: CRC-32C of each constant array's values; empty unless features are stored.
     """
 
     spec: CacheSpec
-    fingerprint: str
     versions: dict[str, str]
     provenance: dict[str, Any]
     head_crc32c: dict[str, int]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the spec."""
+        return self.spec.fingerprint
 
-def make_group(
-    spec: CacheSpec,
-    *,
-    versions: dict[str, str],
-    provenance: dict[str, Any],
-    head_crc32c: dict[str, int],
-) -> Group:
-    """A group with its fingerprint worked out."""
-    return Group(spec, spec.fingerprint, versions, provenance, head_crc32c)
+    @cached_property
+    def layout(self) -> CacheLayout:
+        """The arrays and objects of the cache."""
+        return CacheLayout(self.spec)
 
 
 def encode_group(group: Group) -> bytes:
@@ -80,24 +73,21 @@ def decode_group(content: bytes, url: str) -> Group:
             hint="Upgrade kd-cache.",
         )
     try:
-        sealed = {name: value for name, value in facts.items() if name != "crc32c"}
         spec = CacheSpec.model_validate(facts["spec"])
-        group = Group(
-            spec, facts["fingerprint"], facts["versions"], facts["provenance"], facts["head_crc32c"]
-        )
-        if set(group.head_crc32c) != set(head_arrays(spec)):
+        group = Group(spec, facts["versions"], facts["provenance"], facts["head_crc32c"])
+        if set(group.head_crc32c) != set(group.layout.heads):
             raise ValueError("head_crc32c")
         if not isinstance(group.versions, dict) or not isinstance(group.provenance, dict):
             raise TypeError("versions, provenance")
-        intact = crc32c(canonical_json(sealed)) == facts["crc32c"]
-        if not intact or group.fingerprint != spec.fingerprint or encode_group(group) != content:
+        # Encoding works out fingerprint and seal, so equal bytes mean that both are right.
+        if encode_group(group) != content:
             raise ValueError("seal")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CorruptError(
             f"{url}/{ROOT_KEY} is not what was written: its seal does not fit its content.",
             hint="Restore the file, or record the cache anew.",
         ) from problem
-    refuse_oversize(spec)
+    group.layout.check_size()
     return group
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.cells import choose_stored_scales, num_cells
+from cache_service.format.codecs import Arrays, Codec, Decoding, Floats, Head, NumpyMath
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import Recipe
 
@@ -60,45 +61,6 @@ class TeacherId(Frozen):
     map_side: Annotated[int, Field(ge=1)] | None = None
     affine_head: bool = False
     pooling: Literal["direct", "chained"] = "direct"
-
-
-class _CodecBase(Frozen):
-    compression: Annotated[
-        Literal["none", "zstd"],
-        Field(description="Of each chunk. `none` lets local readers map the file."),
-    ] = "none"
-
-
-class DenseCodec(_CodecBase):
-    """Every logit as float16: 2 bytes a class."""
-
-    kind: Literal["dense"] = "dense"
-
-
-class Int8Codec(_CodecBase):
-    """Every logit as uint8 with a scale and an offset per cell: 1 byte a class + 8."""
-
-    kind: Literal["int8"] = "int8"
-
-
-class TopKCodec(_CodecBase):
-    """The k largest logits, the label's among them, and the moments of the rest."""
-
-    kind: Literal["topk"] = "topk"
-    k: Annotated[int, Field(ge=3, description="Classes kept per cell, labels included.")]
-
-
-class FeaturesCodec(_CodecBase):
-    """The input of a linear head as float16, and the head once: exact at every temperature."""
-
-    kind: Literal["features"] = "features"
-    num_channels: Annotated[
-        int | None,
-        Field(ge=1, le=2**20, description="Width of the head's input; the build fills it in."),
-    ] = None
-
-
-Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(discriminator="kind")]
 
 
 class Layout(Frozen):
@@ -156,21 +118,30 @@ class CacheSpec(Frozen):
                 f"stored_scales={list(self.stored_scales)} must be all scales, or the finest one "
                 "where the others follow from it (an affine head, and sides that divide it)"
             )
-        if isinstance(self.codec, FeaturesCodec) and self.codec.num_channels is None:
-            raise ValueError("codec.num_channels is not known: the teacher's head decides it")
-        if isinstance(self.codec, TopKCodec) and self.codec.k >= self.teacher.num_classes:
-            raise ValueError(
-                f"codec.k={self.codec.k} is not below num_classes={self.teacher.num_classes}; "
-                "use `codec: {kind: dense}` to keep every class"
-            )
+        self.codec.check(self.teacher.num_classes)
         if self.dataset.num_classes > self.teacher.num_classes:
             raise ValueError(
                 f"the dataset has {self.dataset.num_classes} classes, "
                 f"the teacher only {self.teacher.num_classes}"
             )
-        if isinstance(self.codec, TopKCodec) and self.stored_scales != self.scales:
+        if self.codec.drops_classes and self.stored_scales != self.scales:
             raise ValueError("topk keeps other classes in every cell, so it must store all scales")
         return self
+
+    def decode(self, rows: Arrays, *, head: Head | None, temperature: float = 1.0) -> Floats:
+        """Logits of the stored cells, float32 [B, R, C].
+
+        Args:
+            rows: arrays of a cache of this spec.
+            head: of that cache; None unless its codec stores features.
+            temperature: see `codecs.Decoding`.
+        """
+        how = Decoding(NumpyMath(), self.teacher.num_classes, temperature)
+        cells_BRX: Floats = self.codec.decode(rows, how)
+        if not self.codec.stores_features:
+            return cells_BRX
+        assert head is not None
+        return cells_BRX @ head.weight_CD.T + head.bias_C
 
     @property
     def num_stored_cells(self) -> int:

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError, SpecMismatchError, UnsupportedError
-from cache_service.format.codecs import Floats, decode
+from cache_service.format.codecs import Floats
 from cache_service.format.group import ROOT_KEY
-from cache_service.format.layout import witness_positions
 from cache_service.models.weights import one_line
 from cache_service.reader import Cache, open_cache
 from cache_service.recording.jobs import all_shards
@@ -131,13 +130,13 @@ def _recorded_views(cache: Cache) -> list[_Recorded]:
     spread = np.linspace(0, len(shards) - 1, min(MAX_SHARDS, len(shards))).round().astype(int)
     found = []
     for seed, shard in (shards[index] for index in spread.tolist()):
-        positions_B = witness_positions(cache.spec, shard)
+        positions_B = cache.layout.witness_positions(shard)
         try:
             rows = cache.gather(seed, positions_B)
             views = torch.from_numpy(np.array(cache.witnesses(seed, shard)))
         except CorruptError:  # `verify` finds it; it says nothing of the teacher
             continue
-        stored_BRC = decode(cache.spec, rows, head=cache.head())
+        stored_BRC = cache.spec.decode(rows, head=cache.head())
         kept_BRC = None
         if "classes" in rows:
             kept_BRC = np.zeros(stored_BRC.shape, np.bool_)

@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from cache_service.datasets.config import DatasetConfig
+from cache_service.format.codecs import Codec, DenseCodec
 from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
-from cache_service.format.spec import Codec, DenseCodec, Layout, Scales
+from cache_service.format.spec import Layout, Scales
 from cache_service.teacher.config import TeacherConfig
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import NonFiniteError
-from cache_service.format.codecs import Arrays, Floats, encode
-from cache_service.format.layout import witness_positions
+from cache_service.format.codecs import Arrays, Floats
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.recording.opened import OpenedBuild
 from cache_service.recording.render import Rendered
@@ -32,7 +32,7 @@ def encode_batch(build: OpenedBuild, batch: Rendered, answer_BRX: Floats) -> Enc
     job, views, labels = batch.job, batch.views, build.dataset.labels
     kept_B2 = np.stack([labels[views.samples_B], labels[views.partners_B]], axis=1)
     try:
-        encoded = encode(build.spec.codec, answer_BRX, kept_B2)
+        encoded = build.spec.codec.encode(answer_BRX, kept_B2)
     except NonFiniteError as problem:
         raise NonFiniteError(
             f"{problem.message} They are of the batch at seed {job.seed}, positions "
@@ -44,7 +44,7 @@ def encode_batch(build: OpenedBuild, batch: Rendered, answer_BRX: Floats) -> Enc
         "digest": views.digests_B,
         "origin": views.origins_B,
     }
-    wanted = witness_positions(build.spec, job.shard)
+    wanted = CacheLayout(build.spec).witness_positions(job.shard)
     here = wanted[(wanted >= job.start) & (wanted < job.stop)].tolist()
     pixels = batch.pixels_BHW3.numpy()
     return EncodedBatch(common | encoded, {p: pixels[p - job.start].copy() for p in here})
@@ -57,4 +57,4 @@ def join_batches(
     names = batches[0].rows
     rows = {name: np.concatenate([batch.rows[name] for batch in batches]) for name in names}
     kept = {position: view for batch in batches for position, view in batch.witnesses.items()}
-    return rows, np.stack([kept[p] for p in witness_positions(spec, shard).tolist()])
+    return rows, np.stack([kept[p] for p in CacheLayout(spec).witness_positions(shard).tolist()])

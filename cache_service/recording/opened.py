@@ -10,10 +10,10 @@ import torch
 
 from cache_service.configfile import validate_config
 from cache_service.datasets import ImageDataset, open_dataset
-from cache_service.format.codecs import Head
-from cache_service.format.layout import default_layout, row_bytes
+from cache_service.format.codecs import BaseCodec, Head
+from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
-from cache_service.format.spec import CacheSpec, FeaturesCodec, Layout, TopKCodec
+from cache_service.format.spec import CacheSpec, Layout
 from cache_service.recording.config import BuildConfig
 from cache_service.teacher import Score, Teacher, load_teacher, samples_to_score, score_teacher
 from cache_service.views.order import epoch_order
@@ -44,9 +44,7 @@ class OpenedBuild:
     @property
     def head(self) -> Head | None:
         """The teacher's linear head, where the codec keeps it."""
-        if not isinstance(self.spec.codec, FeaturesCodec) or self.teacher.head is None:
-            return None
-        return self.teacher.head
+        return self.teacher.head if self.spec.codec.stores_features else None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -58,7 +56,7 @@ class OpenedBuild:
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """What the codec encodes: stored cells' logits, or the head's inputs for `features`."""
-        if isinstance(self.spec.codec, FeaturesCodec):
+        if self.spec.codec.stores_features:
             return self.teacher.features(pixels_BHW3)
         return self.teacher.answer(pixels_BHW3)
 
@@ -98,8 +96,8 @@ def open_build(config: BuildConfig) -> OpenedBuild:
         num_classes=dataset.id.num_classes,
         view_size=config.augment.size,
         device=resolve_device(config.device),
-        want_features=isinstance(config.codec, FeaturesCodec),
-        store_all=isinstance(config.codec, TopKCodec),
+        want_features=config.codec.stores_features,
+        store_all=config.codec.drops_classes,
     )
     spec = _spec(config, dataset, teacher)
     return OpenedBuild(config, dataset, teacher, spec, Views(spec.recipe, dataset))
@@ -113,10 +111,9 @@ def resolve_device(device: str) -> str:
 
 
 def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> CacheSpec:
-    codec = config.codec
-    if isinstance(codec, FeaturesCodec):
-        assert teacher.head is not None
-        codec = codec.model_copy(update={"num_channels": int(teacher.head.weight_CD.shape[1])})
+    codec: BaseCodec = config.codec
+    if teacher.head is not None:
+        codec = codec.with_channels(int(teacher.head.weight_CD.shape[1]))
     parts: dict[str, Any] = {
         "dataset": dataset.id,
         "recipe": config.augment.recipe(),
@@ -128,5 +125,5 @@ def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> Cache
     # The row's size follows from everything but the layout, so ask a spec with any layout.
     any_layout = Layout(shard_rows=2, chunk_rows=2)
     draft = validate_config(CacheSpec, {**parts, "layout": any_layout}, where="this build")
-    layout = config.layout or default_layout(row_bytes(draft), len(dataset))
+    layout = config.layout or default_layout(CacheLayout(draft).row_bytes, len(dataset))
     return draft.model_copy(update={"layout": layout})

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cache_service.format.codecs import encode
 from cache_service.format.commit import commit_key
-from cache_service.format.layout import row_bytes
+from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
 from cache_service.recording.checks import check_teacher
 from cache_service.recording.jobs import all_shards
@@ -71,6 +70,7 @@ def make_plan(build: OpenedBuild) -> Plan:
     rows_pending = sum(stop - start for start, stop in (spec.shard_range(s.shard) for s in pending))
     score = build.score()
     render_rate, teacher_rate = _rates(build)
+    bytes_per_row = CacheLayout(spec).row_bytes
     rows = len(config.seeds) * spec.dataset.num_samples
     return Plan(
         cache=config.cache,
@@ -80,8 +80,8 @@ def make_plan(build: OpenedBuild) -> Plan:
         rows_pending=rows_pending,
         shards=len(shards),
         shard_rows=spec.layout.shard_rows,
-        bytes_per_row=row_bytes(spec),
-        bytes_total=rows * row_bytes(spec),
+        bytes_per_row=bytes_per_row,
+        bytes_total=rows * bytes_per_row,
         stored_scales=spec.stored_scales,
         render_rows_per_s=render_rate,
         teacher_rows_per_s=teacher_rate,
@@ -112,6 +112,6 @@ def _rates(build: OpenedBuild) -> tuple[float, float]:
     labels = build.dataset.labels[views.samples_B][:, None]
     build.answer(pixels[:1])
     started = time.perf_counter()
-    encode(build.spec.codec, build.answer(pixels), labels)
+    build.spec.codec.encode(build.answer(pixels), labels)
     teacher_s = time.perf_counter() - started
     return count / render_s, count / teacher_s

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cache_service.format.layout import row_bytes
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.recording.jobs import Shard
 
@@ -52,7 +52,7 @@ class Meter:
         self, spec: CacheSpec, *, mine: list[Shard], todo: list[Shard], listener: OnProgress
     ) -> None:
         self._spec = spec
-        self._row_bytes = row_bytes(spec)
+        self._row_bytes = CacheLayout(spec).row_bytes
         self._rows_total = sum(map(self._rows, mine))
         self._rows_before = self._rows_total - sum(map(self._rows, todo))
         self._shards_total = len(mine)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from cache_service.errors import ConfigError, RowsNotBuiltError, SpecMismatchError
 from cache_service.format.cells import expand_cells
-from cache_service.format.codecs import Arrays, decode
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache
@@ -96,6 +95,7 @@ def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparis
     if not chosen:
         raise RowsNotBuiltError(f"no shard of {cache.url} is recorded.")
     build = _open_again(cache, device)
+    codec = cache.spec.codec
     total, equal, agreeing, cells, worst = 0, 0, 0, 0, 0.0
     errors = {}
     shards = set()
@@ -110,9 +110,9 @@ def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparis
                 equal + int((rows["digest"] == views.digests_B).sum()),
             )
             shards |= {(seed, shard) for shard in (batch // cache.spec.layout.shard_rows).tolist()}
-            stored = decode(cache.spec, rows, head=cache.head())
+            stored = cache.spec.decode(rows, head=cache.head())
             now = build.teacher.answer(torch.from_numpy(views.pixels_BHW3))
-            stored, now = _kept_classes(rows, stored), _kept_classes(rows, now)
+            stored, now = codec.kept_logits(rows, stored), codec.kept_logits(rows, now)
             scales, kept = cache.spec.scales, cache.spec.stored_scales
             stored, now = expand_cells(stored, scales, kept), expand_cells(now, scales, kept)
             agreeing += int((stored.argmax(-1) == now.argmax(-1)).sum())
@@ -158,16 +158,6 @@ def spread_views(
             places = (places * len(recorded[seed]) / counts[seed]).astype(np.int64)
             chosen[seed] = recorded[seed][places]
     return chosen
-
-
-def _kept_classes(rows: Arrays, logits_BRC: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits whose values a row holds: of `topk`, those of the classes that it names."""
-    if "classes" not in rows:
-        return logits_BRC
-    kept: NDArray[np.float32] = np.take_along_axis(
-        logits_BRC, rows["classes"].astype(np.int64), axis=-1
-    )
-    return kept
 
 
 def _open_again(cache: Cache, device: str) -> OpenedBuild:

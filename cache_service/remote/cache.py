@@ -16,7 +16,6 @@ from cache_service.errors import NotACacheError, RowsNotBuiltError, SpecMismatch
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
-from cache_service.format.layout import row_arrays
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache
 from cache_service.remote.disk import DiskCache
@@ -61,7 +60,7 @@ class RemoteCache:
         self.spec: CacheSpec = group.spec
         self.versions = group.versions
         self.wait_s = wait_s
-        self._names = tuple(array.name for array in row_arrays(group.spec))
+        self._names = tuple(array.name for array in group.layout.arrays)
         self._objects = Cache(storage, group)
         self._rows = RowClient(storage, group, disk)
         self._aligned = disk is not None

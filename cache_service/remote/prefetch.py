@@ -10,8 +10,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from cache_service.errors import KdCacheError, RowsNotBuiltError
-from cache_service.format.codecs import Arrays
-from cache_service.format.layout import RowArray
+from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.spec import CacheSpec
 
 MAX_REQUEST_BYTES = 8 << 20

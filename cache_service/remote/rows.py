@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError
-from cache_service.format.codecs import Arrays
+from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
     MEDIA_TYPE,
@@ -28,7 +28,6 @@ from cache_service.format.frame import (
     values_size,
 )
 from cache_service.format.group import Group
-from cache_service.format.layout import RowArray, row_arrays
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import Span
 from cache_service.storage.http import COMMITS, HttpStorage
@@ -90,7 +89,7 @@ class RowClient:
     def __init__(self, storage: HttpStorage, group: Group, disk: DiskCache | None) -> None:
         self._storage = storage
         self._group = group
-        self._arrays = row_arrays(group.spec)
+        self._arrays = group.layout.arrays
         self._disk = disk
 
     def arrays(self, names: tuple[str, ...]) -> tuple[RowArray, ...]:

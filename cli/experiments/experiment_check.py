@@ -111,7 +111,7 @@ class _StudentCheck:
                 scales=each.build.scales,
                 num_classes=num_classes,
                 origin=each.name,
-                codec=each.build.codec.kind,
+                drops_classes=each.build.codec.drops_classes,
             )
             for each in teachers
         )

@@ -38,7 +38,7 @@ class TeacherFacts(NamedTuple):
         pooling: how its cells were pooled; the student's are pooled alike.
         origin: where its logits come from, for messages: the URL of a cache.
         preprocess: how it prepares a view; the student does the same unless configured otherwise.
-        codec: kind of its cache's codec; None for a live teacher, which drops no class.
+        drops_classes: whether its cache stores single logits of some classes only.
     """
 
     scales: tuple[int, ...]
@@ -46,7 +46,7 @@ class TeacherFacts(NamedTuple):
     pooling: Literal["direct", "chained"] = "direct"
     origin: str = "a live teacher"
     preprocess: Preprocess | None = None
-    codec: Literal["dense", "int8", "topk", "features"] | None = None
+    drops_classes: bool = False
 
 
 class RunFacts(NamedTuple):
@@ -265,7 +265,7 @@ def needs_every_logit(settings: MethodSettings, facts: RunFacts, *, why: str) ->
         why: what the method does with all logits, for the message.
     """
     for teacher in facts.teachers:
-        if teacher.codec == "topk":
+        if teacher.drops_classes:
             raise UnsupportedError(
                 f"method {settings.name} {why}, but {teacher.origin} keeps only the largest "
                 "(codec topk).",
@@ -275,4 +275,4 @@ def needs_every_logit(settings: MethodSettings, facts: RunFacts, *, why: str) ->
 
 def depends_on_temperature(step: Step) -> bool:
     """Whether the teacher's logits differ by temperature, because its cache dropped classes."""
-    return step.teachers[0].codec == "topk"
+    return step.teachers[0].drops_classes

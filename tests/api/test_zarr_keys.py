@@ -17,7 +17,7 @@ from support.serving import serving
 from zarr.storage import ObjectStore
 
 from cache_service.api.http.zarr import BadRangeError, parse_range
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 
 KEY = "logits/c/0/1/0/0"
 
@@ -181,7 +181,7 @@ def test_zarr_python_reads_every_row_over_obstore(server, root):
 def test_tensorstore_reads_every_row(server):
     spec = make_spec()
     rows = make_rows(spec, 1)
-    for array in row_arrays(spec):
+    for array in CacheLayout(spec).arrays:
         opened = by_tensorstore(f"{server.url}/v1/caches/dense/zarr", array.name)
         np.testing.assert_array_equal(opened[1].read().result(), rows[array.name])
 

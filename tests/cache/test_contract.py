@@ -17,8 +17,7 @@ from cache_service.errors import (
     RowsNotBuiltError,
     SpecMismatchError,
 )
-from cache_service.format.codecs import decode
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 from cache_service.reader import open_cache
 
 POSITIONS = st.lists(st.integers(0, 99), max_size=40)
@@ -69,7 +68,7 @@ def test_any_samples_equal_the_plain_search_mapped_or_fetched(recorded_here, see
 def test_no_rows_asked_for_are_no_rows_of_the_right_kind(recorded_here):
     cache, expected = recorded_here
     for found in (cache.gather(0, np.zeros(0, np.int64)), cache.lookup(0, np.zeros(0, np.int64))):
-        for array in row_arrays(expected.spec):
+        for array in CacheLayout(expected.spec).arrays:
             assert found[array.name].shape == (0, *array.row_shape)
             assert found[array.name].dtype == array.dtype
 
@@ -94,10 +93,10 @@ def test_rows_belong_to_the_reader_who_asked(recorded_here):
 def test_decoded_rows_are_what_the_codec_makes_of_the_answers(recorded_here):
     cache, expected = recorded_here
     rows = cache.read(1, 30, 70)
-    logits = decode(expected.spec, rows, temperature=4.0, head=cache.head())
+    logits = expected.spec.decode(rows, temperature=4.0, head=cache.head())
     wanted = {name: values[30:70] for name, values in expected.rows[1].items()}
     np.testing.assert_array_equal(
-        logits, decode(expected.spec, wanted, temperature=4.0, head=expected.head)
+        logits, expected.spec.decode(wanted, temperature=4.0, head=expected.head)
     )
     classes = expected.spec.teacher.num_classes
     assert logits.shape == (40, expected.spec.num_stored_cells, classes)

@@ -9,7 +9,7 @@ from support.caches import make_spec, write_cache
 from support.damage import changed, exchange, flip_and_read
 from support.everything import Expected, files_of, outcome
 
-from cache_service.format.layout import object_key, row_arrays
+from cache_service.format.layout import CacheLayout
 from cache_service.format.shard import index_size
 from cache_service.writer import with_crc
 
@@ -65,8 +65,8 @@ def test_of_500_flipped_bits_none_is_read(cache):
 def test_a_flipped_bit_in_an_index_is_refused_though_our_reader_finds_chunks_without_it(cache):
     root, _, expected = cache
     spec = expected.spec
-    for array in row_arrays(spec):
-        path = root / object_key(array, 0, 0)
+    for array in CacheLayout(spec).arrays:
+        path = root / CacheLayout(spec).object_key(array.name, 0, 0)
         for back in (1, 4, 5, 12, index_size(spec.layout.shard_rows // spec.layout.chunk_rows)):
             content = bytearray(path.read_bytes())
             content[-back] ^= 1
@@ -109,8 +109,7 @@ def test_every_file_cut_short_emptied_or_lost_is_refused_by_name(cache):
 
 
 def data_files(root, spec, seed, shard):
-    keys = [object_key(array, seed, shard) for array in row_arrays(spec)]
-    return [root / key for key in (*keys, f"witness/c/{seed}/{shard}/0/0/0/0")]
+    return [root / key for key in CacheLayout(spec).object_keys(seed, shard).values()]
 
 
 def test_a_shard_in_the_place_of_another_is_refused_by_name(cache):

@@ -9,7 +9,7 @@ import xarray
 import zarr
 from support.caches import make_head, make_rows, make_spec, make_witnesses, write_cache
 
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 
 CODECS = {
     "dense": {"kind": "dense"},
@@ -52,7 +52,7 @@ def test_zarr_python_reads_the_head(tmp_path):
 def test_tensorstore_reads_every_row(cache):
     path, spec = cache
     rows = make_rows(spec, 1)
-    for array in row_arrays(spec):
+    for array in CacheLayout(spec).arrays:
         store = tensorstore.open(
             {"driver": "zarr3", "kvstore": f"file://{path}/{array.name}"}, open=True
         ).result()

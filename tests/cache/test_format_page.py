@@ -13,8 +13,7 @@ from support.caches import make_spec
 from support.everything import files_of
 
 from cache_service.format.canonical import canonical_json, crc32c, sha256_hex
-from cache_service.format.codecs import decode
-from cache_service.format.layout import MAX_PIECE_BYTES, array_documents, row_arrays
+from cache_service.format.layout import MAX_PIECE_BYTES, CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.views.order import ORDER_KEY, epoch_order
 
@@ -46,7 +45,7 @@ def test_the_example_without_zarr_reads_every_array_of_every_shard(page):
         rows = golden.golden_rows(spec, seed)
         for shard in range(spec.num_shards):
             start, stop = spec.shard_range(shard)
-            for array in row_arrays(spec):
+            for array in CacheLayout(spec).arrays:
                 found = page["read_shard"](array.name, seed, shard, array.row_shape, array.dtype)
                 np.testing.assert_array_equal(found[: stop - start], rows[array.name][start:stop])
 
@@ -58,7 +57,7 @@ def test_the_topk_example_is_our_decoder(page, temperature):
     kept = ("classes", "values", "tail_mean", "tail_var", "tail_max", "tail_lme")
     found = page["decode_topk"](*(rows[name] for name in kept), 6, temperature)
     np.testing.assert_allclose(
-        found, decode(spec, rows, temperature=temperature, head=None), rtol=1e-6
+        found, spec.decode(rows, temperature=temperature, head=None), rtol=1e-6
     )
 
 
@@ -93,7 +92,8 @@ def test_every_field_and_array_there_is_has_a_word_on_the_page():
         {"kind": "topk", "k": 3},
         {"kind": "features", "num_channels": 3},
     ):
-        names |= set(array_documents(make_spec(codec=codec), 1))
+        layout = CacheLayout(make_spec(codec=codec))
+        names |= {*layout.names, *layout.heads, "witness"}
     for part in ("dataset", "layout", "teacher", "recipe"):
         names |= set(facts["spec"][part])
     missing = sorted(name for name in names if f"`{name}`" not in PAGE)

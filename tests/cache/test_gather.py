@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from cache_service.format.canonical import crc32c
 from cache_service.reader import open_cache
-from cache_service.reader_memory import NotAtHandError, blank_rows, typed_rows
 from cache_service.storage.local import LocalStorage
 
 NAMES = st.lists(st.sampled_from(["sample", "digest", "origin"]), unique=True, min_size=1)
@@ -53,36 +52,6 @@ def test_a_range_is_a_slice_of_the_written_rows(recorded_here):
     check()
 
 
-def test_what_is_not_checked_yet_is_not_at_hand(write_once):
-    cache = open_cache(write_once("dense", "local"))
-    out = blank_rows(cache.arrays, 8, None)
-    with pytest.raises(NotAtHandError):
-        cache.read_into(0, 0, 8, out, at_hand=True)
-    cache.read_into(0, 0, 8, out)
-    again = blank_rows(cache.arrays, 8, None)
-    cache.read_into(0, 0, 8, again, at_hand=True)
-    assert_same(typed_rows(cache.arrays, again), typed_rows(cache.arrays, out), list(out))
-    with pytest.raises(NotAtHandError):
-        cache.read_into(0, 4, 12, out, at_hand=True)
-    cache.check_ahead(0, 8, tuple(out), 1 << 20)
-    cache.read_into(0, 8, 16, out, at_hand=True)
-    names = tuple(out)
-    backwards = cache.gather_rows(0, np.arange(7, -1, -1), names, at_hand=True)
-    assert backwards["sample"].tolist() == again["sample"][::-1].tolist()
-    with pytest.raises(NotAtHandError):
-        cache.gather_rows(0, np.array([0, 40, 1, 2, 3, 4, 5, 6]), names, at_hand=True)
-    with pytest.raises(NotAtHandError):
-        cache.locate(0, np.array([1]), at_hand=True)
-
-
-def test_what_is_fetched_is_never_at_hand(write_once):
-    cache = open_cache(write_once("dense-zstd", "local"))
-    out = blank_rows(cache.arrays, 8, ("logits",))
-    cache.read_into(0, 0, 8, out)
-    with pytest.raises(NotAtHandError):
-        cache.read_into(0, 0, 8, out, at_hand=True)
-
-
 def test_a_range_is_ready_once_its_chunks_were_read(write_once):
     cache = open_cache(write_once("dense", "local"))
     assert not cache.is_ready(0, 0, 8)
@@ -91,7 +60,7 @@ def test_a_range_is_ready_once_its_chunks_were_read(write_once):
     assert cache.is_ready(0, 2, 7, ("sample",))
     assert not cache.is_ready(0, 4, 12)
     assert not cache.is_ready(1, 0, 8)
-    cache.check_ahead(0, 8, ("sample",), 1 << 20)
+    cache.prefetch(0, 8, ("sample",), 1 << 20)
     assert cache.is_ready(0, 4, 32, ("sample",))
     assert not cache.is_ready(0, 4, 32)
     cache.read(0, 0, 100)
@@ -189,54 +158,21 @@ def test_rows_of_many_shards_are_the_same_whatever_is_checked_already(write_once
     check()
 
 
-def seeds_mapped(cache):
-    return {key: sorted(mapped.shards) for key, mapped in cache._shards._mapped.items()}
-
-
-def test_shards_that_are_checked_throughout_are_gathered_from_as_one(write_once):
-    cache = open_cache(write_once("dense", "local"), open_shards=8)
-    names = tuple(array.name for array in cache.arrays)
-    positions = np.array([60, 0, 50, 51])
-    cache.gather(0, positions)
-    assert seeds_mapped(cache) == {}  # of each shard a chunk is checked, and no more
-    wanted = {name: values[positions] for name, values in cache.read(0, 0, 100).items()}
-    assert_same(cache.gather(0, positions), wanted, names)
-    met = sorted({each // cache.spec.layout.shard_rows for each in positions.tolist()})
-    assert seeds_mapped(cache) == {(0, names): met}
-    assert_same(cache.gather(0, positions), wanted, names)
-    everything = np.arange(100)
-    assert_same(cache.gather(0, everything), cache.read(0, 0, 100), names)
-    assert seeds_mapped(cache) == {(0, names): list(range(cache.spec.num_shards))}
-
-
-def test_a_seed_looked_at_as_one_array_keeps_no_closed_shard_mapped(write_once):
+@pytest.mark.parametrize("how", ["read", "gather", "lookup"])
+def test_no_more_shards_stay_open_than_asked_for_and_those_used_last(write_once, how):
     cache = open_cache(write_once("dense", "local"), open_shards=2)
     size = cache.spec.layout.shard_rows
-    cache.read(0, 0, 2 * size)
-    first = np.arange(2 * size)
-    wanted = cache.gather(0, first, arrays=("sample",))["sample"]
-    assert seeds_mapped(cache) == {(0, ("sample",)): [0, 1]}
-    cache.read(1, 0, 1)
-    assert seeds_mapped(cache) == {}
-    assert np.array_equal(cache.gather(0, first, arrays=("sample",))["sample"], wanted)
-
-
-def test_shards_gathered_from_as_one_are_not_the_ones_that_are_closed_first(write_once):
-    cache = open_cache(write_once("dense", "local"), open_shards=2)
-    size = cache.spec.layout.shard_rows
-    first = np.arange(size)
-    cache.read(0, 0, size)
-    cache.gather(0, first)
-    cache.read(1, 0, 1)
-    cache.gather(0, first)  # read through the seed: the other shard is the older one
-    cache.read(1, size, size + 1)
-    assert sorted(cache._shards._shards) == [(0, 0), (1, 1)]
-
-
-def test_a_chunk_that_a_seed_has_not_is_an_error_and_no_memory(write_once):
-    cache = open_cache(write_once("dense", "local"), open_shards=8)
-    cache.read(0, 0, 100)
-    cache.gather(0, np.arange(100), arrays=("sample",))
-    mapped = cache._shards._mapped[0, ("sample",)]
-    with pytest.raises(IndexError):
-        mapped.gather(np.array([1 << 30]), np.array([0]))
+    firsts = [cache.spec.shard_range(shard)[0] for shard in range(cache.spec.num_shards)]
+    for first in firsts[:2] + firsts[:1] + firsts[2:3]:
+        cache.read(0, first, first + 1)
+    ready = [shard for shard, first in enumerate(firsts) if cache.is_ready(0, first, first + 1)]
+    assert ready == [0, 2]
+    where = np.arange(2 * size)
+    wanted = open_cache(cache.url).gather(0, where)
+    if how == "read":
+        found = cache.read(0, 0, 2 * size)
+    elif how == "gather":
+        found = cache.gather(0, where)
+    else:
+        found = cache.lookup(0, wanted["sample"].astype(np.int64))
+    assert_same(found, wanted, cache.layout.names)

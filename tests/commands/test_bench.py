@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from support.command import kd_cache
 
-from cache_service.format.layout import default_layout, row_bytes
+from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.reader import open_cache
 from cli.experiments.bench import http
 from cli.experiments.bench.load import measure
@@ -56,7 +56,7 @@ def test_the_cache_that_is_measured_is_a_real_one(tmp_path):
     spec = write_bench_cache(str(tmp_path / "bench"), 4200)
     opened = open_cache(str(tmp_path / "bench"))
     assert opened.complete_seeds() == [0]
-    assert spec.layout == default_layout(row_bytes(spec), 4200)
+    assert spec.layout == default_layout(CacheLayout(spec).row_bytes, 4200)
     rows = opened.read(0, 4000, 4200)
     assert rows["logits"].shape == (200, 1, 1000)
     assert sorted(opened.read(0, 0, 4200)["sample"].tolist()) == list(range(4200))

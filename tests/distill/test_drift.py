@@ -16,7 +16,6 @@ from support.toys import Patches
 
 from cache_service.datasets import wrap_dataset
 from cache_service.errors import ViewDriftError
-from cache_service.format.layout import witness_positions
 from cache_service.views.drift import compare_views
 from cache_service.views.replay import Views
 from distill import CachedDataset, load_cache
@@ -58,7 +57,7 @@ def test_rounding_passes_under_the_stated_bound(images):
     replayed = Views(cache.spec.recipe, wrap_dataset(images))
     worst = 0
     for shard in range(cache.spec.num_shards):
-        views = replayed.render(0, witness_positions(cache.spec, shard)).pixels_BHW3
+        views = replayed.render(0, cache.layout.witness_positions(shard)).pixels_BHW3
         pairs = zip(cache.witnesses(0, shard), views, strict=True)
         worst = max(worst, *(compare_views(*pair).max_levels for pair in pairs))
     assert 1 <= worst <= 4

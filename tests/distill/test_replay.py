@@ -103,12 +103,11 @@ def test_twenty_resumes_mid_epoch_continue_the_same_sequence(replay):
 
 
 def test_replayed_views_are_the_recorded_witnesses(url, replay):
-    from cache_service.format.layout import witness_positions
 
     cache = load_cache(url)
     for shard in range(cache.spec.num_shards):
         for seed in (0, 1):
-            views = replay.views.render(seed, witness_positions(cache.spec, shard))
+            views = replay.views.render(seed, cache.layout.witness_positions(shard))
             np.testing.assert_array_equal(views.pixels_BHW3, cache.witnesses(seed, shard))
 
 

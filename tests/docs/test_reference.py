@@ -9,7 +9,7 @@ import pytest
 from support.caches import make_spec
 from support.pages import ROOT
 
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 from distill.methods import METHODS
 from docs import codebase, generate
 
@@ -88,5 +88,5 @@ def test_the_cookbooks_bytes_per_cell_are_what_a_cache_takes(kind, settings, cla
     row = rf"^\| `{kind}` \| (\d+) per [\w ]+?(?: \+ (\d+))? \|"
     per_class, extra = re.search(row, page, re.MULTILINE).groups()
     of_the_view = {"sample", "digest", "origin"}
-    stored = sum(a.row_bytes for a in row_arrays(spec) if a.name not in of_the_view)
+    stored = sum(a.row_bytes for a in CacheLayout(spec).arrays if a.name not in of_the_view)
     assert stored == int(per_class) * classes + int(extra or 0)

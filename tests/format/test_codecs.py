@@ -10,9 +10,8 @@ from hypothesis.extra import numpy as hnp
 from support.caches import answers, labels, make_head, make_spec
 
 from cache_service.errors import NonFiniteError
-from cache_service.format.codecs import FLOAT16_MAX, decode, encode
-from cache_service.format.layout import row_arrays
-from cache_service.format.spec import DenseCodec, FeaturesCodec, Int8Codec, TopKCodec
+from cache_service.format.codecs import FLOAT16_MAX, DenseCodec, FeaturesCodec, Int8Codec, TopKCodec
+from cache_service.format.layout import CacheLayout
 
 CODECS = {
     "dense": DenseCodec(),
@@ -41,8 +40,8 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 @given(LOGITS)
 def test_dense_keeps_every_logit_to_float16(logits):
-    rows = encode(DenseCodec(), logits, own(len(logits)))
-    back = decode(make_spec(), rows, head=None)
+    rows = DenseCodec().encode(logits, own(len(logits)))
+    back = make_spec().decode(rows, head=None)
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, rounded(logits))
 
@@ -52,8 +51,8 @@ def test_dense_keeps_every_logit_to_float16(logits):
 
 @given(LOGITS)
 def test_int8_is_off_by_half_a_level_at_most(logits):
-    rows = encode(Int8Codec(), logits, own(len(logits)))
-    back = decode(make_spec(codec={"kind": "int8"}), rows, head=None)
+    rows = Int8Codec().encode(logits, own(len(logits)))
+    back = make_spec(codec={"kind": "int8"}).decode(rows, head=None)
     # Beside the rounding to a level, float32 itself rounds the product and the sum.
     slack = 4 * np.spacing(np.abs(logits).max(axis=-1, keepdims=True))
     assert (np.abs(back - logits) <= rows["scale"][..., None] * 0.5 + slack).all()
@@ -62,16 +61,14 @@ def test_int8_is_off_by_half_a_level_at_most(logits):
 @given(st.floats(-60000, 60000, width=32), st.integers(2, 9))
 def test_int8_keeps_a_cell_whose_classes_all_agree_exactly(value, classes):
     logits = np.full((2, 3, classes), value, np.float32)
-    rows = encode(Int8Codec(), logits, own(2))
+    rows = Int8Codec().encode(logits, own(2))
     assert (rows["scale"] == 0).all()
-    np.testing.assert_array_equal(
-        decode(make_spec(codec={"kind": "int8"}), rows, head=None), logits
-    )
+    np.testing.assert_array_equal(make_spec(codec={"kind": "int8"}).decode(rows, head=None), logits)
 
 
 def test_int8_uses_all_256_levels_of_each_cell():
     logits = np.linspace(-7, 9, 256, dtype=np.float32).reshape(1, 1, 256)
-    assert encode(Int8Codec(), logits, own(1))["logits"].tolist() == [[list(range(256))]]
+    assert Int8Codec().encode(logits, own(1))["logits"].tolist() == [[list(range(256))]]
 
 
 # --- topk ------------------------------------------------------------------------------------
@@ -85,7 +82,7 @@ def test_topk_keeps_the_labels_always_and_the_largest_beside_them(logits, data):
             st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=batch, max_size=batch)
         )
     )
-    rows = encode(TopKCodec(k=3), logits, kept)
+    rows = TopKCodec(k=3).encode(logits, kept)
     assert (np.diff(rows["classes"].astype(int), axis=-1) > 0).all(), "ascending, without repeats"
     for b, r in np.ndindex(logits.shape[:2]):
         classes_K = rows["classes"][b, r].tolist()
@@ -99,8 +96,8 @@ def test_topk_keeps_the_labels_always_and_the_largest_beside_them(logits, data):
 @given(LOGITS.filter(lambda z: z.shape[-1] > 3), st.sampled_from([1.0, 2.0, 4.0, 20.0]))
 def test_topk_never_gives_a_dropped_class_more_than_the_largest_of_them(logits, temperature):
     spec = make_spec(codec={"kind": "topk", "k": 3}, num_classes=logits.shape[-1])
-    rows = encode(spec.codec, logits, own(len(logits)))
-    back = decode(spec, rows, temperature=temperature, head=None)
+    rows = spec.codec.encode(logits, own(len(logits)))
+    back = spec.decode(rows, temperature=temperature, head=None)
     dropped = np.ones(back.shape, bool)
     np.put_along_axis(dropped, rows["classes"].astype(int), False, axis=-1)
     limit = np.broadcast_to(rows["tail_max"][..., None], back.shape)
@@ -111,7 +108,7 @@ def test_topk_stores_class_numbers_in_the_smallest_type_that_holds_them():
     for classes, dtype in ((65536, np.uint16), (65537, np.uint32)):
         logits = np.zeros((1, 1, classes), np.float32)
         logits[0, 0, -1] = 5
-        rows = encode(TopKCodec(k=3), logits, own(1))
+        rows = TopKCodec(k=3).encode(logits, own(1))
         assert rows["classes"].dtype == dtype
         assert rows["classes"][0, 0].tolist() == [0, 1, classes - 1]
 
@@ -125,7 +122,7 @@ def test_features_give_the_heads_answer_to_float16_features(seed):
     spec = make_spec(codec={"kind": "features", "num_channels": 6})
     head = make_head(spec)
     features = np.random.default_rng(seed).normal(size=(4, 16, 6)).astype(np.float32)
-    back = decode(spec, encode(spec.codec, features, own(4)), head=head)
+    back = spec.decode(spec.codec.encode(features, own(4)), head=head)
     wanted = rounded(features) @ head.weight_CD.T + head.bias_C
     np.testing.assert_array_equal(back, wanted)
 
@@ -139,14 +136,14 @@ def test_what_float16_cannot_hold_is_refused_and_the_rows_are_named(codec, bad):
     answer = np.zeros((12, 2, 6), np.float32)
     answer[7, 1, 3] = answer[11, 0, 0] = bad
     with pytest.raises(NonFiniteError, match=r"for 2 of 12 views \(rows \[7, 11\] of the batch\)"):
-        encode(codec, answer, own(12))
+        codec.encode(answer, own(12))
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 def test_the_largest_float16_is_taken(codec):
     answer = np.zeros((2, 1, 6), np.float32)
     answer[0, 0, 0], answer[1, 0, 5] = FLOAT16_MAX, -FLOAT16_MAX
-    rows = encode(codec, answer, own(2))
+    rows = codec.encode(answer, own(2))
     assert all(np.isfinite(values).all() for values in rows.values())
 
 
@@ -154,9 +151,9 @@ def test_the_largest_float16_is_taken(codec):
 def test_encoding_a_row_does_not_depend_on_the_batch_around_it(kind):
     spec = make_spec(codec=CODECS[kind].model_dump())
     answer, kept = answers(spec, 3), labels(spec)[:, None]
-    whole = encode(spec.codec, answer, kept)
+    whole = spec.codec.encode(answer, kept)
     for start in (0, 41, 99):
-        alone = encode(spec.codec, answer[start : start + 1], kept[start : start + 1])
+        alone = spec.codec.encode(answer[start : start + 1], kept[start : start + 1])
         for name, values in alone.items():
             np.testing.assert_array_equal(values[0], whole[name][start])
 
@@ -164,8 +161,8 @@ def test_encoding_a_row_does_not_depend_on_the_batch_around_it(kind):
 @pytest.mark.parametrize("kind", CODECS)
 def test_encoded_arrays_are_those_of_the_layout(kind):
     spec = make_spec(codec=CODECS[kind].model_dump())
-    rows = encode(spec.codec, answers(spec, 0), labels(spec)[:, None])
-    declared = {array.name: array for array in row_arrays(spec)[3:]}
+    rows = spec.codec.encode(answers(spec, 0), labels(spec)[:, None])
+    declared = {array.name: array for array in CacheLayout(spec).arrays[3:]}
     assert rows.keys() == declared.keys()
     for name, values in rows.items():
         assert values.dtype == declared[name].dtype

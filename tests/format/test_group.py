@@ -11,10 +11,10 @@ from support.caches import VERSIONS, make_spec
 
 from cache_service.errors import ConfigError, CorruptError, NotACacheError
 from cache_service.format.canonical import canonical_json, crc32c
-from cache_service.format.group import decode_group, encode_group, make_group
+from cache_service.format.group import Group, decode_group, encode_group
 
 SPEC = make_spec()
-GROUP = make_group(SPEC, versions=VERSIONS, provenance={"seed": 1}, head_crc32c={})
+GROUP = Group(SPEC, VERSIONS, {"seed": 1}, {})
 
 
 def sealed(**changes: Any) -> bytes:
@@ -129,6 +129,6 @@ def test_attributes_nested_near_the_limit_are_read_or_refused():
 
 def test_a_cache_that_would_fill_memory_is_refused_though_it_is_whole():
     spec = make_spec(num_classes=2**24, scales=(1,), shard_rows=2**14, chunk_rows=2**14)
-    group = make_group(spec, versions={}, provenance={}, head_crc32c={})
+    group = Group(spec, {}, {}, {})
     with pytest.raises(ConfigError, match="one chunk of logits would hold 549755813888 bytes"):
         decode_group(encode_group(group), "here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,14 +14,11 @@ from support.caches import make_spec
 from cache_service.errors import ConfigError
 from cache_service.format.layout import (
     CHUNK_BYTES,
+    COMMITS_KEY,
     MAX_PIECE_BYTES,
     SHARD_BYTES,
-    array_documents,
+    CacheLayout,
     default_layout,
-    refuse_oversize,
-    row_arrays,
-    row_bytes,
-    witness_positions,
 )
 from cache_service.format.spec import Layout
 
@@ -78,9 +77,9 @@ def test_every_bound_is_enforced_and_says_why(rows, says):
 
 def test_witnesses_are_spread_over_the_shard_and_inside_it():
     spec = make_spec(num_samples=70)
-    assert witness_positions(spec, 0).tolist() == [0, 8, 16, 24]
-    assert witness_positions(spec, 2).tolist() == [64, 65, 67, 68]
-    assert witness_positions(make_spec(num_samples=65), 2).tolist() == [64, 64, 64, 64]
+    assert CacheLayout(spec).witness_positions(0).tolist() == [0, 8, 16, 24]
+    assert CacheLayout(spec).witness_positions(2).tolist() == [64, 65, 67, 68]
+    assert CacheLayout(make_spec(num_samples=65)).witness_positions(2).tolist() == [64, 64, 64, 64]
 
 
 @pytest.mark.parametrize("kind", ["dense", "int8", "topk", "features"])
@@ -90,7 +89,9 @@ def test_every_array_names_its_dimensions_and_uses_portable_codecs_with_a_checks
 ):
     more = {"topk": {"k": 3}, "features": {"num_channels": 6}}.get(kind, {})
     spec = make_spec(codec={"kind": kind, "compression": compression} | more)
-    for name, document in array_documents(spec, 3).items():
+    documents = CacheLayout(spec).documents(3)
+    for name in documents.keys() - {COMMITS_KEY}:
+        document = json.loads(documents[name])
         assert len(document["dimension_names"]) == len(document["shape"])
         (outer, *rest) = document["codecs"]
         inner = outer["configuration"]["codecs"] if outer["name"] == "sharding_indexed" else None
@@ -102,8 +103,9 @@ def test_every_array_names_its_dimensions_and_uses_portable_codecs_with_a_checks
 
 def test_bytes_of_a_row_are_those_of_its_arrays():
     spec = make_spec(scales=(1, 2, 4))  # 16 stored cells, 10 classes
-    assert row_bytes(spec) == 4 + 8 + 8 + 16 * 10 * 2
-    assert [array.name for array in row_arrays(spec)] == ["sample", "digest", "origin", "logits"]
+    assert CacheLayout(spec).row_bytes == 4 + 8 + 8 + 16 * 10 * 2
+    assert CacheLayout(spec).names == ("sample", "digest", "origin", "logits")
+    assert CacheLayout(spec).target_names == ("logits",)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,8 @@ def test_a_cache_whose_chunks_would_fill_a_readers_memory_is_refused(changes):
     with pytest.raises(
         ConfigError, match=f"would hold [0-9]+ bytes; the limit is {MAX_PIECE_BYTES}"
     ):
-        refuse_oversize(make_spec(**changes))
+        CacheLayout(make_spec(**changes)).check_size()
 
 
 def test_the_largest_allowed_view_is_kept_as_a_witness():
-    refuse_oversize(make_spec(size=4096))
+    CacheLayout(make_spec(size=4096)).check_size()

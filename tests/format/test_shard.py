@@ -13,8 +13,8 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from cache_service.errors import CorruptError
-from cache_service.format.canonical import canonical_json, crc32c
-from cache_service.format.layout import array_documents, object_key, row_arrays, witness_key
+from cache_service.format.canonical import crc32c
+from cache_service.format.layout import CacheLayout
 from cache_service.format.shard import (
     CRC_BYTES,
     check_chunk,
@@ -38,9 +38,9 @@ CODECS = {
 class ZarrTwin:
     """The same array in memory, written by zarr-python from the same metadata."""
 
-    def __init__(self, document: dict) -> None:
+    def __init__(self, document: bytes) -> None:
         self.store = MemoryStore()
-        self._set("zarr.json", canonical_json(document))
+        self._set("zarr.json", document)
         self.array = zarr.open_array(self.store, mode="r+")
 
     def get(self, key: str) -> bytes:
@@ -55,9 +55,9 @@ class ZarrTwin:
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 def test_full_and_partial_shards_are_the_bytes_that_zarr_python_writes(codec):
     spec = make_spec(codec=codec, num_samples=100)  # 3 full shards of 32 and one of 4 rows
-    rows, documents = make_rows(spec, 0), array_documents(spec, 1)
-    for array in row_arrays(spec):
-        twin = ZarrTwin(documents[array.name])
+    rows, documents = make_rows(spec, 0), CacheLayout(spec).documents(1)
+    for array in CacheLayout(spec).arrays:
+        twin = ZarrTwin(documents[f"{array.name}/zarr.json"])
         twin.array[0] = rows[array.name]
         for shard in range(spec.num_shards):
             start, stop = spec.shard_range(shard)
@@ -68,16 +68,17 @@ def test_full_and_partial_shards_are_the_bytes_that_zarr_python_writes(codec):
                 fill=array.fill,
                 compression=spec.codec.compression,
             )
-            key = object_key(array, 0, shard).removeprefix(f"{array.name}/")
+            key = CacheLayout(spec).object_key(array.name, 0, shard).removeprefix(f"{array.name}/")
             assert body == twin.get(key), (array.name, shard)
 
 
 def test_witnesses_are_the_bytes_that_zarr_python_writes():
     spec = make_spec()
-    twin = ZarrTwin(array_documents(spec, 1)["witness"])
+    twin = ZarrTwin(CacheLayout(spec).documents(1)["witness/zarr.json"])
     views = make_witnesses(spec, 0, 1)
     twin.array[0, 1] = views
-    assert with_crc(pack(views.tobytes())) == twin.get(witness_key(0, 1).removeprefix("witness/"))
+    key = CacheLayout(spec).object_key("witness", 0, 1).removeprefix("witness/")
+    assert with_crc(pack(views.tobytes())) == twin.get(key)
 
 
 @settings(max_examples=40)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from support.caches import make_spec
 
-from cache_service.format.codecs import decode, encode
-from cache_service.format.spec import TopKCodec
+from cache_service.format.codecs import TopKCodec
 
 BATCH = 256
 
@@ -51,8 +50,8 @@ def test_the_dropped_classes_keep_their_joint_weight_at_every_temperature(case, 
     weight_bound, kl_bound = BOUNDS[case][temperature]
     logits = realistic_logits(classes, width)
     spec = make_spec(num_classes=classes, scales=(1,), codec={"kind": "topk", "k": k})
-    rows = encode(spec.codec, logits, np.argmin(logits, -1).astype(np.int64))
-    read = decode(spec, rows, temperature=temperature, head=None)
+    rows = spec.codec.encode(logits, np.argmin(logits, -1).astype(np.int64))
+    read = spec.decode(rows, temperature=temperature, head=None)
     log_p, log_q = log_softmax(logits, temperature), log_softmax(read, temperature)
     kept = np.zeros(logits.shape, bool)
     np.put_along_axis(kept, rows["classes"].astype(int), True, -1)
@@ -65,9 +64,9 @@ def test_the_dropped_classes_keep_their_joint_weight_at_every_temperature(case, 
 def test_a_tail_that_is_one_bell_is_kept_to_second_order(temperature):
     logits = np.random.default_rng(0).normal(0, 0.3, (8, 2, 400)).astype(np.float32)
     logits[..., :5] += 20
-    rows = encode(TopKCodec(k=5), logits, np.zeros((8, 1), np.int64))
+    rows = TopKCodec(k=5).encode(logits, np.zeros((8, 1), np.int64))
     spec = make_spec(num_classes=400, scales=(1,), codec={"kind": "topk", "k": 5})
-    fill = decode(spec, rows, temperature=temperature, head=None)[..., -1].astype(np.float64)
+    fill = spec.decode(rows, temperature=temperature, head=None)[..., -1].astype(np.float64)
     tail = logits[..., 5:].astype(np.float64)
     exact = temperature * np.log(np.exp(tail / temperature).mean(-1))
     np.testing.assert_allclose(fill, exact, atol=0.01 / temperature)

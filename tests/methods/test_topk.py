@@ -17,7 +17,7 @@ AT_1, AT_4 = 1.0, 4.0
 def stream():
     made = memory()
     made.facts = made.facts._replace(
-        teachers=tuple(each._replace(codec="topk") for each in made.facts.teachers)
+        teachers=tuple(each._replace(drops_classes=True) for each in made.facts.teachers)
     )
     drawn = torch.Generator().manual_seed(5)
     moved = {AT_1: 0.0, AT_4: torch.randn(8, 5, 5, generator=drawn)}

@@ -14,7 +14,6 @@ from cache_service.api.page.answer import cell_logits, describe_answer
 from cache_service.api.page.rows import find_row, first_recorded, kept_view, place_of
 from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.cells import expand_cells
-from cache_service.format.codecs import decode
 from cache_service.reader import open_cache
 from distill.losses import sdd_weights
 
@@ -53,7 +52,7 @@ def test_probabilities_follow_from_the_stored_row(tmp_path, codec):
 def test_complementary_cells_are_those_that_training_counts_double():
     spec = make_spec()
     rows = make_rows(spec, 0)
-    stored = decode(spec, rows, head=None)
+    stored = spec.decode(rows, head=None)
     cells = expand_cells(stored, spec.scales, spec.stored_scales)
     for position in range(20):
         for label in range(10):

@@ -14,7 +14,7 @@ from support.toys import patches
 from cache_service.api.page.explorer import explore
 from cache_service.api.page.render_worker import Painter, answer, serve
 from cache_service.api.page.scene import fitting_datasets, judge, scene_request
-from cache_service.format.group import make_group
+from cache_service.format.group import Group
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import open_cache
 
@@ -26,7 +26,7 @@ def group(**provenance):
     spec = spec.model_copy(
         update={"dataset": spec.dataset.model_copy(update={"name": "torch/cifar100"})}
     )
-    return make_group(spec, versions={}, provenance=provenance, head_crc32c={})
+    return Group(spec, {}, provenance, {})
 
 
 def configured(name="torch/cifar100", root="/data", split="train", **args):

@@ -18,7 +18,6 @@ from cache_service.errors import (
     UntrainedTeacherError,
 )
 from cache_service.format.cells import expand_cells
-from cache_service.format.codecs import decode
 from cache_service.reader import open_cache
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.engine import prepare
@@ -46,7 +45,7 @@ def test_recorded_rows_are_the_teachers_answers_to_the_recorded_views(tmp_path, 
         np.testing.assert_array_equal(rows["sample"], views.samples_B)
         np.testing.assert_array_equal(rows["digest"], views.digests_B)
         np.testing.assert_array_equal(rows["origin"], views.origins_B)
-        stored = decode(cache.spec, rows, head=cache.head())
+        stored = cache.spec.decode(rows, head=cache.head())
         live = build.teacher.answer(torch.from_numpy(views.pixels_BHW3))
         if codec["kind"] == "topk":
             kept = rows["classes"].astype(np.int64)
@@ -62,7 +61,7 @@ def test_nested_scales_store_the_finest_grid_and_cell_zero_is_the_teachers_logit
     assert build.spec.stored_scales == (4,)
     cache = run_build(build)
     views = build.views.render(0, np.arange(32))
-    stored = decode(cache.spec, cache.read(0, 0, 32), head=None)
+    stored = cache.spec.decode(cache.read(0, 0, 32), head=None)
     cells = expand_cells(stored, cache.spec.scales, cache.spec.stored_scales)
     plain = open_toy(str(tmp_path / "d"), scales=[1])
     whole = plain.teacher.answer(torch.from_numpy(views.pixels_BHW3))
@@ -70,12 +69,11 @@ def test_nested_scales_store_the_finest_grid_and_cell_zero_is_the_teachers_logit
 
 
 def test_witnesses_are_whole_recorded_views(tmp_path):
-    from cache_service.format.layout import witness_positions
 
     build = open_toy(str(tmp_path / "c"))
     cache = run_build(build)
     for shard in range(3):
-        views = build.views.render(1, witness_positions(cache.spec, shard))
+        views = build.views.render(1, cache.layout.witness_positions(shard))
         np.testing.assert_array_equal(cache.witnesses(1, shard), views.pixels_BHW3)
 
 

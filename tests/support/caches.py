@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.format.cells import choose_stored_scales, num_cells
-from cache_service.format.codecs import Head, encode
-from cache_service.format.layout import row_arrays, witness_positions, witness_shape
+from cache_service.format.codecs import Head
+from cache_service.format.layout import CacheLayout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
 from cache_service.storage import Storage, open_storage
@@ -76,15 +76,15 @@ def make_rows(spec: CacheSpec, seed: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(1000 + seed)
     count = spec.dataset.num_samples
     order = rng.permutation(count).astype(np.int32)
-    encoded = encode(spec.codec, answers(spec, seed), labels(spec)[order][:, None])
+    encoded = spec.codec.encode(answers(spec, seed), labels(spec)[order][:, None])
     words = rng.integers(0, 2**63, (2, count), dtype=np.uint64)
     return {"sample": order, "digest": words[0], "origin": words[1], **encoded}
 
 
 def make_witnesses(spec: CacheSpec, seed: int, shard: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed * 1000 + shard)
-    assert len(witness_positions(spec, shard)) == witness_shape(spec)[0]
-    return rng.integers(0, 256, witness_shape(spec), dtype=np.uint8)
+    assert len(CacheLayout(spec).witness_positions(shard)) == CacheLayout(spec).witness_shape[0]
+    return rng.integers(0, 256, CacheLayout(spec).witness_shape, dtype=np.uint8)
 
 
 def make_head(spec: CacheSpec) -> Head | None:
@@ -118,7 +118,7 @@ def write_shard(
     """Write one shard of known rows: those of seed `seed + salt`, worked out where not given."""
     start, stop = writer.spec.shard_range(shard)
     every = make_rows(writer.spec, seed + salt) if rows is None else rows
-    assert set(every) == {array.name for array in row_arrays(writer.spec)}
+    assert set(every) == {array.name for array in CacheLayout(writer.spec).arrays}
     part = {name: values[start:stop] for name, values in every.items()}
     views = make_witnesses(writer.spec, seed + salt, shard)
     return writer.write_shard(seed, shard, part, views, VERSIONS)

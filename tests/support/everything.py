@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cache_service.errors import KdCacheError
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache, open_cache
 from support.caches import make_head, make_rows, make_witnesses
@@ -100,4 +100,4 @@ def files_of(root: Path) -> list[Path]:
 
 
 def array_names(spec: CacheSpec) -> list[str]:
-    return [array.name for array in row_arrays(spec)]
+    return [array.name for array in CacheLayout(spec).arrays]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cache_service.format.codecs import Arrays
-from cache_service.format.layout import RowArray
+from cache_service.format.codecs import Arrays, RowArray
 
 
 def encode_frame(arrays: Sequence[RowArray], rows: Arrays, header: bytes) -> bytes:

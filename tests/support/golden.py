@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.format.codecs import decode, encode
-from cache_service.format.layout import witness_positions, witness_shape
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import open_cache
 from cache_service.storage import open_storage
@@ -83,14 +82,14 @@ def golden_rows(spec: CacheSpec, seed: int) -> dict[str, NDArray[Any]]:
         "sample": order.astype(np.int32),
         "digest": _noise(f"digest {seed}", 8 * count).view("<u8").astype(np.uint64),
         "origin": _noise(f"origin {seed}", 8 * count).view("<u8").astype(np.uint64),
-        **encode(spec.codec, answers, labels[:, None]),
+        **spec.codec.encode(answers, labels[:, None]),
     }
 
 
 def golden_witnesses(spec: CacheSpec, seed: int, shard: int) -> NDArray[np.uint8]:
     """Pixels of the views kept of one shard."""
-    shape = witness_shape(spec)
-    assert len(witness_positions(spec, shard)) == shape[0]
+    shape = CacheLayout(spec).witness_shape
+    assert len(CacheLayout(spec).witness_positions(shard)) == shape[0]
     return _noise(f"views {seed} {shard}", int(np.prod(shape))).reshape(shape)
 
 
@@ -100,7 +99,7 @@ def known_values(name: str, root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"fingerprint": cache.fingerprint}
     for seed in SEEDS:
         rows = cache.read(seed, 0, cache.spec.dataset.num_samples)
-        logits_BRC = decode(cache.spec, rows, temperature=2.0, head=None)
+        logits_BRC = cache.spec.decode(rows, temperature=2.0, head=None)
         found[str(seed)] = {
             "sample": rows["sample"].tolist(),
             "digest": [f"{int(word):016x}" for word in rows["digest"][LOOKED_AT]],

@@ -27,7 +27,6 @@ from cache_service.format.frame import (
     lookup_metadata,
     range_metadata,
 )
-from cache_service.format.layout import row_arrays
 from cache_service.reader import Cache, open_cache
 from support.frames import encode_frame
 
@@ -172,7 +171,7 @@ def _manifest(cache: Cache) -> Reply:
 def _rows(cache: Cache, what: str, query: dict[str, str], body: bytes) -> Reply:
     named = query.get("arrays")
     names = tuple(named.split(",")) if named else None
-    arrays = [a for a in row_arrays(cache.spec) if names is None or a.name in names]
+    arrays = [a for a in cache.layout.arrays if names is None or a.name in names]
     seed = int(query["seed"])
     ends = time.monotonic() + float(query.get("wait", 0))
     while True:

@@ -14,7 +14,7 @@ from cache_service.api.http.service import TheService
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json
 from cache_service.format.frozen import Frozen
-from cache_service.format.layout import row_arrays, row_bytes
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import FORMAT_VERSION
 
 router = APIRouter(tags=["caches"])
@@ -128,7 +128,7 @@ def manifest_of(opened: OpenCache) -> Manifest:
         commits={str(seed): shards for seed, shards in cache.commits().items()},
         arrays=tuple(
             ArrayLine(name=array.name, dtype=array.dtype, row_shape=array.row_shape)
-            for array in row_arrays(cache.spec)
+            for array in cache.layout.arrays
         ),
     )
 
@@ -157,5 +157,5 @@ def _line(catalog: Catalog, name: str) -> CacheLine:
         codec=spec.codec.kind,
         seeds=SeedCounts(complete=complete, planned=planned),
         rows=rows,
-        bytes=rows * row_bytes(spec),
+        bytes=rows * CacheLayout(spec).row_bytes,
     )

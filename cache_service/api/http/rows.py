@@ -29,7 +29,7 @@ from cache_service.api.http.service import Service
 from cache_service.api.http.waiting import RowsAwaitedError
 from cache_service.errors import RowsNotBuiltError
 from cache_service.format.canonical import Buffer, canonical_json, sha256_hex
-from cache_service.format.codecs import Arrays
+from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
     MEDIA_TYPE,
@@ -40,7 +40,6 @@ from cache_service.format.frame import (
 )
 from cache_service.format.frozen import Frozen
 from cache_service.format.joined import joined_crc32c
-from cache_service.format.layout import RowArray
 from cache_service.format.seeds import MAX_SEED
 
 router = APIRouter(tags=["rows"])
@@ -203,7 +202,7 @@ async def rows(request: Request) -> Response:
             is_mapped = ready or cache.is_ready(seed, start, stop, names)
             response = FrameResponse(pieces, headers, is_mapped=is_mapped)
         if not ready:
-            cache.check_ahead(seed, stop, names, PREFETCH_BYTES)
+            cache.prefetch(seed, stop, names, PREFETCH_BYTES)
         return Response(status_code=304, headers=headers) if matches(request, etag) else response
 
     def shards(opened: OpenCache) -> Sequence[int]:

@@ -9,7 +9,6 @@ cache, as obstore requests it (RFC 4918, section 9.1).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, NamedTuple
@@ -26,17 +25,9 @@ from cache_service.api.http.rows import Recorded, immutable, matches, read_recor
 from cache_service.api.http.service import Service, TheService
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.format.group import COMMITS_DOCUMENT, COMMITS_KEY, ROOT_KEY, encode_group
-from cache_service.format.layout import (
-    array_documents,
-    head_arrays,
-    head_key,
-    object_key,
-    row_arrays,
-    witness_key,
-)
+from cache_service.format.group import ROOT_KEY, encode_group
+from cache_service.format.layout import described_seeds
 from cache_service.format.shard import REPAIR
-from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache
 from cache_service.storage import Storage
 
@@ -214,14 +205,14 @@ def find(opened: OpenCache, key: str) -> StoredObject:
         CorruptError: it is missing, has another size, or is not what was written.
     """
     place = shard_of_key(key)
-    if place is None or place.name in head_arrays(opened.cache.spec):
+    if place is None or place.name in opened.cache.layout.heads:
         return _metadata(opened, key)
-    spec = opened.cache.spec
-    if place.shard >= spec.num_shards:
+    layout = opened.cache.layout
+    if place.shard >= layout.spec.num_shards:
         raise _no_such_key(key)
     if place.kind == "commit":
         return _commit(opened, key, place)
-    if object_keys(spec, place.seed, place.shard).get(place.name) != key:
+    if layout.object_keys(place.seed, place.shard).get(place.name) != key:
         raise _no_such_key(key)
     commit = opened.cache.commit(place.seed, place.shard)
     table = commit.objects[place.name]
@@ -237,12 +228,6 @@ def find(opened: OpenCache, key: str) -> StoredObject:
     return StoredObject(
         storage, key, size, _etag(canonical_json(tag)), "application/octet-stream", True, None
     )
-
-
-def object_keys(spec: CacheSpec, seed: int, shard: int) -> dict[str, str]:
-    """Keys of a shard's objects by array name, the witnesses included."""
-    keys = {array.name: object_key(array, seed, shard) for array in row_arrays(spec)}
-    return keys | {"witness": witness_key(seed, shard)}
 
 
 def _commit(opened: OpenCache, key: str, place: ShardKey) -> StoredObject:
@@ -264,14 +249,12 @@ class MissingCommitError(NotACacheError):
 
 def _metadata(opened: OpenCache, key: str) -> StoredObject:
     cache = opened.cache
-    shapes = head_arrays(cache.spec)
-    heads = {head_key(name, shape): name for name, shape in shapes.items()}
-    if key in heads:
+    if key in cache.layout.head_keys().values():
         opened.refuse_links(key)
         cache.head()  # checks all of its arrays
         content = cache.storage.get(key) or b""
         return _small(opened, key, content, is_immutable=True)
-    if key not in documents_of(cache.spec):
+    if key not in documents_of(cache):
         raise _no_such_key(key)
     opened.refuse_links(key)
     content = cache.storage.get(key) or b""
@@ -283,23 +266,16 @@ def _metadata(opened: OpenCache, key: str) -> StoredObject:
     return _small(opened, key, content, is_immutable=False)
 
 
-def documents_of(spec: CacheSpec) -> set[str]:
+def documents_of(cache: Cache) -> set[str]:
     """Keys of the metadata documents of a cache."""
-    return {ROOT_KEY, COMMITS_KEY, *(f"{name}/zarr.json" for name in array_documents(spec, 1))}
+    return {ROOT_KEY, *cache.layout.documents(1)}
 
 
 def _is_as_written(cache: Cache, key: str, content: bytes) -> bool:
     if key == ROOT_KEY:
         return content == encode_group(cache.group)
-    if key == COMMITS_KEY:
-        return content == COMMITS_DOCUMENT
-    try:
-        # The seed axis of a row array; for other arrays the number does not matter.
-        num_seeds = int(json.loads(content)["shape"][0])
-        expected = array_documents(cache.spec, num_seeds)[key.removesuffix("/zarr.json")]
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
-        return False
-    return content == canonical_json(expected)
+    # The seed axis of a row array; for other documents the number does not matter.
+    return content == cache.layout.documents(described_seeds(content))[key]
 
 
 def _small(opened: OpenCache, key: str, content: bytes, *, is_immutable: bool) -> StoredObject:
@@ -333,7 +309,7 @@ async def listing(request: Request, service: TheService, name: str, key: str = "
         opened = service.catalog.open(name)
         return {
             document: opened.cache.storage.size(document) or 0
-            for document in sorted(documents_of(opened.cache.spec))
+            for document in sorted(documents_of(opened.cache))
             if document.startswith(prefix)
         }
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.format.cells import expand_cells
-from cache_service.format.codecs import Arrays, Head, decode
+from cache_service.format.codecs import Arrays, Head
 from cache_service.format.spec import CacheSpec
 
 NUM_LIKELIEST = 5
@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 
 def cell_logits(spec: CacheSpec, rows: Arrays, head: Head | None) -> Floats:
     """Logits of all cells of the first row, float32 [R, C]."""
-    stored_BSC = decode(spec, rows, head=head)
+    stored_BSC = spec.decode(rows, head=head)
     cells_RC: Floats = expand_cells(stored_BSC, spec.scales, spec.stored_scales)[0]
     return cells_RC
 

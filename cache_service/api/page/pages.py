@@ -16,7 +16,6 @@ from cache_service.api.page.rows import first_recorded, neighbors_of
 from cache_service.api.page.static_files import static_file
 from cache_service.errors import ConfigError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
-from cache_service.format.spec import TopKCodec
 
 RELOAD_S = 2
 """Seconds after which a page loads again whose pictures were not drawn in time."""
@@ -111,7 +110,7 @@ class Pages:
             num_samples=last + 1,
             num_cells=spec.num_cells,
             size=spec.recipe.size,
-            topk=spec.codec.k if isinstance(spec.codec, TopKCodec) else None,
+            topk=spec.codec.num_kept,
             previous_sample=min(number - 1, last) if number > 0 else None,
             next_sample=number + 1 if number < last else None,
             previous_seed=before,

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cache_service.api.page.answer import Floats, cell_logits
 from cache_service.errors import CorruptError, RowsNotBuiltError
-from cache_service.format.layout import witness_positions
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import Cache
@@ -124,7 +123,7 @@ def neighbors_of(commits: Commits, seed: int) -> tuple[int | None, int | None]:
 
 def kept_view(cache: Cache, row: Row) -> NDArray[np.uint8] | None:
     """The view itself, uint8 [H, W, 3], where its row is one of the shard's witnesses."""
-    places = witness_positions(cache.spec, row.shard)
+    places = cache.layout.witness_positions(row.shard)
     here = np.flatnonzero(places == row.position)
     if not here.size:
         return None
@@ -134,7 +133,7 @@ def kept_view(cache: Cache, row: Row) -> NDArray[np.uint8] | None:
 
 def kept_views(cache: Cache, row: Row) -> list[tuple[int, NDArray[np.uint8]]]:
     """(sample, view) of the witnesses of a row's shard."""
-    places = witness_positions(cache.spec, row.shard)
+    places = cache.layout.witness_positions(row.shard)
     order = epoch_order(cache.spec.dataset.num_samples, row.seed)
     views = cache.witnesses(row.seed, row.shard)
     found = {int(order[p]): view for p, view in zip(places, views, strict=True)}

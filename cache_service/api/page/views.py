@@ -7,10 +7,9 @@ from typing import NamedTuple
 from cache_service.api.page.coverage import Coverage, coverage
 from cache_service.api.page.ports import BuildNews, Opened, Ports, Traffic
 from cache_service.errors import KdCacheError
-from cache_service.format.layout import row_bytes
 from cache_service.format.recipe import Recipe
 from cache_service.format.seeds import describe_seeds
-from cache_service.format.spec import CacheSpec, Codec, FeaturesCodec, TopKCodec
+from cache_service.format.spec import CacheSpec
 
 MAX_LISTED = 12
 """Incomplete seeds that are named one by one."""
@@ -52,7 +51,7 @@ class CacheCard(NamedTuple):
     @property
     def codec(self) -> str:
         """The codec in a few words."""
-        return describe_codec(self.spec.codec)
+        return self.spec.codec.describe()
 
     @property
     def recipe(self) -> str:
@@ -107,7 +106,7 @@ def card(name: str, opened: Opened, *, rows: int = 40, columns: int = 64) -> Cac
     """
     cache, commits = opened
     spec = cache.spec
-    count, size = spec.num_shards, row_bytes(spec)
+    count, size = spec.num_shards, cache.group.layout.row_bytes
     complete = [seed for seed, shards in commits.items() if len(shards) == count]
     begun = [(seed, len(shards)) for seed, shards in commits.items() if len(shards) < count]
     recorded = sum(
@@ -131,17 +130,6 @@ def card(name: str, opened: Opened, *, rows: int = 40, columns: int = 64) -> Cac
         incomplete=tuple(begun[:MAX_LISTED]),
         more_incomplete=max(len(begun) - MAX_LISTED, 0),
     )
-
-
-def describe_codec(codec: Codec) -> str:
-    """`dense float16`, `topk 32`, ... and the compression where there is one."""
-    words = {"dense": "dense float16", "int8": "int8", "topk": "topk", "features": "features"}
-    text = words[codec.kind]
-    if isinstance(codec, TopKCodec):
-        text += f" {codec.k}"
-    if isinstance(codec, FeaturesCodec):
-        text += f" {codec.num_channels}"
-    return text if codec.compression == "none" else f"{text}, {codec.compression}"
 
 
 def describe_recipe(recipe: Recipe) -> str:

@@ -25,7 +25,7 @@ from cache_service.format.frame import (
     range_metadata,
     values_size,
 )
-from cache_service.format.layout import row_arrays
+from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 from cache_service.reader import open_cache
 from cache_service.remote.prefetch import rows_per_request
@@ -207,7 +207,7 @@ def _summary(
 
 def _ranges(spec: CacheSpec) -> Kind:
     """One after the other, each as long as `cache_service.remote` asks for."""
-    arrays = row_arrays(spec)
+    arrays = CacheLayout(spec).arrays
     total = spec.dataset.num_samples
     rows = min(rows_per_request(arrays), total)
     head = frame_header(arrays, rows, range_metadata(spec.fingerprint, 0, 0, rows))
@@ -218,7 +218,7 @@ def _ranges(spec: CacheSpec) -> Kind:
 
 def _lookups(spec: CacheSpec) -> Kind:
     """Samples drawn at random."""
-    arrays = row_arrays(spec)
+    arrays = CacheLayout(spec).arrays
     head = frame_header(arrays, LOOKUP_ROWS, lookup_metadata(spec.fingerprint, 0, LOOKUP_ROWS))
     rng = np.random.default_rng(1)
     drawn = [
@@ -249,7 +249,7 @@ def _check_answer(service: Server, path: str, spec: CacheSpec) -> None:
     answer = urllib3.request("GET", url)
     if answer.status != 200:
         raise CorruptError(f"{url} answered {answer.status}: {answer.data[:300]!r}")
-    arrays = row_arrays(spec)
+    arrays = CacheLayout(spec).arrays
     found = decode_frame(
         answer.data,
         checksum=answer.headers.get(CHECKSUM_HEADER),

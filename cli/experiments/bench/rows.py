@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.format.codecs import encode
-from cache_service.format.layout import default_layout, row_bytes, witness_shape
+from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
 from cache_service.storage import open_storage
@@ -45,7 +44,7 @@ def bench_spec(num_samples: int) -> CacheSpec:
             "layout": Layout(shard_rows=2, chunk_rows=2),
         }
     )
-    layout = default_layout(row_bytes(draft), num_samples)  # what a build would take
+    layout = default_layout(CacheLayout(draft).row_bytes, num_samples)  # what a build would take
     return draft.model_copy(update={"layout": layout})
 
 
@@ -55,7 +54,7 @@ def write_bench_cache(url: str, num_samples: int) -> CacheSpec:
     writer = create_cache(open_storage(url), spec, num_seeds=1, versions={}, provenance={})
     rng = np.random.default_rng(0)
     order = rng.permutation(num_samples).astype(np.int32)
-    views = np.zeros(witness_shape(spec), np.uint8)
+    views = np.zeros(CacheLayout(spec).witness_shape, np.uint8)
     for shard in range(spec.num_shards):
         start, stop = spec.shard_range(shard)
         writer.write_shard(0, shard, _rows(spec, order[start:stop], rng), views, {})
@@ -68,5 +67,5 @@ def _rows(
     answers = rng.standard_normal((len(samples), 1, NUM_CLASSES), np.float32)
     labels = np.zeros((len(samples), 1), np.int64)
     words = rng.integers(0, 2**63, (2, len(samples)), dtype=np.uint64)
-    encoded = encode(spec.codec, answers, labels)
+    encoded = spec.codec.encode(answers, labels)
     return {"sample": samples, "digest": words[0], "origin": words[1], **encoded}

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.format.cells import expand_cells
-from cache_service.format.codecs import decode
-from cache_service.format.layout import row_bytes
+from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
 from cache_service.reader import Cache, open_cache
 from cache_service.recording.config import BuildConfig
@@ -68,7 +67,7 @@ def _facts(cache: Cache, seeds: tuple[int, ...], seconds: float | None) -> Recor
         seeds=describe_seeds(seeds),
         scales=spec.scales,
         stored_scales=spec.stored_scales,
-        bytes_per_view=row_bytes(spec),
+        bytes_per_view=CacheLayout(spec).row_bytes,
         stored_bytes=sum(files.size(key) or 0 for key in files.list("")),
         seconds=seconds,
     )
@@ -84,7 +83,7 @@ def look_at_one(url: str, dataset: DatasetConfig) -> SampleView:
     images, spec = open_dataset(dataset), cache.spec
     seed = cache.complete_seeds()[0]
     rows = cache.read(seed, 0, spec.dataset.num_samples)
-    stored_BSC = decode(spec, rows, head=cache.head())
+    stored_BSC = spec.decode(rows, head=cache.head())
     cells_BRC = expand_cells(stored_BSC, spec.scales, spec.stored_scales)
     labels_B = images.labels[rows["sample"]]
     weights_BR = sdd_weights(

@@ -1,0 +1,345 @@
+"""Reads the rows of one committed shard, each chunk checked before its first row is handed out.
+
+An uncompressed shard on a local disk is one memory map per array, and reading a batch is one gather
+from it into the caller's memory. Everything else is fetched by whole chunks, several in one
+request, with the last few kept. Rows are bytes here: the caller knows their type.
+
+Shape letters: B rows.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from cachetools import LRUCache
+from numpy.typing import NDArray
+
+from cache_service.errors import CorruptError
+from cache_service.format.codecs import RowArray
+from cache_service.format.commit import Commit
+from cache_service.format.layout import CacheLayout
+from cache_service.format.shard import (
+    CRC_BYTES,
+    REPAIR,
+    ChunkTable,
+    check_chunk,
+    check_index,
+    check_table,
+    decode_chunk,
+    index_size,
+)
+from cache_service.storage import Storage
+
+KEPT_CHUNKS = 4
+"""Decoded chunks kept per array. A sequential scan needs one, a batch across an edge two."""
+
+Rows: TypeAlias = NDArray[np.void]
+"""Rows of one array as they are stored, one element a row."""
+
+Piece: TypeAlias = tuple[memoryview, int | None]
+"""Bytes of consecutive rows, and their CRC-32C where it was committed: that of a whole chunk."""
+
+Chunks: TypeAlias = NDArray[np.int64] | slice
+"""Numbers of chunks within a shard."""
+
+
+class ShardReader:
+    """One shard, opened through its commit."""
+
+    def __init__(self, storage: Storage, layout: CacheLayout, commit: Commit) -> None:
+        self._storage = storage
+        self._layout = layout
+        self._commit = commit
+        self._readers: dict[str, MappedArray | FetchedArray] = {}
+
+    def read_into(self, start: int, stop: int, out: dict[str, Rows], at: int) -> None:
+        """Copy rows [start, stop) of the shard into each array of `out`, from element `at` on."""
+        for name, rows in out.items():
+            self._reader(name).read_into(start, stop, rows[at : at + stop - start])
+
+    def gather_into(
+        self, positions_B: NDArray[np.int64], out: dict[str, Rows], where_B: NDArray[np.int64]
+    ) -> None:
+        """Copy scattered rows of the shard into the elements `where_B` of each array of `out`."""
+        chunks_B, inside_B = np.divmod(positions_B, self._layout.spec.layout.chunk_rows)
+        for name, rows in out.items():
+            rows[where_B] = self._reader(name).gather(chunks_B, inside_B)
+
+    def pieces(self, name: str, start: int, stop: int) -> list[Piece]:
+        """Rows [start, stop) of an array: not copied where it is mapped."""
+        return self._reader(name).pieces(start, stop)
+
+    def is_ready(self, names: Iterable[str], chunks: Chunks) -> bool:
+        """Whether these chunks of every array are mapped and checked. Opens nothing."""
+        readers = [self._readers.get(name) for name in names]
+        return all(
+            isinstance(reader, MappedArray) and reader.is_checked(chunks) for reader in readers
+        )
+
+    def prefetch(self, names: Iterable[str], start: int, num_bytes: int) -> None:
+        """Check chunks from row `start` on, `num_bytes` of each mapped array: they are next."""
+        for name in names:
+            reader = self._reader(name)
+            if isinstance(reader, MappedArray):
+                reader.prefetch(start, num_bytes)
+
+    def witnesses(self) -> NDArray[np.uint8]:
+        """The whole views kept of this shard, uint8 [W, H, W, 3]."""
+        table, shape = self._commit.objects["witness"], self._layout.witness_shape
+        key = self._layout.object_key("witness", self._commit.seed, self._commit.shard)
+        address = f"{self._storage.url}/{key}"
+        num_bytes = math.prod(shape)
+        check_table(
+            table,
+            num_stored=1,
+            num_bytes=num_bytes,
+            index_bytes=0,
+            compression="zstd",
+            what=address,
+        )
+        content = self._storage.get(key) or b""
+        _check_size(len(content), table, address)
+        payload = decode_chunk(
+            content,
+            checksum=int(table.checksums[0]),
+            compression="zstd",
+            num_bytes=num_bytes,
+            what=address,
+        )
+        return np.frombuffer(payload, np.uint8).reshape(shape)
+
+    def _reader(self, name: str) -> MappedArray | FetchedArray:
+        if name not in self._readers:
+            spec = self._layout.spec
+            key = self._layout.object_key(name, self._commit.seed, self._commit.shard)
+            start, stop = spec.shard_range(self._commit.shard)
+            stored = StoredArray(
+                storage=self._storage,
+                key=key,
+                address=f"{self._storage.url}/{key}",
+                array=self._layout.by_name[name],
+                table=self._commit.objects[name],
+                num_rows=stop - start,
+                chunk_rows=spec.layout.chunk_rows,
+                num_chunks=self._layout.num_chunks,
+                compression=spec.codec.compression,
+            )
+            self._readers[name] = _open_array(stored)
+        return self._readers[name]
+
+
+class StoredArray(NamedTuple):
+    """One array's object in one shard: where it lies, and what it must be.
+
+    Attributes:
+        storage: that holds it.
+        key: in that storage.
+        address: URL and key, for messages.
+        array: type and shape of its rows.
+        table: size and checksum of each chunk, from the commit.
+        num_rows: of this shard.
+        chunk_rows: rows of a chunk.
+        num_chunks: chunks of a whole shard.
+        compression: of each chunk.
+    """
+
+    storage: Storage
+    key: str
+    address: str
+    array: RowArray
+    table: ChunkTable
+    num_rows: int
+    chunk_rows: int
+    num_chunks: int
+    compression: str
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk, uncompressed and without its checksum."""
+        return self.chunk_rows * self.array.row_bytes
+
+
+class MappedArray:
+    """Rows through a strided window over the map: a gather is one index of it."""
+
+    def __init__(self, stored: StoredArray, mapped: NDArray[np.uint8]) -> None:
+        self._stored = stored
+        # Plain arrays over the same bytes: slicing a np.memmap costs ten times as much.
+        self._mapped: NDArray[np.uint8] = np.ndarray(len(mapped), np.uint8, buffer=mapped.data)
+        self._stride = stored.chunk_bytes + CRC_BYTES
+        self._checked = np.zeros(len(stored.table.sizes), np.bool_)
+        self._all_checked = False
+        self._row_bytes = stored.array.row_bytes
+        # A row begins at any byte, because checksums of 4 bytes lie between the chunks.
+        self._window: Rows = np.ndarray(
+            len(mapped) - self._row_bytes + 1,
+            f"V{self._row_bytes}",
+            buffer=mapped.data,
+            strides=(1,),
+        )
+
+    def read_into(self, start: int, stop: int, out: Rows) -> None:
+        """Copy rows [start, stop) into `out`."""
+        flat, done = out.view(np.uint8), 0
+        for _, low, high in self._parts(start, stop):
+            flat[done : done + high - low] = self._mapped[low:high]
+            done += high - low
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Rows [start, stop) where they lie in the map, a piece per chunk."""
+        checksums, size = self._stored.table.checksums, self._stored.chunk_bytes
+        return [
+            (self._mapped[low:high].data, int(checksums[chunk]) if high - low == size else None)
+            for chunk, low, high in self._parts(start, stop)
+        ]
+
+    def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
+        """Rows by chunk and place in it."""
+        self._check(chunks_B)
+        rows: Rows = self._window[chunks_B * self._stride + inside_B * self._row_bytes]
+        return rows
+
+    def is_checked(self, chunks: Chunks) -> bool:
+        """Whether reading these chunks touches nothing but memory that was checked before."""
+        return self._all_checked or bool(self._checked[chunks].all())
+
+    def prefetch(self, start: int, num_bytes: int) -> None:
+        """Check the chunks of so many bytes from row `start` on."""
+        first = start // self._stored.chunk_rows
+        self._check(slice(first, first + 1 + num_bytes // self._stride))
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """(chunk, first byte, one after the last byte) of rows [start, stop), checked."""
+        size, parts = self._stored.chunk_rows, []
+        first, last = start // size, (stop - 1) // size
+        self._check(slice(first, last + 1))
+        for chunk in range(first, last + 1):
+            low, high = max(start - chunk * size, 0), min(stop - chunk * size, size)
+            offset = chunk * self._stride
+            parts.append((chunk, offset + low * self._row_bytes, offset + high * self._row_bytes))
+        return parts
+
+    def _check(self, chunks: Chunks) -> None:
+        """Hold those chunks that were not checked before against the commit."""
+        if self.is_checked(chunks):
+            return
+        for chunk in np.unique(np.arange(len(self._checked))[chunks]).tolist():
+            if self._checked[chunk]:
+                continue
+            offset = chunk * self._stride
+            check_chunk(
+                self._mapped[offset : offset + self._stride].data,
+                checksum=int(self._stored.table.checksums[chunk]),
+                what=f"chunk {chunk} of {self._stored.address}",
+            )
+            self._checked[chunk] = True
+        self._all_checked = bool(self._checked.all())
+
+
+class FetchedArray:
+    """Rows through whole chunks, fetched in one request per call."""
+
+    def __init__(self, stored: StoredArray) -> None:
+        self._stored = stored
+        self._offsets = stored.table.offsets
+        self._kept: LRUCache[int, Rows] = LRUCache(KEPT_CHUNKS)
+        self._lock = threading.Lock()
+
+    def read_into(self, start: int, stop: int, out: Rows) -> None:
+        """Copy rows [start, stop) into `out`."""
+        size = self._stored.chunk_rows
+        numbers = list(range(start // size, (stop - 1) // size + 1))
+        for number, chunk in self._chunks(numbers).items():
+            first = number * size
+            low, high = max(start, first), min(stop, first + size)
+            out[low - start : high - start] = chunk[low - first : high - first]
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Rows [start, stop), copied into one piece whose checksum is not known."""
+        rows: Rows = np.empty(stop - start, f"V{self._stored.array.row_bytes}")
+        self.read_into(start, stop, rows)
+        return [(rows.view(np.uint8).data, None)]
+
+    def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
+        """Rows by chunk and place in it."""
+        out: Rows = np.empty(len(chunks_B), f"V{self._stored.array.row_bytes}")
+        for number, chunk in self._chunks(np.unique(chunks_B).tolist()).items():
+            where = chunks_B == number
+            out[where] = chunk[inside_B[where]]
+        return out
+
+    def _chunks(self, numbers: list[int]) -> dict[int, Rows]:
+        with self._lock:
+            chunks = {n: self._kept[n] for n in numbers if n in self._kept}
+        missing = [n for n in numbers if n not in chunks]
+        chunks.update(zip(missing, self._fetch(missing), strict=True))
+        with self._lock:
+            self._kept.update({n: chunks[n] for n in numbers})
+        return chunks
+
+    def _fetch(self, numbers: list[int]) -> list[Rows]:
+        stored, sizes = self._stored, self._stored.table.sizes
+        if not numbers:
+            return []
+        ranges = [
+            (int(self._offsets[n]), int(self._offsets[n] + sizes[n]) + CRC_BYTES) for n in numbers
+        ]
+        contents = stored.storage.get_ranges(stored.key, ranges)
+        if contents is None:
+            raise CorruptError(f"{stored.address} is gone.", hint=REPAIR)
+        return [
+            np.frombuffer(
+                decode_chunk(
+                    content,
+                    checksum=int(stored.table.checksums[number]),
+                    compression=stored.compression,
+                    num_bytes=stored.chunk_bytes,
+                    what=f"chunk {number} of {stored.address}",
+                ),
+                f"V{stored.array.row_bytes}",
+            )
+            for number, content in zip(numbers, contents, strict=True)
+        ]
+
+
+def _open_array(stored: StoredArray) -> MappedArray | FetchedArray:
+    """An array of a committed shard, its size and index held against the commit.
+
+    Raises:
+        CorruptError: they are not what was committed.
+    """
+    tail = index_size(stored.num_chunks)
+    check_table(
+        stored.table,
+        num_stored=-(-stored.num_rows // stored.chunk_rows),
+        num_bytes=stored.chunk_bytes,
+        index_bytes=tail,
+        compression=stored.compression,
+        what=stored.address,
+    )
+    mapped = stored.storage.map(stored.key)
+    size = stored.storage.size(stored.key) if mapped is None else len(mapped)
+    _check_size(size or 0, stored.table, stored.address)
+    if mapped is None:
+        ranges = [(stored.table.size - tail, stored.table.size)]
+        index = (stored.storage.get_ranges(stored.key, ranges) or [b""])[0]
+    else:
+        index = mapped[-tail:].tobytes()
+    check_index(index, stored.table, num_chunks=stored.num_chunks, what=stored.address)
+    if mapped is not None and stored.compression == "none":
+        return MappedArray(stored, mapped)
+    return FetchedArray(stored)
+
+
+def _check_size(size: int, table: ChunkTable, address: str) -> None:
+    """Raise CorruptError where an object has another size than was committed."""
+    if size != table.size:
+        raise CorruptError(
+            f"{address} has {size} bytes, but {table.size} were committed: it is missing, cut "
+            "short or another object.",
+            hint=REPAIR,
+        )
