@@ -61,7 +61,7 @@ def check_teacher(build: OpenedBuild) -> None:
     storage = open_storage(build.config.cache)
     cache = open_cache(build.config.cache) if storage.get(ROOT_KEY) is not None else None
     if cache is not None:
-        refuse_other_spec(cache.url, wanted=build.spec, found=cache.spec)
+        refuse_other_spec(cache.url, requested=build.spec, recorded=cache.spec)
         committed = {(seed, n) for seed, shards in cache.commits().items() for n in shards}
         if committed.issuperset(all_shards(build.spec, build.config.seeds)):
             return
