@@ -1,6 +1,6 @@
-"""Specialists around a generalist: whom to train, and all of them together at use.
+"""Specialists around a generalist: which classes they get, and all of them combined at inference.
 
-A specialist is trained by `method: {name: specialist, classes: [...]}`. Shape letters: B batch,
+A specialist is trained with `method: {name: specialist, classes: [...]}`. Shape letters: B batch,
 C classes, M specialists, S outputs of one: its classes, then the dustbin for all others.
 
 Source: Hinton et al. 2015, section 5.
@@ -31,45 +31,45 @@ from distill.losses import (
 )
 from distill.methods.specialist import Specialist as SpecialistSettings
 from distill.scores import Evaluation, Tally
-from distill.students import Student, choose_device, restore_student
+from distill.students import choose_device, restore_student
 from distill.targets import TargetDecoder
 
-Answer = Callable[[Batch], Tensor]
-"""Views to logits [B, C]: of a network, or of the cache that recorded these views."""
+Classifier = Callable[[Batch], Tensor]
+"""Views to logits [B, C]: a network, or the cache that recorded these views."""
 
-ROWS = 4096
-"""Recorded rows read at a time."""
+ROWS_AT_A_TIME = 4096
+"""Rows of a cache decoded at a time: 1.6 MB at 100 classes."""
 
 
 class Specialist(NamedTuple):
-    """One specialist as it is asked.
+    """One specialist at inference.
 
     Attributes:
-        answer: its logits over all C classes; those outside of `classes` count together.
+        classify: its logits over all C classes; those outside `classes` are its dustbin.
         classes: its subset.
-        oversampling: how much more often than they really are its classes were shown to it,
-            against all others. 1 takes nothing back.
+        oversampling: how much more frequent its classes were in training, against all others, than
+            in the dataset; 1 corrects nothing.
     """
 
-    answer: Answer
+    classify: Classifier
     classes: tuple[int, ...]
     oversampling: float = 1.0
 
 
 class Together(NamedTuple):
-    """Scores of a generalist alone, and with its specialists.
+    """Scores of a generalist alone, and combined with its specialists.
 
     Attributes:
         generalist: alone, over all views.
         combined: with its specialists.
         members: both, alone and combined, over the views of each specialist's classes.
-        asked: share of views for which each specialist was asked.
+        active: fraction of views for which each specialist was active.
     """
 
     generalist: Evaluation
     combined: Evaluation
     members: tuple[tuple[Evaluation, Evaluation], ...]
-    asked: tuple[float, ...]
+    active: tuple[float, ...]
 
 
 def prediction_covariance(
@@ -77,14 +77,15 @@ def prediction_covariance(
 ) -> Tensor:
     """Covariance of a generalist's recorded class probabilities, float64 [C, C].
 
-    Positive where two classes are likely for the same views, which is where they are confused.
+    Positive where two classes are probable for the same views, that is, where they are confused.
 
     Args:
         cache: of the generalist.
         seeds: recorded epochs to read; by default the first complete one.
-        temperature: T > 0; above 1 lets a certain generalist show its doubts.
+        temperature: T > 0; above 1 it brings out the second choices of a confident generalist.
 
     Raises:
+        ConfigError: no seed is complete.
         RowsNotBuiltError, CorruptError: see `RowSource.read`.
     """
     chosen = cache.complete_seeds()[:1] if seeds is None else seeds
@@ -97,165 +98,9 @@ def prediction_covariance(
         sum_C += p_BC.sum(dim=0)
         outer_CC += p_BC.T @ p_BC
     if not count:
-        raise ConfigError(f"{cache.url} has no complete seed to learn confusions from.")
+        raise ConfigError(f"{cache.url} has no complete seed to compute confusions from.")
     mean_C = sum_C / count
     return outer_CC / count - torch.outer(mean_C, mean_C)
-
-
-def confusable_subsets(
-    covariance_CC: Tensor, *, num_subsets: int, seed: int = 0, restarts: int = 10
-) -> list[tuple[int, ...]]:
-    """Subsets of classes that are predicted together, for a specialist each.
-
-    The columns of the covariance are clustered by k-means. Subsets of one class are left out, so
-    there may be fewer than `num_subsets`.
-
-    Args:
-        covariance_CC: from `prediction_covariance`.
-        num_subsets: k, at most C.
-        seed: of the starts.
-        restarts: the best of so many is taken.
-
-    Source: Hinton et al. 2015, section 5.3, with an on-line k-means of which they say no more.
-    """
-    columns_CC = covariance_CC.T.double()
-    if not 1 <= num_subsets <= len(columns_CC):
-        raise ConfigError(
-            f"num_subsets={num_subsets} of {len(columns_CC)} classes is not possible."
-        )
-    drawn = torch.Generator().manual_seed(seed)
-    found = [_cluster(columns_CC, num_subsets, drawn) for _ in range(restarts)]
-    _, cluster_C = min(found, key=lambda each: each[0])
-    subsets = [torch.nonzero(cluster_C == k).flatten().tolist() for k in range(num_subsets)]
-    return sorted(tuple(subset) for subset in subsets if len(subset) > 1)
-
-
-def combine(
-    generalist_BC: Tensor,
-    specialists_BC: Sequence[Tensor],
-    specialists: Sequence[Specialist],
-    *,
-    top: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Probabilities of all together, float64 [B, C], and who was asked, bool [B, M].
-
-    Args:
-        generalist_BC: its logits.
-        specialists_BC: logits of each, over all classes.
-        specialists: who they are.
-        top: a specialist is asked where it holds one of the generalist's so many likeliest classes.
-    """
-    generalist_p_BC = torch.softmax(generalist_BC.double(), dim=-1)
-    subsets = [torch.tensor(each.classes, device=generalist_BC.device) for each in specialists]
-    if not subsets:
-        return generalist_p_BC, torch.zeros(len(generalist_BC), 0, dtype=torch.bool)
-    asked_BM = active_specialists(generalist_p_BC, subsets, top=top)
-    answers = [
-        torch.softmax(
-            correct_dustbin(
-                dustbin_logits(logits.double(), subset), oversampling=each.oversampling
-            ),
-            dim=-1,
-        )
-        for logits, subset, each in zip(specialists_BC, subsets, specialists, strict=True)
-    ]
-    found = combine_specialists(
-        generalist_p_BC, answers, subsets, active_BM=asked_BM, tolerance=1e-6, max_steps=1000
-    )
-    return found.q_BC, asked_BM
-
-
-@torch.inference_mode()
-def evaluate_together(
-    batches: Iterable[Batch],
-    generalist: Answer,
-    specialists: Sequence[Specialist],
-    *,
-    top: int = 1,
-    device: torch.device | None = None,
-) -> Together:
-    """Score a generalist alone and with its specialists, over the same views.
-
-    Args:
-        batches: such as `distill.evaluate.HeldOut`.
-        generalist: networks and caches do alike: `open_answer`, or a stream's `teacher_logits`.
-        specialists: from `open_specialist`, or of caches.
-        top: see `combine`.
-        device: where they answer; the CPU by default.
-
-    Raises:
-        ConfigError: there are no views, or none of a specialist's classes.
-    """
-    where = device or torch.device("cpu")
-    alone, together = Tally(where), Tally(where)
-    members = [(Tally(where), Tally(where)) for _ in specialists]
-    num_asked = torch.zeros(len(specialists), dtype=torch.float64)
-    for given in batches:
-        batch = given.to(str(where))
-        labels_B = majority_labels(*batch[1:4])
-        generalist_BC = generalist(batch).float()
-        q_BC, asked_BM = combine(
-            generalist_BC, [each.answer(batch) for each in specialists], specialists, top=top
-        )
-        # A class at exactly 0 would be a loss without end in one view.
-        log_q_BC = q_BC.clamp(min=torch.finfo(torch.float32).tiny).log().float()
-        num_asked += asked_BM.double().sum(dim=0).cpu()
-        for tally, logits_BC in ((alone, generalist_BC), (together, log_q_BC)):
-            tally.add(logits_BC, labels_B)
-        for each, pair in zip(specialists, members, strict=True):
-            own_B = torch.isin(labels_B, torch.tensor(each.classes, device=where))
-            for tally, logits_BC in zip(pair, (generalist_BC, log_q_BC), strict=True):
-                tally.add(logits_BC[own_B], labels_B[own_B])
-    whole = alone.evaluation()
-    return Together(
-        whole,
-        together.evaluation(),
-        tuple((one.evaluation(), other.evaluation()) for one, other in members),
-        tuple((num_asked / whole.num_samples).tolist()),
-    )
-
-
-def open_answer(path: str | Path, *, device: torch.device | None = None) -> Answer:
-    """The student of a checkpoint, in evaluation mode: views to logits [B, C]."""
-    payload = _payload(path)
-    config = TrainConfig.model_validate(payload["config"])
-    return _answer(restore_student(payload, config.student), device or choose_device("cpu"))
-
-
-def open_specialist(path: str | Path, *, device: torch.device | None = None) -> Specialist:
-    """The specialist of a checkpoint, with its classes and what its samples favored.
-
-    Raises:
-        ConfigError: it was trained by another method.
-    """
-    payload = _payload(path)
-    config = TrainConfig.model_validate(payload["config"])
-    settings = config.method
-    if not isinstance(settings, SpecialistSettings):
-        raise ConfigError(
-            f"{path} was trained by method {settings.name}, not as a specialist.",
-            hint="Train one with `method: {name: specialist, classes: [...]}`.",
-        )
-    answer = _answer(restore_student(payload, config.student), device or choose_device("cpu"))
-    return Specialist(answer, settings.classes, payload["identity"]["oversampling"])
-
-
-def _payload(path: str | Path) -> Payload:
-    payload = load_checkpoint(path)
-    if payload is None:
-        raise ConfigError(f"no checkpoint at {path}.", hint="Name the `out` of a training run.")
-    return payload
-
-
-def _answer(student: Student, device: torch.device) -> Answer:
-    model = student.model.to(device).eval()
-
-    def answer(batch: Batch) -> Tensor:
-        seen = prepare_views(batch.images_BHW3, student.preprocess, device=device)
-        logits_BC: Tensor = model(seen)
-        return logits_BC.float()
-
-    return answer
 
 
 def _recorded_logits(
@@ -264,21 +109,52 @@ def _recorded_logits(
     decoder = TargetDecoder(cache.spec, cache.head(), device="cpu")
     num_samples = cache.spec.dataset.num_samples
     for seed in seeds:
-        for start in range(0, num_samples, ROWS):
-            rows = cache.read(seed, start, min(start + ROWS, num_samples))
+        for start in range(0, num_samples, ROWS_AT_A_TIME):
+            rows = cache.read(seed, start, min(start + ROWS_AT_A_TIME, num_samples))
             tensors = tensors_of(rows, decoder.array_names)
             yield decoder.logits(tensors, temperature=temperature)[:, 0]
 
 
-def _cluster(rows_CD: Tensor, count: int, drawn: torch.Generator) -> tuple[float, Tensor]:
+def confusable_subsets(
+    covariance_CC: Tensor, *, num_subsets: int, seed: int = 0, restarts: int = 10
+) -> list[tuple[int, ...]]:
+    """Subsets of classes that are predicted together, for one specialist each.
+
+    The columns of the covariance are clustered by k-means. Subsets of one class are left out, so
+    there may be fewer than `num_subsets`.
+
+    Args:
+        covariance_CC: from `prediction_covariance`.
+        num_subsets: k, at most C.
+        seed: of the random starts.
+        restarts: number of starts, of which the best result is taken.
+
+    Raises:
+        ConfigError: k is not between 1 and C.
+
+    Source: Hinton et al. 2015, section 5.3, who use an on-line version of k-means.
+    """
+    columns_CC = covariance_CC.T.double()
+    if not 1 <= num_subsets <= len(columns_CC):
+        raise ConfigError(
+            f"num_subsets={num_subsets} of {len(columns_CC)} classes is not possible."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    results = [_k_means(columns_CC, num_subsets, generator) for _ in range(restarts)]
+    _, cluster_C = min(results, key=lambda result: result[0])
+    subsets = [torch.nonzero(cluster_C == k).flatten().tolist() for k in range(num_subsets)]
+    return sorted(tuple(subset) for subset in subsets if len(subset) > 1)
+
+
+def _k_means(rows_CD: Tensor, count: int, generator: torch.Generator) -> tuple[float, Tensor]:
     """Sum of squared distances and cluster of each row, by Lloyd's steps from k-means++."""
-    first = int(torch.randint(len(rows_CD), (1,), generator=drawn))
+    first = int(torch.randint(len(rows_CD), (1,), generator=generator))
     centers_KD = rows_CD[first : first + 1]
     while len(centers_KD) < count:
         gap_C = torch.cdist(rows_CD, centers_KD).amin(dim=1).square()
-        # Where every row is a center already, any other will do.
+        # Where every row coincides with a center already, any row serves as the next one.
         weights_C = gap_C if bool(gap_C.sum() > 0) else torch.ones_like(gap_C)
-        chosen = torch.multinomial(weights_C, 1, generator=drawn)
+        chosen = torch.multinomial(weights_C, 1, generator=generator)
         centers_KD = torch.cat([centers_KD, rows_CD[chosen]])
     cluster_C = torch.full((len(rows_CD),), -1)
     while True:
@@ -289,3 +165,138 @@ def _cluster(rows_CD: Tensor, count: int, drawn: torch.Generator) -> tuple[float
         cluster_C = nearest_C
         for k in sorted(set(cluster_C.tolist())):
             centers_KD[k] = rows_CD[cluster_C == k].mean(dim=0)
+
+
+def combine(
+    generalist_BC: Tensor,
+    specialists_BC: Sequence[Tensor],
+    specialists: Sequence[Specialist],
+    *,
+    top: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Combined probabilities, float64 [B, C], and which specialists were active, bool [B, M].
+
+    Args:
+        generalist_BC: its logits.
+        specialists_BC: logits of each specialist, over all classes.
+        specialists: the specialists, in the same order.
+        top: a specialist is active where it has one of the generalist's `top` likeliest classes.
+    """
+    generalist_p_BC = torch.softmax(generalist_BC.double(), dim=-1)
+    subsets = [torch.tensor(each.classes, device=generalist_BC.device) for each in specialists]
+    if not subsets:
+        return generalist_p_BC, torch.zeros(len(generalist_BC), 0, dtype=torch.bool)
+    active_BM = active_specialists(generalist_p_BC, subsets, top=top)
+    folded = (
+        dustbin_logits(logits_BC.double(), subset)
+        for logits_BC, subset in zip(specialists_BC, subsets, strict=True)
+    )
+    specialist_ps = [
+        torch.softmax(correct_dustbin(logits_BS, oversampling=each.oversampling), dim=-1)
+        for logits_BS, each in zip(folded, specialists, strict=True)
+    ]
+    combination = combine_specialists(
+        generalist_p_BC,
+        specialist_ps,
+        subsets,
+        active_BM=active_BM,
+        tolerance=1e-6,
+        max_steps=1000,
+    )
+    return combination.q_BC, active_BM
+
+
+@torch.inference_mode()
+def evaluate_together(
+    batches: Iterable[Batch],
+    generalist: Classifier,
+    specialists: Sequence[Specialist],
+    *,
+    top: int = 1,
+    device: torch.device | None = None,
+) -> Together:
+    """Evaluate a generalist alone and combined with its specialists, over the same views.
+
+    Args:
+        batches: such as `distill.evaluate.HeldOut`.
+        generalist: from `open_answer`, or whole-image logits of a stream's `teacher_logits`.
+        specialists: from `open_specialist`, or of caches.
+        top: see `combine`.
+        device: where classifiers run; the CPU by default.
+
+    Raises:
+        ConfigError: there are no views, or none of a specialist's classes.
+    """
+    device = device or torch.device("cpu")
+    alone, together = Tally(device), Tally(device)
+    members = [(Tally(device), Tally(device)) for _ in specialists]
+    num_active = torch.zeros(len(specialists), dtype=torch.float64)
+    for each_batch in batches:
+        batch = each_batch.to(str(device))
+        labels_B = majority_labels(*batch[1:4])
+        generalist_BC = generalist(batch).float()
+        q_BC, active_BM = combine(
+            generalist_BC, [each.classify(batch) for each in specialists], specialists, top=top
+        )
+        # A class with probability exactly 0 would have an infinite loss in a single view.
+        log_q_BC = q_BC.clamp(min=torch.finfo(torch.float32).tiny).log().float()
+        num_active += active_BM.double().sum(dim=0).cpu()
+        for tally, logits_BC in ((alone, generalist_BC), (together, log_q_BC)):
+            tally.add(logits_BC, labels_B)
+        for each, pair in zip(specialists, members, strict=True):
+            own_B = torch.isin(labels_B, torch.tensor(each.classes, device=device))
+            for tally, logits_BC in zip(pair, (generalist_BC, log_q_BC), strict=True):
+                tally.add(logits_BC[own_B], labels_B[own_B])
+    whole = alone.evaluation()
+    return Together(
+        whole,
+        together.evaluation(),
+        tuple((one.evaluation(), other.evaluation()) for one, other in members),
+        tuple((num_active / whole.num_samples).tolist()),
+    )
+
+
+def open_answer(path: str | Path, *, device: torch.device | None = None) -> Classifier:
+    """The student of a checkpoint, in evaluation mode: views to logits [B, C].
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    return _classifier(_payload(path), device)
+
+
+def open_specialist(path: str | Path, *, device: torch.device | None = None) -> Specialist:
+    """The specialist of a checkpoint, with its classes and their oversampling.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it was trained by another method.
+    """
+    payload = _payload(path)
+    settings = TrainConfig.model_validate(payload["config"]).method
+    if not isinstance(settings, SpecialistSettings):
+        raise ConfigError(
+            f"{path} was trained by method {settings.name}, not as a specialist.",
+            hint="Train one with `method: {name: specialist, classes: [...]}`.",
+        )
+    oversampling = payload["identity"]["oversampling"]
+    return Specialist(_classifier(payload, device), settings.classes, oversampling)
+
+
+def _payload(path: str | Path) -> Payload:
+    payload = load_checkpoint(path)
+    if payload is None:
+        raise ConfigError(f"no checkpoint at {path}.", hint="Name the `out` of a training run.")
+    return payload
+
+
+def _classifier(payload: Payload, device: torch.device | None) -> Classifier:
+    device = device or choose_device("cpu")
+    student = restore_student(payload, TrainConfig.model_validate(payload["config"]).student)
+    model = student.model.to(device).eval()
+
+    def classify(batch: Batch) -> Tensor:
+        images_B3HW = prepare_views(batch.images_BHW3, student.preprocess, device=device)
+        logits_BC: Tensor = model(images_B3HW)
+        return logits_BC.float()
+
+    return classify

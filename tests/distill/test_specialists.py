@@ -1,4 +1,4 @@
-"""Specialists around a generalist: chosen by its confusions, trained, and asked all together."""
+"""Specialists around a generalist: chosen by its confusions, trained, and combined."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def planted(groups, num_classes, *, noise=0.0):
 def test_classes_that_are_predicted_together_are_one_subset(noise):
     groups = [(0, 7, 9), (1, 2), (3, 4, 5, 8)]
     found = confusable_subsets(planted(groups, 10, noise=noise), num_subsets=4)
-    assert found == groups  # class 6 is alone, and has nobody to be confused with
+    assert found == groups  # class 6 is confused with no other class
 
 
 def test_subsets_are_the_same_in_every_run_and_cover_each_class_once():
@@ -59,7 +59,7 @@ def test_subsets_are_the_same_in_every_run_and_cover_each_class_once():
     assert all(len(subset) > 1 for subset in found)
 
 
-def spread(rows, labels):
+def sum_of_squares(rows, labels):
     return sum(
         ((rows[labels == k] - rows[labels == k].mean(0)) ** 2).sum() for k in np.unique(labels)
     )
@@ -70,7 +70,7 @@ def spread(rows, labels):
 def test_clusters_are_those_that_brute_force_finds(seed):
     rows = np.random.default_rng(seed).normal(size=(6, 6))
     best = min(
-        (spread(rows, np.array(labels)), labels)
+        (sum_of_squares(rows, np.array(labels)), labels)
         for labels in itertools.product(range(2), repeat=6)
         if len(set(labels)) == 2
     )
@@ -96,14 +96,14 @@ def draw(seed, *shape):
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_together_is_what_the_losses_say_of_each():
+def test_the_combination_is_that_of_the_corrected_specialists():
     generalist, (one, other) = draw(0, 5, 6), (draw(1, 5, 6), draw(2, 5, 6))
-    who = [Specialist(None, (0, 2), 3.0), Specialist(None, (1, 4, 5), 1.0)]
-    found, asked = combine(generalist, [one, other], who)
+    members = [Specialist(None, (0, 2), 3.0), Specialist(None, (1, 4, 5), 1.0)]
+    found, active = combine(generalist, [one, other], members)
     likeliest = generalist.argmax(-1).tolist()
-    assert asked.tolist() == [[c in each.classes for each in who] for c in likeliest]
+    assert active.tolist() == [[c in each.classes for each in members] for c in likeliest]
     p_one = one.double().softmax(-1)
-    # Odds of the subset against the rest, three times too high, are put right.
+    # The odds of the subset against the rest are three times too high.
     inside = p_one[:, [0, 2]] / 3.0
     rest = p_one[:, [1, 3, 4, 5]].sum(-1, keepdim=True)
     whole = torch.cat([inside, rest], -1)
@@ -112,35 +112,35 @@ def test_together_is_what_the_losses_say_of_each():
         generalist.double().softmax(-1),
         [whole / whole.sum(-1, keepdim=True), dustbin_logits(other.double(), subset).softmax(-1)],
         [torch.tensor([0, 2]), subset],
-        active_BM=asked,
+        active_BM=active,
     )
     torch.testing.assert_close(found, wanted.q_BC, rtol=1e-3, atol=1e-5)
 
 
-def test_specialists_who_say_what_the_generalist_says_change_nothing():
+def test_specialists_that_agree_with_the_generalist_change_nothing():
     generalist = draw(0, 5, 6)
-    who = [Specialist(None, (0, 2)), Specialist(None, (1, 4, 5))]
-    found, _ = combine(generalist, [generalist, generalist], who)
+    members = [Specialist(None, (0, 2)), Specialist(None, (1, 4, 5))]
+    found, _ = combine(generalist, [generalist, generalist], members)
     torch.testing.assert_close(found, generalist.double().softmax(-1), rtol=1e-4, atol=1e-6)
 
 
-def test_without_specialists_the_generalist_stands():
-    found, asked = combine(draw(0, 5, 6), [], [])
+def test_without_specialists_the_generalist_is_unchanged():
+    found, active = combine(draw(0, 5, 6), [], [])
     torch.testing.assert_close(found, draw(0, 5, 6).double().softmax(-1))
-    assert asked.shape == (5, 0)
+    assert active.shape == (5, 0)
 
 
 DATA = {"name": "support.confusable:groups", "args": {"num_samples": 300}}
 VIEWS = {"preset": "none", "size": 8}
 
 
-class School(NamedTuple):
-    """A generalist too narrow for all classes, what it recorded, and its specialists."""
+class Trained(NamedTuple):
+    """A generalist too narrow for all classes, its cache, and its specialists."""
 
     folder: object
     cache: str
 
-    def lesson(self, out, **changes):
+    def config(self, out, **changes):
         return train_config(
             self.folder / out,
             dataset=DATA,
@@ -155,10 +155,10 @@ class School(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("school")
-    made = School(folder, str(folder / "cache"))
-    train(made.lesson("generalist", method={"name": "ce"}, caches=[], augment=VIEWS))
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("specialists")
+    made = Trained(folder, str(folder / "cache"))
+    train(made.config("generalist", method={"name": "ce"}, caches=[], augment=VIEWS))
     weights = str(folder / "generalist" / "student.safetensors")
     half = {"mean": [0.5] * 3, "std": [0.5] * 3}
     teacher = {"model": "support.confusable:narrow", "checkpoint": weights, **half}
@@ -166,7 +166,7 @@ def school(tmp_path_factory):
     for index, classes in enumerate(GROUPS):
         method = {"name": "specialist", "classes": classes, "temperature": 2, "alpha": 0.3}
         train(
-            made.lesson(
+            made.config(
                 f"specialist{index}",
                 method=method,
                 caches=made.cache,
@@ -184,13 +184,13 @@ def held_out():
     )
 
 
-def test_the_generalists_confusions_are_found_in_its_cache(school):
-    covariance = prediction_covariance(load_cache(school.cache))
+def test_the_generalists_confusions_are_found_in_its_cache(trained):
+    covariance = prediction_covariance(load_cache(trained.cache))
     assert confusable_subsets(covariance, num_subsets=3) == sorted(GROUPS)
 
 
-def test_the_covariance_is_that_of_all_recorded_answers(school):
-    cache = load_cache(school.cache)
+def test_the_covariance_is_that_of_all_recorded_probabilities(trained):
+    cache = load_cache(trained.cache)
     logits = cache.read(0, 0, 300)["logits"][:, 0].astype(np.float64)
     for temperature in (1.0, 3.0):
         p = np.exp(logits / temperature)
@@ -200,41 +200,41 @@ def test_the_covariance_is_that_of_all_recorded_answers(school):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_specialists_are_better_on_their_classes_and_so_are_all_together(school, held_out):
+def test_specialists_are_better_on_their_classes_and_so_are_all_together(trained, held_out):
     """Slower than others: four networks are trained and one is recorded, once for this file."""
-    who = [open_specialist(school.folder / f"specialist{index}") for index in range(3)]
-    found = evaluate_together(held_out, open_answer(school.folder / "generalist"), who)
+    members = [open_specialist(trained.folder / f"specialist{index}") for index in range(3)]
+    found = evaluate_together(held_out, open_answer(trained.folder / "generalist"), members)
     assert found.combined.top1 > found.generalist.top1 + 0.05
     assert found.combined.nll < found.generalist.nll
     assert all(together.top1 > alone.top1 for alone, together in found.members)
-    # Somebody holds the likeliest class of every view, and nobody shares it.
-    assert sum(found.asked) == pytest.approx(1.0)
+    # The subsets are disjoint and cover all classes, so one specialist is active for every view.
+    assert sum(found.active) == pytest.approx(1.0)
 
 
-def test_a_specialists_checkpoint_knows_its_classes_and_how_they_were_favored(school):
-    found = open_specialist(school.folder / "specialist1")
+def test_a_specialists_checkpoint_has_its_classes_and_their_oversampling(trained):
+    found = open_specialist(trained.folder / "specialist1")
     labels = np.random.default_rng(0).integers(0, 6, 300)
     special = np.isin(labels, GROUPS[1]).sum()
     assert found.classes == GROUPS[1]
     assert found.oversampling == (300 - special) / special
 
 
-def test_without_specialists_both_scores_are_the_generalists(school, held_out):
-    found = evaluate_together(held_out, open_answer(school.folder / "generalist"), [])
+def test_without_specialists_both_scores_are_the_generalists(trained, held_out):
+    found = evaluate_together(held_out, open_answer(trained.folder / "generalist"), [])
     assert found.combined.top1 == found.generalist.top1
     assert found.combined.nll == pytest.approx(found.generalist.nll, abs=1e-6)
 
 
-def test_a_cache_answers_as_the_network_that_recorded_it(school):
-    config = school.lesson("unused", method={"name": "ce"}, caches=school.cache)
+def test_a_cache_gives_the_scores_of_the_network_that_recorded_it(trained):
+    config = trained.config("unused", method={"name": "ce"}, caches=trained.cache)
     stream = open_stream(config, device=torch.device("cpu"))
     batches = [batch for batch in stream.batches(0) if batch.cursor.epoch == 0]
-    specialist = open_specialist(school.folder / "specialist0")
+    specialist = open_specialist(trained.folder / "specialist0")
 
     def recorded(batch):
         return stream.teacher_logits(batch, temperature=1.0, cache=0)[:, 0]
 
-    network = open_answer(school.folder / "generalist")
+    network = open_answer(trained.folder / "generalist")
     by_cache, by_network = (
         evaluate_together(batches, generalist, [specialist]) for generalist in (recorded, network)
     )
@@ -242,9 +242,9 @@ def test_a_cache_answers_as_the_network_that_recorded_it(school):
     assert by_cache.generalist.num_samples == 300
 
 
-def test_other_checkpoints_are_no_specialists(school, tmp_path):
+def test_other_checkpoints_are_refused_as_specialists(trained, tmp_path):
     with pytest.raises(ConfigError, match="trained by method ce, not as a specialist"):
-        open_specialist(school.folder / "generalist")
+        open_specialist(trained.folder / "generalist")
     with pytest.raises(ConfigError, match="no checkpoint at"):
         open_specialist(tmp_path)
     with pytest.raises(ConfigError, match="no checkpoint at"):
