@@ -20,24 +20,24 @@ from cache_service.models.create import create_model
 from cache_service.models.heads import describe
 from distill.methods.multi_teacher import HeadLogits
 
-SPREAD = 0.02
-"""Standard deviation of new tokens, positions and heads, as in DeiT. It must not be 0: tokens that
-start alike stay alike."""
+INIT_STD = 0.02
+"""Standard deviation of new tokens, positions and heads, as in DeiT. It must not be 0, because
+tokens that start equal stay equal."""
 
 
 class TokenViT(nn.Module):
     """A vision transformer whose class token learns from labels and whose others from teachers.
 
-    Each token has a head of its own. `forward` answers the mean of all heads' logits [B, C], in
-    training too, so that any method can train it; `forward_heads` tells them apart.
+    Each token has a head of its own. `forward` returns the mean of all heads' logits [B, C], in
+    training too, so that any method can train it; `forward_heads` returns them separately.
 
     Source: Touvron et al., "Training data-efficient image transformers", ICML 2021: one token, and
-    the mean of two heads' logits at use, as in their code (the paper adds probabilities).
-    Departure: several tokens, which all count alike in the mean.
+    the mean of two heads' logits at inference, as in their code (the paper adds probabilities).
+    Departure: several tokens, with equal weights in the mean.
 
     Args:
-        backbone: any of timm's; changed in place. Tokens that it has stay, the new ones come after
-            them, and its weights for them, if pretrained, are kept.
+        backbone: any VisionTransformer of timm; changed in place. Its own tokens and their weights
+            stay, and the new tokens are placed after them.
         num_tokens: N >= 1.
 
     Raises:
@@ -55,7 +55,7 @@ class TokenViT(nn.Module):
         self.backbone = vit
         heads = [nn.Linear(vit.embed_dim, vit.num_classes) for _ in range(num_tokens)]
         for head in heads:
-            nn.init.trunc_normal_(head.weight, std=SPREAD)
+            nn.init.trunc_normal_(head.weight, std=INIT_STD)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList(heads)
 
@@ -64,7 +64,7 @@ class TokenViT(nn.Module):
         features_BLD: Tensor = self.backbone.forward_features(images_B3HW)
         label_BC: Tensor = self.backbone.forward_head(features_BLD)
         tokens_BND = features_BLD.narrow(1, self.first_token, self.num_teacher_heads)
-        # The norm in front of the classifier, for networks that have theirs after pooling.
+        # The classifier's norm, which some networks apply after pooling.
         tokens_BND = self.backbone.head_drop(self.backbone.fc_norm(tokens_BND))
         teachers = (
             head(token_BD)
@@ -90,13 +90,13 @@ def vit_tokens(
 
     Args:
         backbone: timm's name.
-        num_tokens: the number of teachers, or 1 for a token that all of them share.
+        num_tokens: the number of teachers, or 1 for a token that is shared by all of them.
         num_classes: None keeps the backbone's.
-        pretrained: fetch the backbone's weights; tokens and their heads are new.
+        pretrained: load the backbone's pretrained weights; tokens and their heads are new.
         model_args: passed on to the backbone, such as `img_size` and `patch_size`.
 
     Raises:
-        ConfigError: in one line, naming what is wrong.
+        ConfigError: the backbone is unknown, or it cannot take distillation tokens.
     """
     if type(num_tokens) is not int or num_tokens < 1:
         raise ConfigError(
@@ -120,7 +120,7 @@ def _require_vit(model: nn.Module) -> VisionTransformer:
         )
     if not model.has_class_token:
         raise ConfigError(
-            f"{describe(model)} has no class token to learn from labels.",
+            f"{describe(model)} has no class token, which learns from labels.",
             hint="Choose a network that has one, such as vit_tiny_patch16_224.",
         )
     return model
@@ -128,23 +128,23 @@ def _require_vit(model: nn.Module) -> VisionTransformer:
 
 @torch.no_grad()
 def insert_tokens(vit: VisionTransformer, num_tokens: int) -> None:
-    """Give the network more learned tokens behind those that it has, with positions of their own.
+    """Append learned tokens to those of the network, with positional embeddings of their own.
 
-    They are what timm calls register tokens: heads never see these, so nothing else changes.
+    For timm they are register tokens, which its heads do not read, so nothing else changes.
     """
-    like_1LD = vit.cls_token
-    assert like_1LD is not None
+    class_token_1LD = vit.cls_token
+    assert class_token_1LD is not None
     first = vit.num_prefix_tokens
 
-    def drawn() -> Tensor:
-        new_1ND = like_1LD.new_empty(1, num_tokens, like_1LD.shape[-1])
-        return nn.init.trunc_normal_(new_1ND, std=SPREAD)
+    def initialized() -> Tensor:
+        new_1ND = class_token_1LD.new_empty(1, num_tokens, vit.embed_dim)
+        return nn.init.trunc_normal_(new_1ND, std=INIT_STD)
 
     registers = [] if vit.reg_token is None else [vit.reg_token]
-    vit.reg_token = nn.Parameter(torch.cat([*registers, drawn()], dim=1))
+    vit.reg_token = nn.Parameter(torch.cat([*registers, initialized()], dim=1))
     if vit.pos_embed is not None and not vit.no_embed_class:
         before_1LD, after_1LD = vit.pos_embed[:, :first], vit.pos_embed[:, first:]
-        vit.pos_embed = nn.Parameter(torch.cat([before_1LD, drawn(), after_1LD], dim=1))
+        vit.pos_embed = nn.Parameter(torch.cat([before_1LD, initialized(), after_1LD], dim=1))
     vit.num_reg_tokens += num_tokens
     vit.num_prefix_tokens += num_tokens
     if isinstance(vit.patch_drop, PatchDropout):

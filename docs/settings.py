@@ -22,7 +22,7 @@ from cli.experiments.experiment_file import ExperimentConfig, VariantConfig
 from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS
-from distill.methods.settings import Schedule
+from distill.methods.setting_types import Schedule
 from distill.several import OWN
 
 WORDS: dict[Any, str] = {

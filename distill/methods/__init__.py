@@ -32,7 +32,7 @@ from distill.methods.method import (
 )
 from distill.methods.prediction_history import PredictionHistory
 from distill.methods.requirements import Requirements, ViewSelection, combine_requirements
-from distill.methods.settings import with_schedules
+from distill.methods.setting_types import with_schedules
 
 __all__ = [
     "METHODS",

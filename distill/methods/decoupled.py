@@ -15,7 +15,7 @@ from distill.methods.method import (
     label_term,
     needs_one_teacher,
 )
-from distill.methods.settings import (
+from distill.methods.setting_types import (
     Classes,
     StandardizeSettings,
     Temperature,

@@ -19,7 +19,7 @@ from distill.methods.method import (
     needs_every_logit,
     needs_one_teacher,
 )
-from distill.methods.settings import (
+from distill.methods.setting_types import (
     Fraction,
     StandardizeSettings,
     Temperature,

@@ -28,7 +28,7 @@ from distill.methods.method import (
     label_term,
     needs_teachers,
 )
-from distill.methods.settings import (
+from distill.methods.setting_types import (
     Fraction,
     StandardizeSettings,
     Temperature,

@@ -18,7 +18,7 @@ from distill.methods.method import (
     needs_one_teacher,
 )
 from distill.methods.requirements import Requirements
-from distill.methods.settings import Temperature, Weight
+from distill.methods.setting_types import Temperature, Weight
 
 
 class Peers(MethodSettings):

@@ -37,7 +37,7 @@ from distill.methods.method import (
     report_top1,
 )
 from distill.methods.requirements import Requirements, SameClassPair, SecondView
-from distill.methods.settings import Fraction, Temperature, Weight
+from distill.methods.setting_types import Fraction, Temperature, Weight
 
 PUBLISHED: dict[str, dict[str, float | None]] = {
     "virtual": {"temperature": 20.0, "alpha": 0.1, "correct": 0.99},

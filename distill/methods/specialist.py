@@ -19,7 +19,7 @@ from distill.methods.method import (
     needs_unmixed,
 )
 from distill.methods.requirements import Requirements
-from distill.methods.settings import Fraction, Temperature
+from distill.methods.setting_types import Fraction, Temperature
 
 
 class Specialist(MethodSettings):

@@ -16,7 +16,7 @@ from support.streams import plain_net, train_config, train_document
 from cache_service.errors import ConfigError
 from distill.config import load_config
 from distill.methods import METHODS, kd
-from distill.methods.settings import Schedule
+from distill.methods.setting_types import Schedule
 from distill.metrics import read_metrics
 from distill.stream import open_stream
 from distill.train import train
