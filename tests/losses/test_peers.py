@@ -44,13 +44,13 @@ def test_a_single_peer_has_the_plain_label_loss(draw_logits, draw_labels):
     assert torch.equal(ours, theirs)
 
 
-def test_equal_peers_only_feel_the_label(draw_logits, draw_labels):
+def test_equal_peers_have_the_label_loss_alone(draw_logits, draw_labels):
     logits_BC, labels_B = draw_logits(2, 4, 5), draw_labels(2, 4, num_classes=5)
     for loss in peer_losses([logits_BC] * 3, labels_B):
         assert loss.item() == pytest.approx(label_loss(logits_BC, labels_B).item(), rel=1e-12)
 
 
-def test_a_loss_moves_its_own_student_only(draw_logits, draw_labels):
+def test_the_gradient_of_a_loss_reaches_its_own_student_only(draw_logits, draw_labels):
     students = [draw_logits(seed, 4, 5).requires_grad_() for seed in range(3)]
     losses = peer_losses(students, draw_labels(3, 4, num_classes=5))
     for k, loss in enumerate(losses):

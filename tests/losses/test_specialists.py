@@ -61,7 +61,7 @@ def test_specialist_loss_is_its_formula(direct, draw_logits, draw_labels, seed, 
     assert loss.item() == pytest.approx(direct.mean(expected), rel=1e-7, abs=1e-9)
 
 
-def test_oversampled_classes_give_their_odds_back_to_the_dustbin(draw_logits):
+def test_the_dustbin_regains_the_odds_that_oversampling_took(draw_logits):
     logits_BS = draw_logits(1, 3, 4)
     corrected_BS = correct_dustbin(logits_BS, oversampling=5.0)
     odds = (torch.softmax(x, -1) for x in (corrected_BS, logits_BS))
@@ -70,7 +70,7 @@ def test_oversampled_classes_give_their_odds_back_to_the_dustbin(draw_logits):
     assert torch.equal(logits_BS, draw_logits(1, 3, 4))
 
 
-def test_a_specialist_is_asked_where_it_holds_the_likeliest_class():
+def test_a_specialist_is_active_where_it_has_the_likeliest_class():
     p_BC = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     subsets = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([1])]
     assert active_specialists(p_BC, subsets).tolist() == [
@@ -139,14 +139,14 @@ def test_no_nearby_distribution_is_better_than_the_combination(direct, draw_logi
         assert _objective(direct, nudged.tolist(), *inputs) >= best - 1e-12
 
 
-def test_specialists_who_agree_with_the_generalist_change_nothing(direct, draw_logits):
+def test_specialists_that_agree_with_the_generalist_change_nothing(direct, draw_logits):
     generalist_BC = torch.softmax(draw_logits(3, 4, 6), -1)
     folded_BS = torch.tensor([_fold(p, SUBSET.tolist()) for p in generalist_BC.tolist()])
     found = combine_specialists(generalist_BC, [folded_BS.double()], [SUBSET])
     assert torch.allclose(found.q_BC, generalist_BC, atol=1e-6)
 
 
-def test_a_specialist_who_is_not_asked_changes_nothing_for_that_sample(draw_logits):
+def test_an_inactive_specialist_changes_nothing_for_that_sample(draw_logits):
     generalist_BC = torch.softmax(draw_logits(4, 2, 6), -1)
     specialist_BS = torch.softmax(draw_logits(5, 2, 3), -1)
     asked = torch.tensor([[True], [False]])
@@ -157,20 +157,20 @@ def test_a_specialist_who_is_not_asked_changes_nothing_for_that_sample(draw_logi
     assert not torch.allclose(found.q_BC[0], generalist_BC[0], atol=1e-3)
 
 
-def test_without_specialists_the_generalist_stands(draw_logits):
+def test_without_specialists_the_generalist_is_unchanged(draw_logits):
     generalist_BC = torch.softmax(draw_logits(6, 3, 5), -1)
     found = combine_specialists(generalist_BC, [], [])
     assert torch.allclose(found.q_BC, generalist_BC, atol=1e-12)
 
 
-def test_certain_specialists_and_classes_of_no_probability_are_no_obstacle():
+def test_certain_specialists_and_classes_of_probability_0_are_combined_too():
     generalist_BC = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
     certain = torch.tensor([[1.0, 0.0]])
     found = combine_specialists(generalist_BC, [certain], [torch.tensor([0])])
     assert found.q_BC[0].tolist() == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=1e-9)
 
 
-def test_a_combination_cut_short_says_how_far_off_it_may_be(direct, draw_logits):
+def test_a_combination_stopped_early_bounds_its_error(direct, draw_logits):
     generalist_BC = torch.softmax(draw_logits(7, 1, 6), -1)
     specialist_BS = torch.softmax(draw_logits(8, 1, 3), -1)
     inputs = (generalist_BC, [specialist_BS], [SUBSET])

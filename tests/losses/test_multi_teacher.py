@@ -1,3 +1,5 @@
+"""Averaged teachers and teachers matched one by one, against their formulas."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Losses of cells against their formulas, the published masks, and the plain forms."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,12 +12,15 @@ from distill.losses import (
     dkd_rows,
     kd_loss,
     kd_rows,
+    nckd_rows,
     nkd_loss,
     nkd_rows,
     sdd_dkd_loss,
     sdd_kd_loss,
     sdd_nkd_loss,
     sdd_weights,
+    standardize_logits,
+    tckd_rows,
 )
 
 
@@ -80,7 +85,7 @@ def test_weights_are_those_of_the_four_published_masks(draw_logits, draw_labels)
         assert (weights_BR[:, 0] == 1.0).all()
 
 
-def test_a_complementary_cell_weighs_what_it_is_told():
+def test_a_complementary_cell_has_the_given_weight():
     right, wrong = [1.0, 0.0], [0.0, 1.0]
     teacher_BRC = torch.tensor([[right, wrong, right], [wrong, wrong, right]])
     weights_BR = sdd_weights(teacher_BRC, torch.tensor([0, 0]), complementary_weight=3.5)
@@ -112,3 +117,49 @@ def test_complementary_weight_1_is_the_mean_of_plain_losses_of_the_cells(draw_lo
         cells = [rows(student_BRC[:, r], teacher_BRC[:, r]).mean().item() for r in range(5)]
         assert loss(*inputs, **one).item() == pytest.approx(sum(cells) / 5, rel=1e-12)
         assert loss(*inputs).item() > loss(*inputs, **one).item()
+
+
+def test_standardized_cells_keep_the_weights_of_raw_logits(draw_logits, draw_labels):
+    student_BRC, teacher_BRC = draw_logits(3, 2, 6, 5, 4)
+    labels_B = draw_labels(3, 6, num_classes=4)
+    z, v = standardize_logits(student_BRC), standardize_logits(teacher_BRC)
+    weights_BR = sdd_weights(teacher_BRC, labels_B)
+    plain = {
+        sdd_kd_loss: kd_rows(z, v, temperature=4.0),
+        sdd_dkd_loss: dkd_rows(z, v, labels_B[:, None], temperature=4.0, alpha=1.0, beta=8.0),
+    }
+    for loss, rows_BR in plain.items():
+        found = loss(student_BRC, teacher_BRC, labels_B, standardize=True)
+        assert found.item() == pytest.approx((weights_BR * rows_BR).mean().item(), rel=1e-12)
+
+
+def test_a_report_has_the_fraction_of_complementary_cells_and_both_parts(draw_logits, draw_labels):
+    student_BRC, teacher_BRC = draw_logits(4, 2, 6, 5, 3)
+    labels_B, report = draw_labels(4, 6, num_classes=3), {}
+    inputs = (student_BRC.requires_grad_(), teacher_BRC, labels_B)
+    sdd_dkd_loss(*inputs, complementary_weight=3.0, report=report)
+    weights_BR = sdd_weights(teacher_BRC, labels_B, complementary_weight=3.0)
+    fraction = (weights_BR == 3.0).double().mean().item()
+    rows = (student_BRC, teacher_BRC, labels_B[:, None])
+    wanted = {
+        "complementary": fraction,
+        "weight_consistent": 1 - fraction,
+        "weight_complementary": 3 * fraction,
+        "tckd": tckd_rows(*rows, temperature=4.0).mean().item(),
+        "nckd": nckd_rows(*rows, temperature=4.0).mean().item(),
+    }
+    assert 0 < fraction < 1
+    assert {name: value.item() for name, value in report.items()} == pytest.approx(wanted)
+    assert not any(value.requires_grad for value in report.values())
+
+
+def test_a_teacher_at_temperature_1_of_its_own_only_changes_the_targets_term(
+    draw_logits, draw_labels
+):
+    student_BRC, teacher_BRC, at_1_BRC = draw_logits(5, 3, 6, 5, 4)
+    labels_B = draw_labels(5, 6, num_classes=4)
+    inputs = (student_BRC, teacher_BRC, labels_B)
+    found = sdd_nkd_loss(*inputs, gamma=0.0, teacher_at_1_BRC=at_1_BRC)
+    weights_BR = sdd_weights(teacher_BRC, labels_B)
+    rows_BR = nkd_rows(student_BRC, at_1_BRC, labels_B[:, None], temperature=4.0, gamma=0.0)
+    assert found.item() == pytest.approx((weights_BR * rows_BR).mean().item(), rel=1e-12)
