@@ -9,7 +9,7 @@ import typer
 from cli.options import CacheUrl, Json, emit
 
 if TYPE_CHECKING:
-    from cache_service.reader import Cache
+    from cache_service.rows.reader import Cache
 
 CORRUPT, INCOMPLETE = 3, 4
 """Exit codes of `verify`: see the table in the README."""
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def info(cache: CacheUrl, json: Json = False) -> None:
     """What a cache holds: teacher, recipe, dataset, codec, seeds."""
-    from cache_service.reader import open_cache
+    from cache_service.rows.reader import open_cache
 
     facts = _facts(open_cache(cache))
     emit(facts, as_json=json, text="\n".join(f"{k:<15}{_text(v)}" for k, v in facts.items()))
@@ -73,8 +73,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check every byte of a cache. Exits with 3 if one is damaged, with 4 if shards are missing."""
-    from cache_service.reader import open_cache
-    from cache_service.verify import drop_damaged_commits, verify_cache
+    from cache_service.rows.reader import open_cache
+    from cache_service.rows.verify import drop_damaged_commits, verify_cache
 
     opened = open_cache(cache)
     report = verify_cache(opened)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from cache_service.errors import RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds
-from cache_service.reader import DEFAULT_OPEN_SHARDS
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, RowSource, open_source
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
 
 
 def load_cache(

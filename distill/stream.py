@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.reader import DEFAULT_OPEN_SHARDS
 from cache_service.remote.source import RowSource
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
 from distill.batches import Batch, BatchPlan
 from distill.config import TrainConfig
 from distill.data import Replay, train_loader

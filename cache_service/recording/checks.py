@@ -17,11 +17,11 @@ from cache_service.errors import CorruptError, SpecMismatchError, UnsupportedErr
 from cache_service.format.codecs import Floats
 from cache_service.format.group import ROOT_KEY
 from cache_service.models.weights import one_line
-from cache_service.reader import Cache, open_cache
 from cache_service.recording.jobs import all_shards
 from cache_service.recording.opened import OpenedBuild
+from cache_service.rows.reader import Cache, open_cache
+from cache_service.rows.writer import refuse_other_spec
 from cache_service.storage import open_storage
-from cache_service.writer import refuse_other_spec
 
 NUM_PROBES = 64
 """Views that the teacher is asked about twice."""

@@ -14,9 +14,9 @@ from cache_service.errors import ConfigError, RowsNotBuiltError, SpecMismatchErr
 from cache_service.format.cells import expand_cells
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import Cache
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.opened import OpenedBuild, open_build
+from cache_service.rows.reader import Cache
 
 MIN_AGREEMENT = 0.99
 """Smallest fraction of cells in which teacher and cache must name the same class. Rounding to

@@ -24,9 +24,9 @@ from cache_service.recording.opened import OpenedBuild
 from cache_service.recording.order import ShardOrder
 from cache_service.recording.progress import Meter, OnProgress
 from cache_service.recording.render import Rendered, rendered
+from cache_service.rows.writer import CacheWriter, create_cache
 from cache_service.storage import open_storage
 from cache_service.views.versions import library_versions
-from cache_service.writer import CacheWriter, create_cache
 
 POLL_S = 0.5
 """How often to look whether another builder has finished the shards that it holds."""

@@ -1,4 +1,4 @@
-"""A cache on a server, with the interface of `cache_service.reader.Cache`. No torch.
+"""A cache on a server, with the interface of `cache_service.rows.reader.Cache`. No torch.
 
 Training reads ranges of positions, so the next range is fetched while the current one is used. Each
 response is checked against the request, the order of the seed, and the fingerprint that the cache
@@ -17,7 +17,6 @@ from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import Cache
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import (
     Prefetcher,
@@ -28,6 +27,7 @@ from cache_service.remote.prefetch import (
     rows_per_request,
 )
 from cache_service.remote.rows import RowClient
+from cache_service.rows.reader import Cache
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
 from cache_service.views.order import epoch_order

@@ -12,10 +12,10 @@ from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit
 from cache_service.format.group import Group
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import DEFAULT_OPEN_SHARDS, open_cache
 from cache_service.remote.cache import open_remote
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.waiting import WaitingCache
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, open_cache
 from cache_service.storage import is_server_url
 
 DEFAULT_DISK_BYTES = 10_000_000_000
@@ -25,7 +25,7 @@ DEFAULT_DISK_BYTES = 10_000_000_000
 class RowSource(Protocol):
     """Recorded rows, checked as they are read. Picklable; one instance is for one thread.
 
-    The methods are those of `cache_service.reader.Cache`, which documents them.
+    The methods are those of `cache_service.rows.reader.Cache`, which documents them.
     """
 
     @property

@@ -14,7 +14,7 @@ from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.codecs import Arrays
 from cache_service.format.commit import Commit
 from cache_service.format.group import Group
-from cache_service.reader import Cache
+from cache_service.rows.reader import Cache
 from cache_service.storage import Storage
 from cache_service.views.order import epoch_order, positions_of
 

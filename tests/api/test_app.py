@@ -14,7 +14,7 @@ from cache_service.api.app import create_app
 from cache_service.api.http.auth import token_sha256
 from cache_service.api.http.settings import ServeConfig, load_serve_config
 from cache_service.errors import ConfigError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 TOKEN = TOKENS[0]
 

@@ -11,8 +11,8 @@ from support.caches import make_rows, make_spec, open_writer, write_cache, write
 from support.serving import serving
 
 from cache_service.api.http import catalog
-from cache_service.reader import open_cache
 from cache_service.remote.source import open_source
+from cache_service.rows.reader import open_cache
 from cache_service.storage import open_storage
 
 

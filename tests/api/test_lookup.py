@@ -14,7 +14,7 @@ from support.ordered import ordered_rows
 from support.serving import serving
 
 from cache_service.format.frame import CHECKSUM_HEADER, checksum_of
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cache_service.views.order import epoch_order, positions_of
 
 OCTETS, JSON = "application/octet-stream", "application/json"

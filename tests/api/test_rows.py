@@ -13,7 +13,7 @@ from support.caches import make_rows, make_spec, open_writer, write_shard
 from support.serving import READ_TOKEN, TOKENS, serving
 
 from cache_service.format.frame import CHECKSUM_HEADER, MEDIA_TYPE, checksum_of
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 PROBLEM = "application/problem+json"
 

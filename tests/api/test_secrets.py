@@ -13,7 +13,7 @@ from support.serving import READ_TOKEN, TOKENS, serving_process
 from support.sockets import connect, receive_all
 
 from cache_service.errors import KdCacheError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cache_service.storage import open_storage
 
 FORM = "application/x-www-form-urlencoded"

@@ -11,7 +11,7 @@ from support.caches import make_spec, write_cache
 from support.everything import Expected
 from support.storages import FetchingStorage
 
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 CODECS = {
     "dense": {"kind": "dense"},

@@ -18,7 +18,7 @@ from cache_service.errors import (
     SpecMismatchError,
 )
 from cache_service.format.layout import CacheLayout
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 POSITIONS = st.lists(st.integers(0, 99), max_size=40)
 same_cache = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,7 @@ from support.everything import Expected, files_of, outcome
 
 from cache_service.format.layout import CacheLayout
 from cache_service.format.shard import index_size
-from cache_service.writer import with_crc
+from cache_service.rows.writer import with_crc
 
 CODECS = {
     "dense": {"kind": "dense"},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.format.canonical import crc32c
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cache_service.storage.local import LocalStorage
 
 NAMES = st.lists(st.sampled_from(["sample", "digest", "origin"]), unique=True, min_size=1)

@@ -12,7 +12,7 @@ import pytest
 from support import golden
 from support.everything import files_of, same_rows
 
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 
 @pytest.mark.parametrize("name", golden.CODECS)

@@ -29,7 +29,7 @@ from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json
 from cache_service.format.shard import pack
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 MEMORY_BOUND = 64 << 20
 """Growth of a reader's peak memory while it refuses; a whole toy cache takes some 3 MiB."""

@@ -12,8 +12,8 @@ from support.damage import changed
 from support.everything import files_of
 
 from cache_service.errors import KdCacheError
-from cache_service.reader import open_cache
-from cache_service.verify import drop_damaged_commits, verify_cache
+from cache_service.rows.reader import open_cache
+from cache_service.rows.verify import drop_damaged_commits, verify_cache
 
 CODECS = {
     "dense": {"kind": "dense"},

@@ -23,9 +23,9 @@ from support.everything import Expected, files_of, outcome, shard_outcomes
 from support.storages import RecordingStorage
 
 from cache_service.errors import ConfigError, CorruptError, OutOfSpaceError, SpecMismatchError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
+from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage
-from cache_service.writer import create_cache
 
 SPEC = make_spec()
 

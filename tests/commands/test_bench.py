@@ -11,7 +11,7 @@ import pytest
 from support.command import kd_cache
 
 from cache_service.format.layout import CacheLayout, default_layout
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cli.experiments.bench import http
 from cli.experiments.bench.load import measure
 from cli.experiments.bench.rows import write_bench_cache

@@ -14,7 +14,7 @@ import torch
 from support.builds import build_document, record_toy, tree_bytes, write_file
 from support.command import kd_cache
 
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cli.experiments.cycle import load_cycle, run_cycle
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
 

@@ -21,8 +21,8 @@ from support.streams import train_config
 from support.toys import patches
 
 from cache_service.errors import ConfigError, SpecMismatchError
-from cache_service.reader import open_cache
-from cache_service.verify import verify_cache
+from cache_service.rows.reader import open_cache
+from cache_service.rows.verify import verify_cache
 from distill import CachedDataset, load_cache
 from distill.evaluate import evaluate_checkpoint
 from distill.metrics import read_metrics

@@ -25,7 +25,7 @@ from cache_service.format.shard import (
     index_size,
     pack,
 )
-from cache_service.writer import with_crc
+from cache_service.rows.writer import with_crc
 
 CODECS = {
     "dense": {"kind": "dense"},

@@ -16,9 +16,9 @@ ROWS = (
     "cache_service.format.group",
     "cache_service.storage",
     "cache_service.storage.local",
-    "cache_service.reader",
-    "cache_service.writer",
-    "cache_service.verify",
+    "cache_service.rows.reader",
+    "cache_service.rows.writer",
+    "cache_service.rows.verify",
 )
 HEAVY = ("torch", "torchvision", "timm", "PIL", "sklearn", "ray")
 WEB = ("fastapi", "starlette", "uvicorn")
@@ -47,7 +47,7 @@ def test_rows_are_served_without_torch_or_pillow():
 
 
 def test_rows_are_read_without_zarr():
-    assert "zarr" not in loaded_after("cache_service.reader", "cache_service.writer")
+    assert "zarr" not in loaded_after("cache_service.rows.reader", "cache_service.rows.writer")
 
 
 def test_rows_of_a_server_are_read_without_torch_zarr_or_a_web_framework():

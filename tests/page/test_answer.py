@@ -14,7 +14,7 @@ from cache_service.api.page.answer import cell_logits, describe_answer
 from cache_service.api.page.rows import find_row, first_recorded, kept_view, place_of
 from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.cells import expand_cells
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from distill.losses import sdd_weights
 
 CODECS = [

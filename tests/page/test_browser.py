@@ -9,7 +9,7 @@ from support.browser import DESKTOP, PHONE, Watched
 from support.page_ports import BUSY, QUIET, news
 
 from cache_service.api.page.static_files import static_file
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 SAMPLE = "/caches/plain/explore?seed=0&sample=12"
 PAGES = {"overview": "/", "cache": "/caches/partial", "sample": SAMPLE, "refused": "/caches/nope"}

@@ -16,7 +16,7 @@ from cache_service.api.page.render_worker import Painter, answer, serve
 from cache_service.api.page.scene import fitting_datasets, judge, scene_request
 from cache_service.format.group import Group
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 TOYS = {"name": "support.toys:patches", "root": None, "split": "train", "args": {"num_samples": 96}}
 

@@ -14,9 +14,9 @@ import pytest
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
 from cache_service.errors import KdCacheError
-from cache_service.reader import open_cache
 from cache_service.recording.engine import prepare, run_local
 from cache_service.recording.record import open_writer, record
+from cache_service.rows.reader import open_cache
 
 SIZES = {
     "dataset": {"name": "support.toys:patches", "args": {"num_samples": 640}},

@@ -24,10 +24,10 @@ from support.builds import (
     write_file,
 )
 
-from cache_service.reader import open_cache
 from cache_service.recording.engine import prepare
 from cache_service.recording.record import open_writer, record
-from cache_service.writer import CacheWriter
+from cache_service.rows.reader import open_cache
+from cache_service.rows.writer import CacheWriter
 
 SIZES = {
     "seeds": "0:4",

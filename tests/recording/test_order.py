@@ -9,7 +9,7 @@ from cache_service.recording.engine import prepare
 from cache_service.recording.jobs import Shard, all_shards
 from cache_service.recording.order import ShardOrder
 from cache_service.recording.record import open_writer, record
-from cache_service.writer import CacheWriter
+from cache_service.rows.writer import CacheWriter
 
 PLANNED = [Shard(seed, shard) for seed in range(2) for shard in range(3)]
 

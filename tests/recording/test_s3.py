@@ -10,7 +10,7 @@ from support.builds import record_toy, tree_bytes
 from support.toys import Patches
 
 from cache_service.errors import CorruptError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cache_service.storage import open_storage
 from distill import CachedDataset, load_cache
 

@@ -7,7 +7,7 @@ from support.caches import make_spec
 from support.ordered import write_ordered
 from support.origin import serving
 
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 NUM_SAMPLES = 300
 

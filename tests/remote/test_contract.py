@@ -18,11 +18,11 @@ from cache_service.errors import (
     SpecMismatchError,
     UnsupportedError,
 )
-from cache_service.reader import open_cache
 from cache_service.remote.cache import RemoteCache
 from cache_service.remote.source import open_source
+from cache_service.rows.reader import open_cache
+from cache_service.rows.verify import verify_cache
 from cache_service.storage import open_storage
-from cache_service.verify import verify_cache
 
 CODECS = [
     {"kind": "dense", "compression": "zstd"},

@@ -14,8 +14,8 @@ from support.ordered import epoch_in_batches, ordered_rows, same, write_ordered
 from support.serving import READ_TOKEN, TOKENS, serving
 
 from cache_service.errors import ConfigError, CorruptError, NotACacheError, RowsNotBuiltError
-from cache_service.reader import open_cache
 from cache_service.remote.source import open_source
+from cache_service.rows.reader import open_cache
 
 
 @pytest.fixture(scope="module")

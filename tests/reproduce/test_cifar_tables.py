@@ -9,7 +9,7 @@ from support.builds import tree_bytes
 from support.command import kd_cache
 
 from cache_service.errors import ConfigError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cli.experiments.experiment_file import merge_documents
 from cli.experiments.reproduce import reproductions, shipped
 from cli.experiments.reproduce.reproductions import find_reproduction

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from cache_service.reader import Cache, open_cache
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.engine import prepare, run_local
 from cache_service.recording.opened import OpenedBuild, open_build
+from cache_service.rows.reader import Cache, open_cache
 
 
 def build_document(cache: str, /, **changes: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from cache_service.format.codecs import Head
 from cache_service.format.layout import CacheLayout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
+from cache_service.rows.writer import CacheWriter, create_cache
 from cache_service.storage import Storage, open_storage
-from cache_service.writer import CacheWriter, create_cache
 
 VERSIONS = {"pillow": "13.0.0", "torchvision": "0.29.1"}
 

@@ -11,7 +11,7 @@ import numpy as np
 from cache_service.errors import KdCacheError
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import Cache, open_cache
+from cache_service.rows.reader import Cache, open_cache
 from support.caches import make_head, make_rows, make_witnesses
 
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
+from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage
-from cache_service.writer import create_cache
 from support.caches import VERSIONS, make_spec
 
 FOLDER = Path(__file__).parents[1] / "golden" / "v1"

@@ -27,7 +27,7 @@ from cache_service.format.frame import (
     lookup_metadata,
     range_metadata,
 )
-from cache_service.reader import Cache, open_cache
+from cache_service.rows.reader import Cache, open_cache
 from support.frames import encode_frame
 
 PROBLEM = "application/problem+json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from cache_service.api.page.ports import BuildNews, Opened, Traffic
 from cache_service.errors import NotACacheError
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 
 QUIET = Traffic(0.0, 0.0, 0.0, None, None)
 BUSY = Traffic(412.3, 0.1, 48_200_000.0, 0.0021, 0.0184)

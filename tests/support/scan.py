@@ -10,7 +10,7 @@ import sys
 import psutil
 
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import open_cache
+from cache_service.rows.reader import open_cache
 from cache_service.storage.local import LocalStorage
 from support.storages import FetchingStorage
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import crc32c
-from cache_service.reader import Cache, open_cache
+from cache_service.rows.reader import Cache, open_cache
 
 TIMEOUT_S = 20.0
 """After which a worker counts as hung. Reading takes well under one."""

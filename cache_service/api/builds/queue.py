@@ -31,8 +31,8 @@ from cache_service.format.canonical import canonical_json
 from cache_service.format.frozen import Frozen
 from cache_service.format.seeds import describe_seeds
 from cache_service.recording.jobs import Shard
+from cache_service.rows.writer import first_difference
 from cache_service.storage.local import LocalStorage
-from cache_service.writer import first_difference
 
 BUSY_S = 10.0
 """How long a transaction waits for one of another server. Transactions take milliseconds."""

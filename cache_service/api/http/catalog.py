@@ -19,7 +19,7 @@ from cache_service.format.codecs import Arrays
 from cache_service.format.commit import commit_key
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.shard import REPAIR
-from cache_service.reader import Cache, open_stored
+from cache_service.rows.reader import Cache, open_stored
 from cache_service.storage import Storage, open_storage
 from cache_service.views.order import epoch_order, positions_of
 

@@ -28,7 +28,7 @@ from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.group import ROOT_KEY, encode_group
 from cache_service.format.layout import described_seeds
 from cache_service.format.shard import REPAIR
-from cache_service.reader import Cache
+from cache_service.rows.reader import Cache
 from cache_service.storage import Storage
 
 router = APIRouter(tags=["zarr"])

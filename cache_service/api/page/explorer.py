@@ -17,7 +17,7 @@ from cache_service.api.page.rows import (
     kept_views,
 )
 from cache_service.api.page.scene import Drawn, fitting_datasets, judge, scene_request
-from cache_service.reader import Cache
+from cache_service.rows.reader import Cache
 
 WAIT_S = 8.0
 """What a page waits for its pictures; without them it is sent as it is and loads itself again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from cache_service.reader import Cache
+from cache_service.rows.reader import Cache
 
 
 class BuildNews(NamedTuple):

@@ -27,8 +27,8 @@ from cache_service.format.frame import (
 )
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
-from cache_service.reader import open_cache
 from cache_service.remote.prefetch import rows_per_request
+from cache_service.rows.reader import open_cache
 from cli.experiments.bench.processes import KD_CACHE, Load, Memory, Server, serving
 from cli.experiments.bench.rows import write_bench_cache
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
+from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage
-from cache_service.writer import create_cache
 
 NUM_CLASSES = 1000
 VIEW_SIZE = 8

@@ -14,11 +14,11 @@ from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.format.cells import expand_cells
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
-from cache_service.reader import Cache, open_cache
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.engine import prepare, run_local
 from cache_service.recording.opened import open_build
 from cache_service.recording.progress import Progress
+from cache_service.rows.reader import Cache, open_cache
 from cache_service.storage.local import LocalStorage
 from cache_service.views.replay import Views
 from cli.experiments.demo.result import CellGrid, Recording, SampleView

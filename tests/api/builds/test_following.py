@@ -9,8 +9,8 @@ import pytest
 from support.build_queue import builds_document, request_document, until
 from support.serving import serving
 
-from cache_service.reader import open_cache
 from cache_service.remote.source import open_source
+from cache_service.rows.reader import open_cache
 
 SEEDS, SHARDS = 12, 3
 NUM_SAMPLES = 96

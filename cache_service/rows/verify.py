@@ -16,7 +16,7 @@ import zarr
 from cache_service.errors import CorruptError, UnsupportedError
 from cache_service.format.commit import commit_key
 from cache_service.format.layout import COMMITS_KEY, described_seeds
-from cache_service.reader import Cache
+from cache_service.rows.reader import Cache
 
 
 @dataclass

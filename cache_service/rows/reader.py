@@ -26,7 +26,7 @@ from cache_service.format.layout import COMMITS_KEY, CacheLayout, described_seed
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.shard import decode_chunk
 from cache_service.format.spec import CacheSpec
-from cache_service.shard_reader import Piece, Rows, ShardReader
+from cache_service.rows.shard_reader import Piece, Rows, ShardReader
 from cache_service.storage import Storage, open_storage
 
 DEFAULT_OPEN_SHARDS = 4
