@@ -24,9 +24,8 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 )
 
 from cache_service.errors import ConfigError
-from cache_service.models.averaged import WeightsChoice
-from cache_service.models.cifar import CIFAR_NAMES
-from cache_service.models.weights import load_checkpoint, one_line
+from cache_service.models.weights import WeightsChoice, load_checkpoint, one_line
+from cache_service.models.zoo import CIFAR_NAMES
 
 TORCHVISION = "torchvision/"
 

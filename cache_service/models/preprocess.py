@@ -1,4 +1,4 @@
-"""uint8 views -> what a network is fed: resized if need be, scaled to 0..1, normalized.
+"""From uint8 views to the input of a network: resized if need be, scaled to 0..1, normalized.
 
 Teachers and students share this, so a student that is given its teacher's settings sees its
 teacher's input. Shape letters: B batch, H W pixels, h w pixels of the network's input.
@@ -6,11 +6,17 @@ teacher's input. Shape letters: B batch, H W pixels, h w pixels of the network's
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from pydantic import ValidationError
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
+from cache_service.models.weights import UNREADABLE, one_line
 
 
 def prepare_views(
@@ -50,3 +56,20 @@ def prepare_views(
     )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return images_B3HW.sub_(mean_311).div_(std_311).to(dtype).contiguous(memory_format=layout)
+
+
+def recorded_preprocess(path: str | Path) -> Preprocess | None:
+    """The preprocessing that a .safetensors file names for its network, as ours do; else None.
+
+    Raises:
+        ConfigError: the file cannot be read, or what it names is no preprocessing.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("preprocess")
+        return None if text is None else Preprocess.model_validate_json(text)
+    except (*UNREADABLE, ValidationError) as error:
+        raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error

@@ -1,26 +1,54 @@
-"""Weights of a network, read from a file that must fit.
+"""Weights of a network: read from a file that must fit, chosen, and named by a digest.
 
 No file is ever unpickled as code: .safetensors, or torch's files with weights_only.
+
+Training scripts save an average of the weights (EMA, SWA) beside the raw ones. Both fit the
+network, and the averaged ones usually classify better, so neither is loaded by accident.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+import re
 import struct
 import warnings
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cache_service.errors import ConfigError
-from cache_service.format.spec import Preprocess
-from cache_service.models.averaged import WeightsChoice, choose_weights, find_weights
+from cache_service.errors import ConfigError, UnsupportedError
 
-BROKEN = (
+WeightsChoice = Literal["raw", "averaged"]
+
+NESTED_UNDER = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts put the weights, beside their optimizer and epoch."""
+
+RAW_ELSEWHERE = ("net", "network", "model_state", "params", "weights", "module")
+"""Keys of raw weights that are looked at only to tell them from averaged ones."""
+
+AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|polyak|avg|averaged?)([^a-z]|$)|^ema|ema$")
+"""Names of averaged weights, in lower case: state_dict_ema, model_ema, ema, swa_state_dict, ..."""
+
+HOLDERS = (*NESTED_UNDER, "module", "shadow", "params")
+"""Keys under which an averager's own state holds the weights."""
+
+COUNTER = "n_averaged"
+"""What torch.optim.swa_utils.AveragedModel puts beside the weights."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel, AveragedModel and torch.compile put in front of every key."""
+
+UNREADABLE = (
     SafetensorError,
     OSError,
     EOFError,
@@ -33,7 +61,16 @@ BROKEN = (
     OverflowError,
     struct.error,
 )
-"""What readers of damaged files have been seen to raise, and their kin."""
+"""What reading a damaged file raises: errors that were seen, and their relatives."""
+
+OWN_DIGEST = "weights_digest"
+"""Attribute or method by which a network names weights that live outside of torch."""
+
+MAX_DEPTH = 8
+"""Of containers within containers that are searched for tensors."""
+
+REGISTERED = ("_parameters", "_buffers", "_modules")
+_OPAQUE = (type, ModuleType, FunctionType, MethodType, partial)
 
 
 def load_checkpoint(
@@ -52,8 +89,8 @@ def load_checkpoint(
         What was loaded, for people: "averaged weights, state_dict_ema of best.pth".
 
     Raises:
-        ConfigError: the file is missing, unreadable or of another network, or it does not hold the
-            weights that were asked for, or holds two kinds and none was asked for.
+        ConfigError: the file is missing, unreadable or of another network, or does not hold the
+            weights asked for, or holds both kinds and `weights` was not given.
     """
     file = Path(path)
     if not file.is_file():
@@ -70,19 +107,12 @@ def load_checkpoint(
     return f"{kind} weights, {chosen.key} of {file.name}" if chosen.key else f"{file.name}"
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of what another library says, as a sentence; its class if it says nothing."""
-    lines = str(error).strip().splitlines()
-    first = lines[0].rstrip() if lines else type(error).__name__
-    return first if first.endswith((".", "!", "?")) else f"{first}."
-
-
 def _read(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with warnings.catch_warnings():
-            # Torch remarks on the pickle protocol; whether the weights load is what counts.
+            # torch warns about the pickle protocol; it does not matter if the weights load.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -90,36 +120,156 @@ def _read(file: Path) -> object:
             f"checkpoint {file} is not plain weights, and unpickling anything else can run code.",
             hint="Save model.state_dict() alone, best with safetensors.torch.save_file.",
         ) from error
-    except BROKEN as error:
+    except UNREADABLE as error:
         raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
 
 
-def recorded_preprocess(path: str | Path) -> Preprocess | None:
-    """What the network of a .safetensors file was fed, where the file says so; ours do.
+def one_line(error: BaseException) -> str:
+    """The first line of what another library says, as a sentence; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].rstrip() if lines else type(error).__name__
+    return first if first.endswith((".", "!", "?")) else f"{first}."
+
+
+class Weights(NamedTuple):
+    """One state dict of a checkpoint file. `key` is where it was found; empty at the top."""
+
+    key: str
+    tensors: dict[str, Tensor]
+    averaged: bool
+
+
+def find_weights(file: Path, content: object) -> list[Weights]:
+    """Every state dict of a checkpoint's content, the raw one first.
 
     Raises:
-        ConfigError: the file cannot be read, or says it in words that mean nothing.
+        ConfigError: there is none.
     """
-    file = Path(path)
-    if file.suffix != ".safetensors":
+    if isinstance(content, Mapping) and content:
+        found = [
+            Weights(key, tensors, averaged)
+            for key, averaged in _named_places(content)
+            if (tensors := _state_dict(content[key])) is not None
+        ]
+        raw = [each for each in found if not each.averaged]
+        averaged = [each for each in found if each.averaged and _is_beside(each, raw)]
+        if raw or averaged:
+            return raw[:1] + averaged
+    return [_whole(file, content)]
+
+
+def choose_weights(file: Path, found: list[Weights], choice: WeightsChoice | None) -> Weights:
+    """The weights that are meant.
+
+    Raises:
+        ConfigError: they are not in the file, or there are two kinds and no choice.
+    """
+    raw = next((each for each in found if not each.averaged), None)
+    averages = [each for each in found if each.averaged]
+    averaged = averages[0] if averages else None
+    if len(averages) > 1 and choice != "raw":
+        names = ", ".join(repr(each.key) for each in averages)
+        raise ConfigError(
+            f"checkpoint {file} holds several averages of the weights: {names}.",
+            hint="Save the one that is meant as a file of its own, or set "
+            "`checkpoint_weights: raw`.",
+        )
+    if choice is None:
+        if raw is None or averaged is None or _equal(raw.tensors, averaged.tensors):
+            return found[0]
+        raise ConfigError(
+            f"checkpoint {file} holds raw weights under {raw.key!r} and averaged ones (EMA) under "
+            f"{averaged.key!r}, and they differ.",
+            hint="Beside `checkpoint`, set `checkpoint_weights: averaged` (usually the better "
+            "ones, and those that training scripts evaluate) or `checkpoint_weights: raw`.",
+        )
+    wanted = averaged if choice == "averaged" else raw
+    if wanted is None:
+        only = found[0]
+        kind = "averaged" if only.averaged else "raw"
+        raise ConfigError(
+            f"checkpoint {file} holds no {choice} weights, only {kind} ones"
+            f"{f' under {only.key!r}' if only.key else ''}.",
+            hint="Leave `checkpoint_weights` out to load those.",
+        )
+    return wanted
+
+
+def _named_places(content: Mapping[Any, Any]) -> list[tuple[str, bool]]:
+    """Keys that may hold weights, and whether those are averaged."""
+    names = [key for key in content if isinstance(key, str)]
+    averaged = [(key, True) for key in names if AVERAGED.search(key.lower())]
+    raw = [key for key in NESTED_UNDER if key in content]
+    if averaged:
+        raw += [key for key in RAW_ELSEWHERE if key in content]
+    return [*((key, False) for key in raw), *averaged]
+
+
+def _state_dict(value: object) -> dict[str, Tensor] | None:
+    """The tensors of a state dict, which may be nested once more; None for anything else."""
+    for _ in range(4):
+        if not isinstance(value, Mapping):
+            return None
+        if value and all(isinstance(each, Tensor) for each in value.values()):
+            break
+        inner = next((k for k in HOLDERS if isinstance(value.get(k), Mapping)), None)
+        if inner is None:
+            return None
+        value = value[inner]
+    else:
         return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            told = (opened.metadata() or {}).get("preprocess")
-        return None if told is None else Preprocess.model_validate_json(told)
-    except (*BROKEN, ValidationError) as error:
-        raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
+    if not all(isinstance(key, str) for key in value):
+        return None
+    return _without_wrappers(dict(value))
+
+
+def _whole(file: Path, content: object) -> Weights:
+    """The content itself as one state dict."""
+    for key in NESTED_UNDER:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(
+            f"checkpoint {file} holds a {type(content).__name__} where a state dict is needed.",
+            hint="Save model.state_dict().",
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ConfigError(
+                f"checkpoint {file} holds no state dict: {key!r} is a {type(value).__name__}.",
+                hint=f"Save model.state_dict(), alone or under one of {', '.join(NESTED_UNDER)}.",
+            )
+    return Weights("", _without_wrappers(dict(content)), averaged=COUNTER in content)
+
+
+def _is_beside(averaged: Weights, raw: list[Weights]) -> bool:
+    """Whether these are weights of the same network, and not an average of something else."""
+    return not raw or not averaged.tensors.keys().isdisjoint(raw[0].tensors)
+
+
+def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    rest = {key: value for key, value in weights.items() if key != COUNTER}
+    if rest and all(key.startswith("module.") for key in rest):
+        weights = rest
+    for wrapper in (*WRAPPERS, *WRAPPERS):  # they nest, in either order
+        if all(key.startswith(wrapper) for key in weights):
+            weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
+    return weights
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def _require_fit(file: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    wanted = model.state_dict()
+    expected = model.state_dict()
     # Batch norms of torch < 0.4.1 did not count their batches; torch fills that in.
     counters = ".num_batches_tracked"
-    missing = [key for key in wanted if key not in weights and not key.endswith(counters)]
-    unknown = [key for key in weights if key not in wanted]
+    missing = [key for key in expected if key not in weights and not key.endswith(counters)]
+    unknown = [key for key in weights if key not in expected]
     other = [
         f"{key} is {list(weights[key].shape)} in the file and {list(value.shape)} in the network"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
     problems = [
@@ -139,3 +289,122 @@ def _first(problem: str, cases: list[str]) -> list[str]:
         return []
     more = f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
     return [f"{problem} {cases[0]}{more}"]
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over every entry of the state dict: name, dtype, shape and bytes, sorted by name.
+
+    Memory format, device and compilation do not change it; one bit of one weight does. Tensors
+    that the state dict does not hold are added where there are any (see `hidden_tensors`), and so
+    is what the network says of itself by an attribute or method `weights_digest`, a string such as
+    the SHA-256 of an ONNX file. Call it before the network has run: some networks keep tensors of
+    their last run.
+
+    Raises:
+        UnsupportedError: there is nothing that tells this network from another of its class.
+    """
+    digest = hashlib.sha256()
+    state = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, value in sorted(tensors.items()):
+        _add(digest, name, value)
+    hidden = hidden_tensors(model)
+    if not tensors:  # what is derived from weights elsewhere is all that there is here
+        hidden |= dict(model.named_buffers())
+    for name, value in sorted(hidden.items()):
+        _add(digest, f"hidden:{name}", value)
+    own = _own_digest(model)
+    if own is not None:
+        digest.update(json.dumps([OWN_DIGEST, own]).encode() + b"\n")
+    if not (tensors or hidden or own):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no parameters, no buffers and no tensors, so that its "
+            "recording could not be told from that of another network.",
+            hint=f"Give the network an attribute {OWN_DIGEST}, such as the SHA-256 of its file.",
+        )
+    return digest.hexdigest()
+
+
+def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors and arrays that `state_dict` leaves out, by where they are.
+
+    Searched are parameters that a state dict of the network's own leaves out, and the attributes of
+    every module: lists, tuples, mappings and objects in them, and modules found there. Buffers that
+    are registered as not persistent are left out: they follow from the constructor's arguments. So
+    are aliases of what the state dict holds.
+    """
+    seen = {id(module) for module in model.modules()}
+    known = [*model.state_dict(keep_vars=True).values(), *model.buffers()]
+    places = {_place(value) for value in known if isinstance(value, Tensor)}
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        found |= _search_module(module, name, seen)
+    return {path: tensor for path, tensor in found.items() if _place(tensor) not in places}
+
+
+def _search_module(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    for attribute, value in vars(module).items():
+        if attribute not in REGISTERED:
+            yield from _search(value, f"{name}.{attribute}".lstrip("."), seen, 0)
+
+
+def _search(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, str | bytes | int | float | complex | None) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        yield path, torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, nn.Module):
+        tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
+        for name, tensor in tensors.items():
+            yield from _search(tensor, f"{path}.{name}", seen, 0)
+        for name, module in value.named_modules():
+            seen.add(id(module))
+            yield from _search_module(module, f"{path}.{name}".rstrip("."), seen)
+    elif depth < MAX_DEPTH:
+        for key, item in _items(value):
+            yield from _search(item, f"{path}.{key}", seen, depth + 1)
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple):
+        yield from enumerate(value)
+    elif hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+        foreign = type(value).__module__.partition(".")[0]
+        if foreign not in ("torch", "builtins"):  # torch.compile's own state leads everywhere
+            yield from vars(value).items()
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], torch.dtype]:
+    """What two names of one tensor have in common."""
+    address = tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
+    return address, tuple(tensor.shape), tensor.dtype
+
+
+def _own_digest(model: nn.Module) -> str | None:
+    own = getattr(model, OWN_DIGEST, None)
+    if callable(own):
+        own = own()
+    if own is None:
+        return None
+    if isinstance(own, bytes):
+        own = own.hex()
+    if not isinstance(own, str) or not own:
+        raise UnsupportedError(
+            f"{OWN_DIGEST} of {type(model).__name__} is a {type(own).__name__}, not a string.",
+            hint="Return the SHA-256 of the file with the weights as text.",
+        )
+    return own
+
+
+def _add(digest: Any, name: str, value: Tensor) -> None:
+    dtype = str(value.dtype).removeprefix("torch.")
+    digest.update(json.dumps([name, dtype, list(value.shape)]).encode() + b"\n")
+    # Bytes, because numpy has no bfloat16; flat, because a scalar has no last axis to split.
+    dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+    flat = dense.cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)

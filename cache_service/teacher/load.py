@@ -15,10 +15,9 @@ from cache_service.format.canonical import canonical_json
 from cache_service.format.cells import choose_stored_scales
 from cache_service.format.codecs import Head
 from cache_service.format.spec import Preprocess, TeacherId
-from cache_service.models.cells import cell_features, cell_logits, check_cells, linear_head
 from cache_service.models.create import TIMM_SOURCES, create_model
-from cache_service.models.identity import weights_sha256
-from cache_service.models.weights import load_checkpoint
+from cache_service.models.features import cell_features, cell_logits, check_cells, linear_head
+from cache_service.models.weights import load_checkpoint, weights_sha256
 from cache_service.teacher.config import TeacherConfig
 from cache_service.teacher.preprocess import resolve_preprocess
 from cache_service.teacher.teacher import Teacher

@@ -9,7 +9,7 @@ from torch import nn
 
 from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
-from cache_service.models.weights import recorded_preprocess
+from cache_service.models.preprocess import recorded_preprocess
 from cache_service.teacher.config import TeacherConfig
 
 

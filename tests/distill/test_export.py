@@ -11,7 +11,7 @@ from support.toys import NUM_CLASSES
 
 from cache_service.format.spec import Preprocess
 from cache_service.models.create import create_model
-from cache_service.models.weights import recorded_preprocess
+from cache_service.models.preprocess import recorded_preprocess
 from distill.export import export_student
 from distill.students import Student
 from distill.train import train

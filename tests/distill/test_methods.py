@@ -13,7 +13,7 @@ from support.streams import MemoryStream, normed_net, plain_net, train_config
 from support.toys import NUM_CLASSES
 
 from cache_service.errors import ConfigError, UnsupportedError
-from cache_service.models.cells import cell_logits
+from cache_service.models.features import cell_logits
 from distill.methods import METHODS, MethodConfig, RunFacts, TeacherFacts, method_of
 from distill.methods.kd import KD
 from distill.methods.scale_decoupled import SDKD, select_cells

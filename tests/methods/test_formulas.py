@@ -9,7 +9,7 @@ from support.steps import images_of, memory, settings_of, terms_of
 from support.streams import plain_net
 from torch.nn.functional import one_hot
 
-from cache_service.models.cells import cell_logits
+from cache_service.models.features import cell_logits
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "mixed"])

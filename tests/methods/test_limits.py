@@ -9,7 +9,7 @@ from support.steps import images_of, memory, settings_of, terms_of
 from support.streams import plain_net
 from torch import nn
 
-from cache_service.models.cells import cell_logits
+from cache_service.models.features import cell_logits
 from cache_service.models.preprocess import prepare_views
 from distill.losses import sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 

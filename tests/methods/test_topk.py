@@ -8,7 +8,7 @@ from support import formulas
 from support.steps import images_of, memory, settings_of, terms_of
 from support.streams import plain_net
 
-from cache_service.models.cells import cell_logits
+from cache_service.models.features import cell_logits
 
 AT_1, AT_4 = 1.0, 4.0
 

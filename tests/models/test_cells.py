@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cache_service.errors import UnsupportedError
-from cache_service.models.cells import cell_features, cell_logits, linear_head, pool_cells
+from cache_service.models.features import cell_features, cell_logits, linear_head, pool_cells
 
 SMALL_VIT = {"img_size": 64, "depth": 2, "global_pool": "avg"}
 

@@ -7,10 +7,10 @@ from timm.models import model_entrypoint
 from torch import nn
 from torch.nn.functional import relu
 
-from cache_service.models.cifar import CIFAR_NAMES
-from cache_service.models.cifar.shufflenetv1 import shuffle_channels
-from cache_service.models.cifar.wrn import PreActBlock
 from cache_service.models.create import create_model
+from cache_service.models.zoo import CIFAR_NAMES
+from cache_service.models.zoo.mobile import shuffle_channels
+from cache_service.models.zoo.resnet import PreActBlock
 
 PUBLISHED_SIZES = {
     "resnet8x4": 1_233_540,

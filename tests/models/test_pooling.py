@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from cache_service.models.pooling import pool_cells
+from cache_service.models.features import pool_cells
 
 
 def random_map(side, channels=5):

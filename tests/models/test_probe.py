@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cache_service.errors import UnsupportedError
-from cache_service.models.cells import cell_logits, check_cells, linear_head
-from cache_service.models.cifar import CIFAR_NAMES
+from cache_service.models.features import cell_logits, check_cells, linear_head
+from cache_service.models.zoo import CIFAR_NAMES
 
 SMALL_VIT = {"img_size": 64, "depth": 2}
 SMALL_SWIN = {"img_size": 64, "depths": (1, 1, 1, 1)}

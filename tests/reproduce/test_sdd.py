@@ -6,7 +6,6 @@ import pytest
 from support.command import kd_cache
 
 from cache_service.errors import ConfigError
-from cache_service.models.cells import check_cells
 from cache_service.models.create import create_model
 from cli.experiments.reproduce.networks import cifar_resnet18, resnet
 from cli.experiments.reproduce.sdd_cifar100 import (

@@ -6,8 +6,8 @@ import torch
 
 from cache_service.errors import UnsupportedError
 from cache_service.format.cells import expand_cells, num_cells
-from cache_service.models.cells import cell_logits
 from cache_service.models.create import create_model
+from cache_service.models.features import cell_logits
 from cache_service.models.preprocess import prepare_views
 from cache_service.teacher.teacher import exact_kernels
 

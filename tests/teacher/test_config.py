@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from cache_service.errors import ConfigError
-from cache_service.models.cifar.base import CIFAR_MEAN, CIFAR_STD
+from cache_service.models.zoo.base import CIFAR_MEAN, CIFAR_STD
 from cache_service.teacher import TeacherConfig
 
 

@@ -27,7 +27,7 @@ class DemoSettings(Frozen):
     teacher_epochs: Annotated[int, Field(ge=1)] = 4
     teacher_lr: Annotated[float, Field(gt=0)] = 0.1
 
-    student_model: str = "cache_service.models.cifar.resnet:ResNet"
+    student_model: str = "cache_service.models.zoo.resnet:ResNet"
     student_args: dict[str, Any] = Field(
         default_factory=lambda: {"depth": 8, "widths": [8, 8, 16, 32]}
     )

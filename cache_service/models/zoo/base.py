@@ -1,13 +1,15 @@
-"""What the CIFAR networks share: timm's interface, a mean-pool head, and their metadata.
+"""What the CIFAR networks share: timm's interface, a head that pools by mean, registration.
 
 Shape letters: B batch, C classes, D channels, H W sides of an image or map in pixels.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from timm.models import generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
@@ -89,10 +91,23 @@ def init_he(model: nn.Module, *, linear_std: float | None = None) -> None:
             nn.init.zeros_(module.bias)
 
 
-def cifar_cfgs(
-    *names: str, map_side: int, first_conv: str = "conv1", classifier: str = "fc"
-) -> dict[str, Any]:
-    """timm's metadata for networks of one family: input, normalization, where the ends are."""
+def register_cifar(
+    module: str,
+    network: type[CifarNet],
+    variants: Mapping[str, Mapping[str, Any]],
+    *,
+    map_side: int,
+    first_conv: str = "conv1",
+) -> None:
+    """Register networks of one class with timm, each by its name and constructor arguments.
+
+    Args:
+        module: `__name__` of the module that defines the class; timm lists networks by module.
+        network: class of the networks.
+        variants: constructor arguments by the name that the network gets.
+        map_side: side of the feature map of a 32 px image.
+        first_conv: name of the first convolution, for timm's metadata.
+    """
     cfg = {
         "input_size": (3, 32, 32),
         "num_classes": 100,
@@ -102,6 +117,24 @@ def cifar_cfgs(
         "mean": CIFAR_MEAN,
         "std": CIFAR_STD,
         "first_conv": first_conv,
-        "classifier": classifier,
+        "classifier": network.classifier_name,
     }
-    return dict(generate_default_cfgs({name: dict(cfg) for name in names}))
+    # timm takes the metadata of a network from its module when the network is registered.
+    cfgs = vars(sys.modules[module]).setdefault("default_cfgs", {})
+    cfgs |= generate_default_cfgs({name: dict(cfg) for name in variants})
+    for name, arguments in variants.items():
+        register_model(_constructor(module, network, name, arguments))
+
+
+def _constructor(
+    module: str, network: type[CifarNet], name: str, arguments: Mapping[str, Any]
+) -> Callable[..., CifarNet]:
+    """The function that timm calls to make one network."""
+
+    def construct(pretrained: bool = False, **options: Any) -> CifarNet:
+        net: CifarNet = build_model_with_cfg(network, name, pretrained, **arguments, **options)
+        return net
+
+    construct.__name__ = construct.__qualname__ = name
+    construct.__module__ = module
+    return construct

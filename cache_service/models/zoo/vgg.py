@@ -6,23 +6,16 @@ distillation papers use them. timm's `vgg13` is the ImageNet network, hence the 
 
 from __future__ import annotations
 
-from typing import Any
-
-from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from cache_service.models.cifar.base import CifarNet, cifar_cfgs, init_he, linear
+from cache_service.models.zoo.base import CifarNet, init_he, linear, register_cifar
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five blocks."""
 
 LARGE_INPUT = 64
 """Input side in px at which a fourth max pooling keeps the map 4 x 4, as with 32 px."""
-
-default_cfgs = cifar_cfgs(
-    "cifar_vgg8", "cifar_vgg13", map_side=4, first_conv="block0.0", classifier="classifier"
-)
 
 
 class Vgg(CifarNet):
@@ -60,20 +53,10 @@ def _block(in_width: int, width: int, num_convs: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _build(variant: str, pretrained: bool, convs_per_block: int, options: Any) -> Vgg:
-    net: Vgg = build_model_with_cfg(
-        Vgg, variant, pretrained, convs_per_block=convs_per_block, **options
-    )
-    return net
-
-
-@register_model
-def cifar_vgg8(pretrained: bool = False, **options: Any) -> Vgg:
-    """One convolution a block."""
-    return _build("cifar_vgg8", pretrained, 1, options)
-
-
-@register_model
-def cifar_vgg13(pretrained: bool = False, **options: Any) -> Vgg:
-    """Two convolutions a block."""
-    return _build("cifar_vgg13", pretrained, 2, options)
+register_cifar(
+    __name__,
+    Vgg,
+    {"cifar_vgg8": {"convs_per_block": 1}, "cifar_vgg13": {"convs_per_block": 2}},
+    map_side=4,
+    first_conv="block0.0",
+)
