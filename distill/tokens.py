@@ -17,13 +17,8 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-<<<<<<< HEAD
-from cache_service.models.heads import describe
-from distill.methods.multi_teacher import HeadLogits
-=======
 from cache_service.models.features import describe
-from distill.methods.heads import HeadLogits
->>>>>>> f341e03 (Networks in four files: create, features, weights, preprocess; the CIFAR networks in a zoo of three families)
+from distill.methods.multi_teacher import HeadLogits
 
 INIT_STD = 0.02
 """Standard deviation of new tokens, positions and heads, as in DeiT. It must not be 0, because

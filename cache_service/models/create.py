@@ -1,12 +1,11 @@
-"""Networks by name: timm's (and with them the CIFAR ones), torchvision's, and your own.
+"""Makes networks by name: timm's (the CIFAR networks included), torchvision's, and your own.
 
-Whatever is wrong with a name, an argument or a file ends in one line that says so.
+Anything wrong with a name, an argument or a file is an error of one line.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -26,6 +25,7 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 from cache_service.errors import ConfigError
 from cache_service.models.weights import WeightsChoice, load_checkpoint, one_line
 from cache_service.models.zoo import CIFAR_NAMES
+from cache_service.plugins import load_object
 
 TORCHVISION = "torchvision/"
 
@@ -49,7 +49,8 @@ def create_model(
 
     Args:
         name: a timm name (`resnet50`, `resnet50.a1_in1k`, `resnet8x4`, `hf-hub:owner/name`),
-            `torchvision/NAME`, or `module:factory`, a callable that returns the network.
+            `torchvision/NAME`, or `module:factory` or `file.py:factory`, a callable that returns
+            the network.
         num_classes: classes to answer; None keeps the network's own number.
         pretrained: fetch the library's weights over the network.
         checkpoint: file with weights; see `load_checkpoint`.
@@ -96,7 +97,7 @@ def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
 def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:
     if not name.startswith(TIMM_SOURCES):
         known = timm.is_model(name.partition(".")[0])
-        # A slash is left to timm, which explains where it may stand.
+        # timm itself explains where a slash may stand.
         if not known and "/" not in name:
             raise _unknown(name, timm.list_models())
         if known and pretrained and not timm.is_model_pretrained(name):
@@ -110,42 +111,36 @@ def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:
 
 def _from_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> object:
     known = list_models(module=torchvision_models)
-    bare = name.removeprefix(TORCHVISION)
-    if bare not in known:
+    torchvision_name = name.removeprefix(TORCHVISION)
+    if torchvision_name not in known:
         raise _unknown(name, [TORCHVISION + each for each in known])
     if not pretrained:
         with _in_one_line(name, pretrained):
-            return get_model(bare, weights=None, **options)
-    weights = get_model_weights(bare)["DEFAULT"]
-    trained, asked = len(weights.meta["categories"]), options.pop("num_classes", None)
-    if asked not in (None, trained):
+            return get_model(torchvision_name, weights=None, **options)
+    weights = get_model_weights(torchvision_name)["DEFAULT"]
+    trained, requested = len(weights.meta["categories"]), options.pop("num_classes", None)
+    if requested not in (None, trained):
         raise ConfigError(
-            f"the pretrained {name} answers {trained} classes, not {asked}.",
-            hint=f"Drop pretrained, or use timm's network of this kind with num_classes: {asked}.",
+            f"the pretrained {name} answers {trained} classes, not {requested}.",
+            hint="Drop pretrained, or use timm's network of this kind with "
+            f"num_classes: {requested}.",
         )
     with _in_one_line(name, pretrained):
-        return get_model(bare, weights=weights, **options)
+        return get_model(torchvision_name, weights=weights, **options)
 
 
 def _from_factory(name: str, pretrained: bool, options: dict[str, Any]) -> object:
-    module_name, _, factory_name = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"model {name!r} cannot be imported: {one_line(error)}",
-            hint="Write module:factory, with the module on PYTHONPATH.",
-        ) from error
     with _in_one_line(name, pretrained):
+        factory = load_object(name)
         return factory(**options, **({"pretrained": True} if pretrained else {}))
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
-    """Refuse a name; suggest those that contain it, ours first, then those spelled like it."""
-    asked = name.partition(".")[0].lower()
-    inside = [each for each in known if asked and asked in each]
+    """The error for an unknown name: names that contain it, ours first, then similar ones."""
+    wanted = name.partition(".")[0].lower()
+    inside = [each for each in known if wanted and wanted in each]
     inside.sort(key=lambda each: (each not in CIFAR_NAMES, len(each)))
-    spelled = difflib.get_close_matches(asked, known, n=NUM_SUGGESTIONS)
+    spelled = difflib.get_close_matches(wanted, known, n=NUM_SUGGESTIONS)
     nearest = list(dict.fromkeys([*inside[:NUM_SUGGESTIONS], *spelled]))[:NUM_SUGGESTIONS]
     hint = f"Close to it: {', '.join(nearest)}. " if nearest else ""
     return ConfigError(
@@ -156,18 +151,18 @@ def _unknown(name: str, known: Sequence[str]) -> ConfigError:
 
 @contextmanager
 def _in_one_line(name: str, pretrained: bool) -> Iterator[None]:
-    """Turn what a foreign constructor or download raises into one line.
+    """Turn what a constructor or a download raises into an error of one line.
 
-    What it prints (torch announces downloads, research code its settings) goes to stderr: stdout
-    belongs to the command's own report.
+    What it prints (torch announces downloads, research code its settings) goes to stderr, because
+    stdout is for the command's own report.
     """
     try:
         with redirect_stdout(sys.stderr):
             yield
     except OSError as error:
-        what = "fetch the pretrained weights of" if pretrained else "create"
+        action = "fetch the pretrained weights of" if pretrained else "create"
         raise ConfigError(
-            f"cannot {what} {name}: {one_line(error)}",
+            f"cannot {action} {name}: {one_line(error)}",
             hint="Check the connection to the model hub, or give checkpoint: FILE.",
         ) from error
     except (

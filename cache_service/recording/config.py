@@ -12,7 +12,7 @@ from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import Layout, Scales
-from cache_service.teacher.config import TeacherConfig
+from cache_service.teacher.settings import TeacherConfig
 
 
 class BuildConfig(Frozen):

@@ -22,7 +22,7 @@ from cache_service.recording.pool import RecordingWorker
 from cache_service.recording.progress import OnProgress, Progress
 from cache_service.recording.record import open_writer, record
 from cache_service.storage import open_storage
-from cache_service.teacher import require_trained
+from cache_service.teacher.score import require_trained
 
 POLL_S = 0.2
 """How often the worker processes are checked."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from cache_service.errors import UntrainedTeacherError
 from cache_service.format.cells import expand_cells
 from cache_service.teacher.class_order import OtherOrder, find_other_order
-from cache_service.teacher.config import TeacherConfig
+from cache_service.teacher.settings import TeacherConfig
 from cache_service.teacher.teacher import Teacher
 
 MIN_PER_CLASS = 4

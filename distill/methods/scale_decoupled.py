@@ -14,8 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from cache_service.errors import ConfigError
-from cache_service.models.cells import cell_logits, check_cells, pool_cells
-from cache_service.models.heads import answer_cells
+from cache_service.models.features import answer_cells, cell_logits, check_cells, pool_cells
 from distill.losses import majority_labels, sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 from distill.methods.method import (
     Method,

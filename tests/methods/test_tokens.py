@@ -15,12 +15,8 @@ from support.toys import NUM_CLASSES
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.create import create_model
-<<<<<<< HEAD
-from distill.methods.multi_teacher import HeadedStudent
-=======
 from cache_service.models.features import check_cells
-from distill.methods.heads import HeadedStudent
->>>>>>> f341e03 (Networks in four files: create, features, weights, preprocess; the CIFAR networks in a zoo of three families)
+from distill.methods.multi_teacher import HeadedStudent
 from distill.tokens import TokenViT
 
 SMALL = {"img_size": SIDE, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2}

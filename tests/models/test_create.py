@@ -95,8 +95,8 @@ def test_a_checkpoint_is_loaded(tmp_path):
         ("resnet8x4", {"wings": 2}, "cannot create resnet8x4: .*unexpected .*'wings'"),
         ("local-dir:/nowhere", {}, "cannot create local-dir:/nowhere: .*config.json"),
         ("torchvision/resnet18", {"pretrained": True}, "answers 1000 classes, not 7. Drop"),
-        ("no_such:factory", {}, "'no_such:factory' cannot be imported: No module named 'no_such'"),
-        ("own_networks:absent", {}, "no attribute 'absent'. Write module:factory"),
+        ("no_such:factory", {}, "'no_such:factory': importing no_such failed: No module"),
+        ("own_networks:absent", {}, "own_networks has no 'absent'"),
         ("own_networks:build_nothing", {}, "made a int where a torch.nn.Module is needed"),
         ("own_networks:build_small", {"wings": 2}, "unexpected keyword argument 'wings'"),
     ],
@@ -105,6 +105,15 @@ def test_a_request_that_cannot_be_met_is_one_line(name, options, says, own):
     with pytest.raises(ConfigError, match=says) as refusal:
         create_model(name, num_classes=7, **options)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_factory_in_a_file_or_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "networks_here.py").write_text(
+        "from torch import nn\ndef linear(num_classes): return nn.Linear(3, num_classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("networks_here:linear", "networks_here.py:linear"):
+        assert create_model(name, num_classes=7).out_features == 7
 
 
 def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch):

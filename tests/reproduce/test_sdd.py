@@ -7,6 +7,7 @@ from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
+from cache_service.models.features import check_cells
 from cli.experiments.reproduce.networks import cifar_resnet18, resnet
 from cli.experiments.reproduce.sdd_cifar100 import (
     METHODS,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache_service.teacher import TeacherConfig, load_teacher
+from cache_service.teacher.settings import TeacherConfig
+from cache_service.teacher.teacher import load_teacher
 
 FACTORIES = """
 import torch

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from cache_service.errors import ConfigError
 from cache_service.models.zoo.base import CIFAR_MEAN, CIFAR_STD
-from cache_service.teacher import TeacherConfig
+from cache_service.teacher.settings import TeacherConfig
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from support.toys import tiny_net
 
 from cache_service.errors import ConfigError
-from cache_service.teacher import TeacherConfig, load_teacher
+from cache_service.teacher.settings import TeacherConfig
+from cache_service.teacher.teacher import load_teacher
 
 FED = {"size": 16, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"}
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cache_service.errors import UntrainedTeacherError
-from cache_service.teacher import Score, TeacherConfig, require_trained, score_teacher
+from cache_service.teacher.score import Score, require_trained, score_teacher
+from cache_service.teacher.settings import TeacherConfig
 
 CONFIG = TeacherConfig(model="colors", checkpoint="colors.pt")
 NUM_CLASSES = 8

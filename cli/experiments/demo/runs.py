@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.frozen import Frozen
 from cache_service.storage.local import LocalStorage
-from cache_service.teacher import TeacherConfig
+from cache_service.teacher.settings import TeacherConfig
 from cli.experiments.demo.files import BUILD, TEACHER
 from cli.experiments.demo.result import Row, TrainedTeacher
 from cli.experiments.demo.settings import WAYS, DemoSettings, Way

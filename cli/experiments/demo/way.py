@@ -22,8 +22,8 @@ from cache_service.errors import KdCacheError
 from cache_service.format.frozen import Frozen
 from cache_service.models.preprocess import prepare_views
 from cache_service.processes import INTERRUPTED, ParentConnection
-from cache_service.teacher import TeacherConfig, load_teacher
-from cache_service.teacher.teacher import exact_kernels
+from cache_service.teacher.settings import TeacherConfig
+from cache_service.teacher.teacher import exact_kernels, load_teacher
 from cli.experiments.demo.memory import PeakMemory
 from distill.config import TrainConfig
 from distill.events import Event

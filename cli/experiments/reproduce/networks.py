@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cache_service.models.cifar.base import conv3x3
-from cache_service.models.cifar.resnet import ResNet
+from cache_service.models.zoo.base import conv3x3
+from cache_service.models.zoo.resnet import ResNet
 
 
 class MaxNormLinear(nn.Linear):

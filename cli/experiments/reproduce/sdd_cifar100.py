@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_service.errors import ConfigError
-from cache_service.models.cells import check_cells
 from cache_service.models.create import create_model
+from cache_service.models.features import check_cells
 from cli.experiments.experiment_file import Document, ExperimentConfig, Figure
 from cli.experiments.html_report import Curve
 from cli.experiments.reproduce.shipped import Made, Options, shipped_document, shipped_experiment

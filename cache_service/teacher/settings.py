@@ -1,4 +1,4 @@
-"""`teacher:` of a build file."""
+"""The `teacher:` section of a build file. Without torch, because the service reads it too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class TeacherConfig(Frozen):
-    """Which network answers, with which weights, and what it is fed."""
+    """The network whose logits are recorded, its weights and its preprocessing."""
 
     model: Annotated[
         str, Field(min_length=1, description="timm's name, torchvision/NAME or module:factory.")
@@ -26,7 +26,7 @@ class TeacherConfig(Frozen):
     ] = None
     pretrained: Annotated[bool, Field(description="Fetch the published weights.")] = False
     num_classes: Annotated[
-        int | None, Field(ge=2, description="Outputs, where they are not the dataset's classes.")
+        int | None, Field(ge=2, description="Outputs, if not the dataset's number of classes.")
     ] = None
     input_size: Annotated[
         int | None, Field(ge=8, le=4096, description="Side fed to the network, px.")
@@ -41,16 +41,15 @@ class TeacherConfig(Frozen):
         Literal["bilinear", "bicubic"] | None, Field(description="For views of another size.")
     ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], Field(description="Of the arithmetic.")
+        Literal["float32", "bfloat16", "float16"],
+        Field(description="Of the computation."),
     ] = "float32"
     compile: Annotated[bool, Field(description="Run through torch.compile.")] = False
     channels_last: Annotated[bool, Field(description="Memory format of the network.")] = True
     allow_untrained: Annotated[
-        bool, Field(description="Record a teacher that knows nothing, for tests.")
+        bool, Field(description="Record a teacher even if it is no better than chance, for tests.")
     ] = False
-    seed: Annotated[
-        int | None, Field(ge=0, lt=2**63, description="Of the random weights of such a teacher.")
-    ] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**63, description="Seed of random weights.")] = None
     pooling: Annotated[
         Literal["direct", "chained"],
         Field(
@@ -68,7 +67,7 @@ class TeacherConfig(Frozen):
         taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
         if taken:
             raise ValueError(
-                f"model_args cannot hold {taken[0]}: that is said by teacher's own keys"
+                f"model_args cannot hold {taken[0]}: the section has a key of its own for it"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("teacher.pretrained and teacher.checkpoint both name its weights")
