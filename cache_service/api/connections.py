@@ -105,12 +105,12 @@ class _LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_header = False
         if self._received > self.limits.header_bytes:  # a part of that may be body
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self.limits.header_bytes:
                 self._refusal = 431
                 raise _RefusedError
+        self._in_header = False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -166,8 +166,11 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Send a problem document unless another response has begun, and close the connection."""
         code, detail, hint = REFUSALS[status]
         self.limits.on_refusal(code)
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        cycle = self.cycle  # of the last request with a whole header
+        begun = cycle is not None and cycle.response_started
+        if self._in_header and cycle is not None:
+            begun = not cycle.response_complete
+        if not begun and not self.pipeline:
             self.transport.write(_problem(status, code, detail, hint))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

@@ -94,7 +94,7 @@ class LookupQuery(Frozen):
     wait: Wait = 0.0
 
 
-class LookupBody(Frozen):
+class LookupRequest(Frozen):
     """Which samples' rows.
 
     Attributes:
@@ -152,7 +152,7 @@ _FRAME = {
 _LOOKUP_BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        "application/json": {"schema": LookupBody.model_json_schema()},
+        "application/json": {"schema": LookupRequest.model_json_schema()},
         OCTETS: {
             "schema": {
                 "type": "string",
@@ -377,7 +377,7 @@ async def _parse_lookup(request: Request) -> _Lookup:
     if query.model_fields_set:
         raise RequestError("a JSON body takes no query: put every field into the body.")
     try:
-        document = LookupBody.model_validate_json(body)
+        document = LookupRequest.model_validate_json(body)
     except ValidationError as error:
         raise _request_error("body", error) from error
     samples_B = np.array(document.samples, np.int64)
