@@ -124,6 +124,8 @@ def test_a_header_just_under_the_limit_is_taken(toy):
 
 
 def test_trailers_are_bounded_too(toy):
+    too_large = 'kdcache_refused_connections_total{reason="header_too_large"}'
+    before = metric(toy.port, too_large)
     with connect(toy.port) as opened:
         opened.sendall(
             b"POST /v1/body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -136,7 +138,27 @@ def test_trailers_are_bounded_too(toy):
                 time.sleep(0.01)
         answer = receive_all(opened)
     assert not answer.startswith(b"HTTP/1.1 200")
-    assert metric(toy.port, 'kdcache_refused_connections_total{reason="header_too_large"}') >= 1
+    assert metric(toy.port, too_large) == before + 1
+
+
+def test_trailers_do_not_become_headers(toy):
+    with connect(toy.port) as opened:
+        opened.sendall(
+            b"POST /v1/body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"1\r\nx\r\n0\r\nX-Request-Id: smuggled\r\n\r\n"
+        )
+        answer = receive_one(opened)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"smuggled" not in answer
+
+
+@pytest.mark.parametrize("first", [b"/v1/lookup/a?seconds=0.3", b"/v1/lookup/a?size=9000000"])
+def test_a_refusal_is_never_written_into_the_response_before_it(toy, first):
+    with connect(toy.port) as opened:
+        opened.sendall(b"GET " + first + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+        opened.sendall(b"NONSENSE\r\n\r\n")
+        assert b"400" not in receive_all(opened)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,16 @@ import time
 import numpy as np
 import pytest
 import safetensors.numpy
-from support.caches import make_rows, make_spec, open_writer, write_shard
+from support.asgi import ask
+from support.caches import make_rows, make_spec, open_writer, write_cache, write_shard
 from support.serving import READ_TOKEN, TOKENS, serving
 
+from cache_service.api.app import create_app
+from cache_service.api.http.catalog import OpenCache
+from cache_service.api.http.limits import COPIED_BYTES
+from cache_service.api.http.settings import ServeConfig
 from cache_service.format.frame import CHECKSUM_HEADER, MEDIA_TYPE, checksum_of
-from cache_service.rows.reader import open_cache
+from cache_service.rows.reader import Cache, open_cache
 
 PROBLEM = "application/problem+json"
 
@@ -30,7 +35,7 @@ def told(answer):
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 100), (7, 9), (30, 35), (95, 100)])
 def test_a_range_has_the_bytes_of_the_local_path(server, root, name, start, stop):
     path = f"/v1/caches/{name}/rows?seed=0&start={start}&stop={stop}"
-    for _ in range(2):  # from storage, and from what is at hand
+    for _ in range(2):  # from storage, and when they are ready
         answer = server.ask("GET", path)
         assert answer.status == 200
         assert answer.headers["content-type"] == MEDIA_TYPE
@@ -218,3 +223,50 @@ def test_an_answer_is_bounded_in_rows_and_bytes(root):
             assert (answer.status, told(answer)["code"]) == (413, "too_large")
             assert "at most" in told(answer)["detail"]
         assert server.ask("GET", path + "16&arrays=sample").status == 200
+
+
+@pytest.mark.parametrize(("codec", "copies"), [("dense", False), ("topk", True)])
+def test_only_rows_that_are_copied_count_as_memory_of_the_response(tmp_path, codec, copies):
+    settings = {"kind": codec} | ({"k": 4} if codec == "topk" else {})
+    spec = make_spec(codec=settings, num_samples=4096, shard_rows=4096, chunk_rows=1024)
+    write_cache(str(tmp_path / "toy"), spec, range(1))
+    app, scopes = create_app(ServeConfig(root=str(tmp_path))), []
+
+    async def noting(scope, receive, send):
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    for _ in range(2):  # from storage, and when they are ready
+        answer = ask(noting, "GET", "/v1/caches/toy/rows", query="seed=0&start=0&stop=4096")
+        assert answer.status == 200
+        copied = scopes.pop()["state"][COPIED_BYTES]
+        assert copied == len(answer.body) if copies else copied < len(answer.body) / 2
+
+
+def test_ready_rows_are_read_on_the_event_loop_and_large_lookups_on_a_thread(root, monkeypatch):
+    threads = []
+
+    def noting(method):
+        def noted(*args, **kwargs):
+            threads.append(threading.current_thread())
+            return method(*args, **kwargs)
+
+        return noted
+
+    for owner, name in ((OpenCache, "lookup"), (Cache, "pieces")):
+        monkeypatch.setattr(owner, name, noting(getattr(owner, name)))
+    with serving(root) as server:
+        small, large = (np.zeros(count, "<i4").tobytes() for count in (16, 16_000))
+        octets = {"Content-Type": "application/octet-stream"}
+        for path, body, is_on_loop in (
+            ("/v1/caches/dense/lookup?seed=0", small, True),
+            ("/v1/caches/dense/lookup?seed=0", large, False),
+            ("/v1/caches/dense/rows?seed=0&start=0&stop=40", None, True),
+            ("/v1/caches/zstd/rows?seed=0&start=0&stop=40", None, False),
+        ):
+            method = "GET" if body is None else "POST"
+            for _ in range(2):  # the first one opens and checks the shards
+                threads.clear()
+                assert server.ask(method, path, body=body, headers=octets).status == 200
+            on_workers = {"AnyIO" in thread.name for thread in threads}
+            assert on_workers == {not is_on_loop}, path
