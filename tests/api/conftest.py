@@ -7,6 +7,8 @@ import support.repeatable  # noqa: F401  loads the profile of the property tests
 from support.caches import make_rows, make_spec, open_writer, write_cache, write_shard
 from support.serving import serving
 
+ZSTD = {"kind": "topk", "k": 4, "compression": "zstd"}
+
 SECRET = b"from outside of the root"
 
 
@@ -21,7 +23,7 @@ def root(tmp_path_factory):
     (folder / "linked").symlink_to(folder.parent / "elsewhere" / "cache")
     (folder / "stray.txt").write_bytes(SECRET)
     write_cache(str(folder / "dense"), make_spec(), range(2))
-    write_cache(str(folder / "zstd"), make_spec(codec={"kind": "topk", "k": 4}), range(1))
+    write_cache(str(folder / "zstd"), make_spec(codec=ZSTD), range(1))
     features = make_spec(codec={"kind": "features", "num_channels": 6})
     write_cache(str(folder / "features"), features, range(1))
     half = open_writer(str(folder / "half"), make_spec(), 2)
