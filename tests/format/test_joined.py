@@ -7,8 +7,7 @@ import support.repeatable  # noqa: F401  loads the profile of the property tests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_service.format.canonical import crc32c
-from cache_service.format.joined import joined_crc32c
+from cache_service.format.canonical import crc32c, joined_crc32c
 
 SIZES = (0, 1, 3, 4, 31, 256, 4096)
 PARTS = st.lists(st.tuples(st.sampled_from(SIZES), st.integers(0, 255), st.booleans()), max_size=8)

@@ -28,7 +28,7 @@ from cache_service.api.http.problems import MAX_REPORTED, RequestError, TooLarge
 from cache_service.api.http.service import Service
 from cache_service.api.http.waiting import RowsAwaitedError
 from cache_service.errors import RowsNotBuiltError
-from cache_service.format.canonical import Buffer, canonical_json, sha256_hex
+from cache_service.format.canonical import Buffer, canonical_json, joined_crc32c, sha256_hex
 from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
@@ -39,7 +39,6 @@ from cache_service.format.frame import (
     values_size,
 )
 from cache_service.format.frozen import Frozen
-from cache_service.format.joined import joined_crc32c
 from cache_service.format.seeds import MAX_SEED
 
 router = APIRouter(tags=["rows"])
