@@ -26,7 +26,7 @@ from PIL import Image
 from cache_service.recording.config import BuildConfig
 from cache_service.recording.engine import prepare, run_local
 from cache_service.recording.opened import open_build
-from cache_service.views.versions import library_versions
+from cache_service.views.identity import library_versions
 from cli.experiments.demo.way import Measured, WayJob
 from distill.config import TrainConfig
 

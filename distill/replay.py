@@ -8,9 +8,14 @@ from numpy.typing import NDArray
 from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.remote.source import RowSource
-from cache_service.views.drift import WitnessDiff, accepts_drift, compare_views, explain_drift
+from cache_service.views.identity import (
+    WitnessDiff,
+    accepts_drift,
+    compare_views,
+    explain_drift,
+    library_versions,
+)
 from cache_service.views.replay import ViewBatch, Views
-from cache_service.views.versions import library_versions
 
 
 class ReplayGuard:

@@ -14,7 +14,6 @@ PACKAGES = ("cache_service", "distill", "cli")
 
 TOLD_AS_ONE = {
     "cache_service/models/cifar",
-    "cache_service/views/ops",
     "distill/losses",
     "distill/methods",
 }

@@ -30,7 +30,7 @@ from cache_service.remote.rows import RowClient
 from cache_service.rows.reader import Cache
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
-from cache_service.views.order import epoch_order
+from cache_service.views.draws import epoch_order
 
 KEPT_PIECES = 2
 """Aligned pieces kept in memory: a batch that crosses the edge of a piece needs two."""

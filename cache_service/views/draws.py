@@ -1,10 +1,14 @@
-"""Random words to random values, by our own arithmetic: what a draw is made of.
+"""Random choices of recorded epochs: counter-based random words, values made of them, and the
+order.
 
-Every value is an integer, or a real number kept as an integer count of 65536ths ("fixed"). Values
-are therefore the same on every machine and in every version of every library, and a draw has one
-canonical form: a row of int64.
+Every choice is a pure function of a seed and a sample. NumPy promises that the bit stream of its
+Philox generator never changes; what its distributions make of those bits may change. So words come
+from Philox, and everything after them is integer arithmetic or float64 operations that IEEE 754
+rounds alike everywhere. A value is an integer, or a real number kept as an integer count of
+65536ths ("fixed"), so the draws of a view have one canonical form: a row of int64.
 
-Shape letters: B samples, W words.
+Shape letters: B samples, K blocks of four words, N counters or samples, W words.
+Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), section 3.3.
 """
 
 from __future__ import annotations
@@ -16,27 +20,71 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.views.exactmath import exact_exp, exact_log, exact_pow
-from cache_service.views.philox import WORDS_PER_BLOCK, Words, philox_blocks
-
+Words: TypeAlias = NDArray[np.uint64]
 Ints: TypeAlias = NDArray[np.int64]
+Reals: TypeAlias = NDArray[np.float64]
+
+VIEW_KEY = int.from_bytes(b"kd-views", "big")
+"""Key of the streams that the draws of views are made from. Noise has a key of its own."""
+
+ORDER_KEY = int.from_bytes(b"kd-order", "big")
+"""Key of the streams that orders are made from."""
 
 ONE = 1 << 16
 """1.0 as a fixed number. 1/65536 is far below what a pixel can show, far above a rounding error."""
 
-VIEW_KEY = int.from_bytes(b"kd-views", "big")
-"""Key of the streams that draws are made from."""
+# Philox4x64-10 over many counters at once: NumPy's words, at 3 us a sample instead of 20.
 
-_TOP_53 = np.uint64(11)
-"""Shift that keeps the 53 bits a float64 holds exactly."""
-_TOP_32 = np.uint64(32)
+WORDS_PER_BLOCK = 4
+"""One counter value gives four 64-bit words."""
+
+_NUM_ROUNDS = 10
+_MULTIPLIERS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], dtype=np.uint64)
+_KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_LOW_HALF = np.uint64(0xFFFFFFFF)
+_HALF_BITS = np.uint64(32)
+_MULTIPLIERS_LOW = _MULTIPLIERS & _LOW_HALF
+_MULTIPLIERS_HIGH = _MULTIPLIERS >> _HALF_BITS
+
+
+def philox_blocks(key: tuple[int, int], counters_4N: Words) -> Words:
+    """Four words for each counter, taken as it is: [4, N], least significant counter word first."""
+    even_2N, odd_2N = counters_4N[0::2], counters_4N[1::2]
+    key_2 = list(key)
+    for _ in range(_NUM_ROUNDS):
+        high_2N, low_2N = _multiply(even_2N)
+        # Each half is combined with the high product of the *other* half.
+        even_2N = high_2N[::-1] ^ odd_2N ^ np.array(key_2, dtype=np.uint64)[:, None]
+        odd_2N = low_2N[::-1]
+        key_2 = [(k + step) % 2**64 for k, step in zip(key_2, _KEY_STEPS, strict=True)]
+    words_4N = np.empty_like(counters_4N)
+    words_4N[0::2], words_4N[1::2] = even_2N, odd_2N
+    return words_4N
+
+
+def _multiply(factors_2N: Words) -> tuple[Words, Words]:
+    """High and low words of the 128-bit products with the two multipliers, by 32-bit halves."""
+    low_2N = factors_2N & _LOW_HALF
+    high_2N = factors_2N >> _HALF_BITS
+    cross_2N = low_2N * _MULTIPLIERS_HIGH
+    middle_2N = low_2N
+    middle_2N *= _MULTIPLIERS_LOW
+    middle_2N >>= _HALF_BITS
+    middle_2N += cross_2N & _LOW_HALF
+    middle_2N += high_2N * _MULTIPLIERS_LOW  # at most 2**64 - 1: no carry is lost
+    middle_2N >>= _HALF_BITS
+    cross_2N >>= _HALF_BITS
+    high_2N *= _MULTIPLIERS_HIGH
+    high_2N += cross_2N
+    high_2N += middle_2N
+    return high_2N, factors_2N * _MULTIPLIERS
 
 
 def draw_words(seed: int, samples_B: NDArray[np.integer], num_words: Sequence[int]) -> list[Words]:
     """Words of several streams for each sample: one [B, W] array per entry of `num_words`.
 
     Stream s of a sample is NumPy's Philox stream with key (VIEW_KEY, seed) and counter
-    (0, sample, s, 0): a pure function of seed, sample and s, whatever the other streams take.
+    (0, sample, s, 0). It depends on seed, sample and s only, not on how much other streams draw.
     """
     num_blocks = [-(-count // WORDS_PER_BLOCK) for count in num_words]
     streams_K = np.repeat(np.arange(len(num_blocks)), num_blocks)
@@ -52,7 +100,40 @@ def draw_words(seed: int, samples_B: NDArray[np.integer], num_words: Sequence[in
     return [words_BW[:, s : s + w] for s, w in zip(starts, num_words, strict=False)]
 
 
-def uniform(words: Words) -> NDArray[np.float64]:
+# The order in which a seed visits the samples.
+
+
+@lru_cache(maxsize=4)
+def epoch_order(num_samples: int, seed: int) -> NDArray[np.int32]:
+    """Sample at each position of a seed: int32 [num_samples], read-only because it is shared.
+
+    Each sample gets one Philox word, and samples are visited by ascending word. Equal words (one
+    epoch of ImageNet in 20 million has a pair) keep the order of their samples. The order does not
+    depend on the recipe, so caches of different teachers and recipes over one dataset agree
+    position by position.
+    """
+    key = np.array([ORDER_KEY, seed], dtype=np.uint64)
+    words_N = np.random.Philox(key=key).random_raw(num_samples)
+    order_N = np.argsort(words_N, kind="stable").astype(np.int32)
+    order_N.flags.writeable = False
+    return order_N
+
+
+def positions_of(order_N: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Position of each sample: the inverse of `epoch_order`, by one scatter."""
+    positions_N = np.empty_like(order_N)
+    positions_N[order_N] = np.arange(len(order_N), dtype=np.int32)
+    return positions_N
+
+
+# Values from words.
+
+_TOP_53 = np.uint64(11)
+"""Shift that keeps the 53 bits a float64 holds exactly."""
+_TOP_32 = np.uint64(32)
+
+
+def uniform(words: Words) -> Reals:
     """Uniform in [0, 1), in steps of 2**-53."""
     return (words >> _TOP_53).astype(np.float64) * 2.0**-53
 
@@ -90,7 +171,7 @@ def beta_fixed(words: Words, alpha: float) -> Ints:
 
 
 @lru_cache(maxsize=8)
-def _beta_steps(alpha: float) -> NDArray[np.float64]:
+def _beta_steps(alpha: float) -> Reals:
     """Distribution function of Beta(alpha, alpha) halfway between fixed numbers: [65536].
 
     Between two such places the factor t**(alpha - 1), which is infinite at 0 for alpha < 1, is
@@ -107,5 +188,49 @@ def _beta_steps(alpha: float) -> NDArray[np.float64]:
     return np.concatenate([lower, 1.0 - lower[::-1]])
 
 
-def _round(values: NDArray[np.float64]) -> Ints:
+def _round(values: Reals) -> Ints:
     return np.floor(values * ONE + 0.5).astype(np.int64)
+
+
+# exp and log that give the same bits on every machine.
+
+# The C library and NumPy's vector kernels may differ in the last bit between CPUs and versions.
+# Only +, -, *, / and scaling by powers of two are used here, which IEEE 754 rounds alike
+# everywhere. Errors stay below 4 units in the last place over the ranges that draws use.
+
+_LN2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
+"""ln 2 to 33 bits, so that its product with a small integer is exact."""
+_LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
+_INVERSE_LN2 = 1.4426950408889634
+_SQRT_HALF = 0.7071067811865476
+_EXP_TERMS = 16
+_LOG_TERMS = 12
+
+
+def exact_exp(x: Reals) -> Reals:
+    """e**x for |x| < 700, elementwise."""
+    power = np.rint(x * _INVERSE_LN2)
+    rest = (x - power * _LN2_HIGH) - power * _LN2_LOW
+    total = np.ones_like(rest)
+    for term in range(_EXP_TERMS, 0, -1):  # Horner: 1 + r/1 (1 + r/2 (1 + r/3 ...
+        total = 1.0 + rest * total / term
+    return np.ldexp(total, power.astype(np.int32))
+
+
+def exact_log(x: Reals) -> Reals:
+    """Natural logarithm of positive normal numbers, elementwise."""
+    mantissa, exponent = np.frexp(x)
+    small = mantissa < _SQRT_HALF
+    mantissa = np.where(small, 2.0 * mantissa, mantissa)
+    power = exponent - small.astype(np.float64)
+    ratio = (mantissa - 1.0) / (mantissa + 1.0)
+    square = ratio * ratio
+    total = np.zeros_like(ratio)
+    for term in range(_LOG_TERMS, -1, -1):  # 2 atanh(r) = 2r (1 + r^2/3 + r^4/5 ...
+        total = total * square + 1.0 / (2 * term + 1)
+    return power * _LN2_HIGH + (power * _LN2_LOW + 2.0 * ratio * total)
+
+
+def exact_pow(base: Reals, exponent: float) -> Reals:
+    """base**exponent for bases in (0, 1], elementwise; what underflows is 0."""
+    return exact_exp(np.maximum(exponent * exact_log(base), -700.0))

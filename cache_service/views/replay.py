@@ -15,10 +15,9 @@ from PIL import Image
 
 from cache_service.errors import ConfigError, DatasetError
 from cache_service.format.recipe import Recipe
-from cache_service.views.digest import digest64
-from cache_service.views.draws import Ints
-from cache_service.views.mix import NOT_MIXED, NUM_PARAMS, Mixer, mix, own_share
-from cache_service.views.order import epoch_order
+from cache_service.views.draws import Ints, epoch_order
+from cache_service.views.identity import digest64
+from cache_service.views.mixing import NOT_MIXED, NUM_PARAMS, Mixer, mix, own_weight
 from cache_service.views.render import make_renderer
 
 
@@ -45,7 +44,7 @@ class ViewBatch(NamedTuple):
     partners_B: NDArray[np.int32]
     """The sample mixed in; the own sample where unmixed."""
     weights_B: NDArray[np.float32]
-    """Share of the own label; 1.0 where unmixed."""
+    """Weight of the own label; 1.0 where unmixed."""
 
 
 class _Base(NamedTuple):
@@ -101,7 +100,7 @@ class Views:
                 other = bases[partner]
                 out_HW3[:] = mix(own.pixels_HW3, other.pixels_HW3, pair)
                 origin = digest64(own.origin, other.origin, np.array(pair, dtype="<i8"))
-                weights.append(own_share(pair, size))
+                weights.append(own_weight(pair, size))
             digests.append(digest64(out_HW3))
             origins.append(origin)
         return ViewBatch(

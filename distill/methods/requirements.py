@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cache_service.errors import ConfigError
 from cache_service.format.seeds import describe_seeds
-from cache_service.views.order import epoch_order, positions_of
+from cache_service.views.draws import epoch_order, positions_of
 
 Samples = NDArray[np.integer]
 Positions = NDArray[np.int64]

@@ -126,7 +126,7 @@ def test_the_global_generators_are_given_back_even_after_a_failure(make_views):
         ("floats", r"Tensor float32\[3, 24, 24\].*size = 24.*before ToTensor"),
         ("small", r"uint8\[9, 9, 3\]"),
         ("grey", r"uint8\[24, 24\]"),
-        ("nothing", r"made NoneType object\[\]"),
+        ("nothing", r"returned NoneType object\[\]"),
         ("number", r"returned int, not a callable"),
         ("missing", r"has no 'missing'"),
     ],

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.views import draws
-from cache_service.views.draws import ONE
-from cache_service.views.exactmath import exact_exp, exact_log, exact_pow
+from cache_service.views.draws import ONE, exact_exp, exact_log, exact_pow
 
 LOWEST = np.array([0], dtype=np.uint64)
 HIGHEST = np.array([2**64 - 1], dtype=np.uint64)

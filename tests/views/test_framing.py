@@ -12,10 +12,9 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from cache_service.format import recipe
+from cache_service.views import on_pil
 from cache_service.views.draws import ONE
-from cache_service.views.ops import on_pil
-from cache_service.views.ops.boxes import Box, first_fit
-from cache_service.views.ops.framing import CenterCrop, PadCrop, RandomResizedCrop
+from cache_service.views.geometry_ops import Box, CenterCrop, PadCrop, RandomResizedCrop, first_fit
 
 SIZES = [(32, 32), (1, 1), (1, 400), (300, 1), (31, 33), (8, 900), (640, 480), (5, 5)]
 

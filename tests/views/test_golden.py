@@ -13,16 +13,18 @@ import pytest
 
 from cache_service.format import recipe
 from cache_service.format.recipe import PRESETS
-from cache_service.views.digest import digest64
-from cache_service.views.mix import Mixer
-from cache_service.views.ops.affine import RandomAffine
-from cache_service.views.ops.auto import RandAugment, TrivialAugment
-from cache_service.views.ops.color import ColorJitter
-from cache_service.views.ops.erasing import RandomErasing
-from cache_service.views.ops.flip import HorizontalFlip
-from cache_service.views.ops.framing import CenterCrop, PadCrop, RandomResizedCrop
+from cache_service.views.auto_augment import RandAugment, TrivialAugment
+from cache_service.views.color_ops import ColorJitter, RandomErasing
+from cache_service.views.geometry_ops import (
+    CenterCrop,
+    HorizontalFlip,
+    PadCrop,
+    RandomAffine,
+    RandomResizedCrop,
+)
+from cache_service.views.identity import digest64, library_versions
+from cache_service.views.mixing import Mixer
 from cache_service.views.replay import Views
-from cache_service.views.versions import library_versions
 
 RECORDED_WITH = "pillow 13.0.0, torchvision 0.29.1"
 

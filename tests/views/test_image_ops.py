@@ -9,8 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from cache_service.format import recipe
-from cache_service.views.draws import ONE
-from cache_service.views.ops.auto import (
+from cache_service.views.auto_augment import (
     _FUNCTIONS,
     NUM_LEVELS,
     OP_NAMES,
@@ -19,10 +18,9 @@ from cache_service.views.ops.auto import (
     _narrow,
     _wide,
 )
-from cache_service.views.ops.boxes import first_fit
-from cache_service.views.ops.color import ColorJitter
-from cache_service.views.ops.erasing import MEAN_COLOR, RandomErasing
-from cache_service.views.ops.flip import HorizontalFlip
+from cache_service.views.color_ops import MEAN_COLOR, ColorJitter, RandomErasing
+from cache_service.views.draws import ONE
+from cache_service.views.geometry_ops import HorizontalFlip, first_fit
 
 TORCHVISION_NAMES = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness"),

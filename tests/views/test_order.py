@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_service.views.order import ORDER_KEY, epoch_order, positions_of
-from cache_service.views.philox import philox_words
+from cache_service.views.draws import ORDER_KEY, epoch_order, positions_of
 
 
 @given(num_samples=st.integers(1, 300), seed=st.integers(0, 2**64 - 1))
@@ -27,7 +26,7 @@ def test_positions_are_the_inverse(num_samples, seed):
 
 
 def test_the_order_sorts_the_samples_by_their_words():
-    words = philox_words((ORDER_KEY, 3), np.zeros((1, 4), dtype=np.uint64), 101)[0].tolist()
+    words = np.random.Philox(key=ORDER_KEY | 3 << 64).random_raw(101).tolist()
     assert epoch_order(101, 3).tolist() == sorted(range(101), key=words.__getitem__)
 
 

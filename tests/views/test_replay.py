@@ -13,8 +13,8 @@ from PIL import Image
 
 from cache_service.errors import ConfigError, DatasetError
 from cache_service.format.recipe import HorizontalFlip, PadCrop
-from cache_service.views.digest import digest64
-from cache_service.views.order import epoch_order
+from cache_service.views.draws import epoch_order
+from cache_service.views.identity import digest64
 from cache_service.views.replay import ViewBatch, Views
 
 PRESETS = ["cifar", "imagenet", "deit", "none"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from cache_service.datasets import ImageDataset
 from cache_service.errors import ViewDriftError
 from cache_service.format.recipe import HorizontalFlip, PadCrop, Recipe
-from cache_service.views.order import epoch_order, positions_of
+from cache_service.views.draws import epoch_order, positions_of
 from cache_service.views.render import make_renderer
 from distill.batches import Batch, Cursor
 from distill.config import TrainConfig

@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image
 
 from cache_service.format import recipe
-from cache_service.views.draws import ONE, Ints, below, chance, to_fixed
-from cache_service.views.ops import on_pil
-from cache_service.views.philox import Words
+from cache_service.views import on_pil
+from cache_service.views.draws import ONE, Ints, Words, below, chance, to_fixed
 
 NUM_LEVELS = 31
 _TOP_LEVEL = NUM_LEVELS - 1
@@ -122,14 +121,14 @@ def _magnitudes(
 ) -> Ints:
     table_OL = np.zeros((len(OP_NAMES), NUM_LEVELS), dtype=np.int64)
     for level in range(NUM_LEVELS):
-        part = level / _TOP_LEVEL
-        sheared = int(shear * part * _SHEAR_STEPS + 0.5) * (ONE // _SHEAR_STEPS)
+        fraction = level / _TOP_LEVEL
+        sheared = int(shear * fraction * _SHEAR_STEPS + 0.5) * (ONE // _SHEAR_STEPS)
         shifted = shift[0] * level // (shift[1] * _TOP_LEVEL)
-        blended = to_fixed(blend * part)
+        blended = to_fixed(blend * fraction)
         kept_bits = 8 - (2 * bits * level + _TOP_LEVEL) // (2 * _TOP_LEVEL)
         table_OL[1:12, level] = [
-            *(sheared, sheared, shifted, shifted, to_fixed(angle * part)),
+            *(sheared, sheared, shifted, shifted, to_fixed(angle * fraction)),
             *(blended, blended, blended, blended),
-            *(kept_bits, to_fixed(255 * (1 - part))),
+            *(kept_bits, to_fixed(255 * (1 - fraction))),
         ]
     return table_OL

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cache_service.format import recipe
 from cache_service.views.draws import ONE
-from cache_service.views.ops.affine import RandomAffine
+from cache_service.views.geometry_ops import RandomAffine
 
 ALL = recipe.RandomAffine(degrees=30, translate=0.25, scale=(0.5, 2.0), shear=20)
 STILL = [0, 0, 0, ONE, 0]

@@ -7,8 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from cache_service.views.drift import WitnessDiff, accepts_drift, compare_views, explain_drift
-from cache_service.views.versions import library_versions
+from cache_service.views.identity import (
+    WitnessDiff,
+    accepts_drift,
+    compare_views,
+    explain_drift,
+    library_versions,
+)
 
 OLD = {"pillow": "12.0.0", "torchvision": "0.29.1"}
 NEW = {"pillow": "13.0.0", "torchvision": "0.29.1"}
