@@ -26,7 +26,7 @@ from cache_service.recording.progress import Meter, OnProgress
 from cache_service.recording.render import Rendered, rendered
 from cache_service.rows.writer import CacheWriter, create_cache
 from cache_service.storage import open_storage
-from cache_service.views.versions import library_versions
+from cache_service.views.identity import library_versions
 
 POLL_S = 0.5
 """How often to look whether another builder has finished the shards that it holds."""

@@ -16,7 +16,7 @@ from support.toys import Patches
 
 from cache_service.datasets import wrap_dataset
 from cache_service.errors import ViewDriftError
-from cache_service.views.drift import compare_views
+from cache_service.views.identity import compare_views
 from cache_service.views.replay import Views
 from distill import CachedDataset, load_cache
 from distill.data import Replay

@@ -16,7 +16,7 @@ from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
-from cache_service.views.order import epoch_order
+from cache_service.views.draws import epoch_order
 
 Commits = Mapping[int, Sequence[int]]
 """Recorded shards by seed, both ascending."""
