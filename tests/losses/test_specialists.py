@@ -149,8 +149,8 @@ def test_specialists_that_agree_with_the_generalist_change_nothing(direct, draw_
 def test_an_inactive_specialist_changes_nothing_for_that_sample(draw_logits):
     generalist_BC = torch.softmax(draw_logits(4, 2, 6), -1)
     specialist_BS = torch.softmax(draw_logits(5, 2, 3), -1)
-    asked = torch.tensor([[True], [False]])
-    found = combine_specialists(generalist_BC, [specialist_BS], [SUBSET], active_BM=asked)
+    active = torch.tensor([[True], [False]])
+    found = combine_specialists(generalist_BC, [specialist_BS], [SUBSET], active_BM=active)
     everyone = combine_specialists(generalist_BC, [specialist_BS], [SUBSET])
     assert torch.allclose(found.q_BC[1], generalist_BC[1], atol=1e-6)
     assert torch.allclose(found.q_BC[0], everyone.q_BC[0], atol=1e-6)

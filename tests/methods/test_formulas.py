@@ -44,15 +44,15 @@ def assert_terms(found, **wanted):
 
 
 def weights(teacher_BRC, labels_B, complementary_weight):
-    """Cell by cell, as the paper tells it."""
-    verdicts_BR = teacher_BRC.argmax(-1).tolist()
+    """Cell by cell, as the paper has it."""
+    predictions_BR = teacher_BRC.argmax(-1).tolist()
     found = []
-    for verdicts, label in zip(verdicts_BR, labels_B.tolist(), strict=True):
-        image_is_right = verdicts[0] == label
+    for predictions, label in zip(predictions_BR, labels_B.tolist(), strict=True):
+        image_is_right = predictions[0] == label
         found.append(
             [
-                1.0 if (verdict == label) == image_is_right else complementary_weight
-                for verdict in verdicts
+                1.0 if (prediction == label) == image_is_right else complementary_weight
+                for prediction in predictions
             ]
         )
     return torch.tensor(found, dtype=torch.float64)
@@ -263,7 +263,7 @@ def test_tf_kd_of_a_virtual_teacher(stream, model, seen):
     label_BC = one_hot(labels_B, z.shape[-1]).double()
     u = 0.95 * label_BC + 0.05 / (z.shape[-1] - 1) * (1 - label_BC)
     settings = settings_of("tf-kd", temperature=2, alpha=0.3, correct=0.95)
-    stream.teacher_logits = None  # would fail if it were asked
+    stream.teacher_logits = None  # would fail if it were called
     assert_terms(
         terms_of(settings, stream, model)[0],
         label=0.7 * formulas.label(z, batch),

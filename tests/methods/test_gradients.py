@@ -37,7 +37,7 @@ EVERY = [
 
 
 class Wide(PlainNet):
-    """A student in float64, which answers as a constant where it is asked without gradients."""
+    """A student in float64, whose logits are constant where no gradients are recorded."""
 
     def __init__(self):
         super().__init__(NUM_CLASSES)
@@ -90,6 +90,8 @@ def test_the_gradient_of_a_method_is_that_of_its_value(name, written, mixed):
     for _ in range(3):
         along = [torch.randn_like(weight) for weight in weights]
         measured = (loss(1e-5, along) - loss(-1e-5, along)).item() / 2e-5
-        told = sum((part * way).sum() for part, way in zip(slope, along, strict=True)).item()
+        from_gradient = sum(
+            (part * step).sum() for part, step in zip(slope, along, strict=True)
+        ).item()
         assert abs(measured) > 1e-4
-        assert told == pytest.approx(measured, rel=1e-5)
+        assert predicted == pytest.approx(measured, rel=1e-5)

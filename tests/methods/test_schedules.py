@@ -168,20 +168,20 @@ def test_a_topk_cache_is_decoded_for_the_temperature_of_the_step(tmp_path, model
         batch_size=32,
     )
     stream = open_stream(config, device=torch.device("cpu"))
-    asked, teacher_logits = [], stream.teacher_logits
+    temperatures, teacher_logits = [], stream.teacher_logits
 
-    class Asked:
+    class Noting:
         facts = stream.facts
 
         def batches(self, first_step):
             return stream.batches(first_step)
 
         def teacher_logits(self, batch, *, temperature, cache):
-            asked.append(temperature)
+            temperatures.append(temperature)
             return teacher_logits(batch, temperature=temperature, cache=cache)
 
-    train(config, stream=Asked())
-    assert asked == pytest.approx([20.0, 20 - 16 / 3, 20 - 32 / 3])
+    train(config, stream=Noting())
+    assert temperatures == pytest.approx([20.0, 20 - 16 / 3, 20 - 32 / 3])
 
 
 BAD = [
@@ -216,7 +216,7 @@ def test_a_bad_schedule_is_one_line_that_names_its_key(tmp_path, course, says):
 )
 def test_both_ends_are_bounded_as_the_number_is(field, start, end):
     course = {"schedule": "linear", "start": start, "end": end, "epochs": 5}
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=field):
         settings_of("kd", **{field: course})
 
 

@@ -111,7 +111,7 @@ def test_cs_kd_is_its_formula_and_no_gradient_reaches_the_pair(model):
     slopes = torch.autograd.grad(terms["soft"], list(model.parameters()))
     constant = see(stream, pair_of(batch))
     teacher = model(constant).detach()
-    again = (
+    by_hand = (
         0.6
         * 9
         * nn.functional.kl_div(
@@ -120,7 +120,7 @@ def test_cs_kd_is_its_formula_and_no_gradient_reaches_the_pair(model):
             reduction="batchmean",
         )
     )
-    wanted = torch.autograd.grad(again, list(model.parameters()))
+    wanted = torch.autograd.grad(by_hand, list(model.parameters()))
     torch.testing.assert_close(slopes, wanted, rtol=1e-4, atol=1e-5)
 
 

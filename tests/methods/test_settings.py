@@ -134,7 +134,7 @@ def test_every_setting_has_a_bound_that_is_tested(name):
     ],
 )
 def test_a_bad_setting_is_refused_by_name(name, field, value):
-    with pytest.raises(ValidationError) as refusal:
+    with pytest.raises(ValidationError, match=field) as refusal:
         TypeAdapter(MethodConfig).validate_python(
             {"name": name, **REQUIRED.get(name, {}), field: value}
         )
@@ -187,8 +187,8 @@ def test_tf_kd_is_as_published_for_the_form_that_is_written(form, temperature, a
     found = (settings.temperature, settings.alpha, settings.correct)
     assert found == (temperature, alpha, correct)
     assert settings_of("tf-kd", form=form, alpha=0.5).alpha == 0.5
-    again = TypeAdapter(MethodConfig).validate_python(settings.model_dump(mode="json"))
-    assert again == settings
+    written = TypeAdapter(MethodConfig).validate_python(settings.model_dump(mode="json"))
+    assert written == settings
 
 
 def test_only_a_virtual_teacher_has_a_chosen_probability():
@@ -203,6 +203,15 @@ def check(settings, *, teachers=(TEACHER,), student=None):
     method_of(settings).check(settings, plan)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_accepts_one_teacher_of_the_same_classes(name):
+    check(settings_of(name))
+
+
+def test_labels_alone_need_no_teacher():
+    check(settings_of("ce"), teachers=())
+
+
 ONE = ["kd", "sd-kd", "dkd", "sd-dkd", "nkd", "sd-nkd", "logits", "dist", "specialist"]
 SELF = ["ddgsd", "ps-kd", "cs-kd"]
 SEVERAL = ["soft", "hard", "ensemble"]
@@ -214,7 +223,7 @@ def test_methods_are_of_four_kinds():
 
 @pytest.mark.parametrize("name", SELF)
 @pytest.mark.parametrize("teachers", [(), (TEACHER,)])
-def test_a_student_that_teaches_itself_asks_for_no_cache(name, teachers):
+def test_self_distillation_needs_no_cache(name, teachers):
     check(settings_of(name), teachers=teachers)
 
 
@@ -256,7 +265,7 @@ def test_methods_of_several_teachers_refuse_none_and_other_classes(name):
 
 @pytest.mark.parametrize("name", ["tf-kd", "peers"])
 @pytest.mark.parametrize("teachers", [(), (TEACHER,), (TEACHER, OTHER)])
-def test_a_virtual_teacher_and_peers_ask_for_no_cache(name, teachers):
+def test_a_virtual_teacher_and_peers_need_no_cache(name, teachers):
     check(settings_of(name), teachers=teachers)
 
 
@@ -277,7 +286,7 @@ class Flattened(nn.Module):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_only_methods_on_cells_ask_for_a_student_with_cells(name):
+def test_only_methods_on_cells_need_a_student_with_cells(name):
     if name.startswith("sd-"):
         with pytest.raises(UnsupportedError, match="Flattened"):
             check(settings_of(name), student=Flattened())

@@ -118,13 +118,13 @@ def test_dropping_patches_never_drops_a_distillation_token(images):
 def test_weights_come_back_from_their_file(images, tmp_path):
     model = vit(2, seed=1)
     torch.save(model.state_dict(), tmp_path / "student.pt")
-    again = create_model(
+    rebuilt = create_model(
         NAME,
         num_classes=NUM_CLASSES,
         checkpoint=tmp_path / "student.pt",
         **({"backbone": "vit_tiny_patch16_224", "num_tokens": 2} | SMALL),
     )
-    assert torch.equal(again.eval()(images), model.eval()(images))
+    assert torch.equal(rebuilt.eval()(images), model.eval()(images))
     assert not torch.equal(vit(2, seed=2).eval()(images), model(images))
 
 
