@@ -90,8 +90,7 @@ def test_the_gradient_of_a_method_is_that_of_its_value(name, written, mixed):
     for _ in range(3):
         along = [torch.randn_like(weight) for weight in weights]
         measured = (loss(1e-5, along) - loss(-1e-5, along)).item() / 2e-5
-        from_gradient = sum(
-            (part * step).sum() for part, step in zip(slope, along, strict=True)
-        ).item()
+        parts = zip(slope, along, strict=True)
+        predicted = sum((part * step).sum() for part, step in parts).item()
         assert abs(measured) > 1e-4
         assert predicted == pytest.approx(measured, rel=1e-5)
