@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cache_service.errors import KdCacheError, WorkersError
-from cache_service.wording import human_bytes
+from cache_service.human_format import human_bytes
 
 K = TypeVar("K")
 T = TypeVar("T")

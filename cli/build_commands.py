@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache_service.wording import human_bytes, human_seconds
+from cache_service.human_format import human_bytes, human_seconds
 from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(file: File, settings: Settings = None, json: Json = False) -> None:
     """Rows, bytes and teacher time of a build, and the teacher's score, before paying."""
-    from cache_service.configfile import load_yaml_config
+    from cache_service.config import load_yaml_config
     from cache_service.recording.config import BuildConfig
     from cache_service.recording.opened import open_build
     from cache_service.recording.plan import make_plan
@@ -78,7 +78,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Record the teacher. Always resumes: run the same command again after any stop."""
-    from cache_service.configfile import load_yaml_config
+    from cache_service.config import load_yaml_config
     from cache_service.recording.config import BuildConfig
     from cache_service.recording.engine import prepare, run_local
     from cache_service.recording.engine_ray import run_ray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cache_service.errors import ConfigError
-from cache_service.wording import human_bytes
+from cache_service.human_format import human_bytes
 from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache_service.wording import human_bytes
+from cache_service.human_format import human_bytes
 
 if TYPE_CHECKING:
     from cache_service.recording.progress import Progress as BuildProgress

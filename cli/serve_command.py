@@ -71,7 +71,7 @@ def token(
 
     from cache_service.api.http.auth import token_sha256
     from cache_service.api.http.settings import TokenConfig
-    from cache_service.configfile import validate_config
+    from cache_service.config import validate_config
 
     secret = f"kdc_{secrets.token_urlsafe(TOKEN_BYTES)}"
     entry = {"name": name, "sha256": token_sha256(secret), "scopes": scope or ["read"]}

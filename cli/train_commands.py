@@ -55,9 +55,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Top-1, top-5, calibration, and agreement with a cached teacher."""
-    from cache_service.configfile import validate_config
+    from cache_service.config import parse_yaml, validate_config
     from cache_service.datasets import DatasetConfig
-    from cache_service.yamltext import parse_yaml
     from distill.checkpoint import find_checkpoints
     from distill.evaluate import evaluate_checkpoint
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cache_service.configfile import load_yaml_config
+from cache_service.config import Frozen, load_yaml_config
 from cache_service.datasets import DatasetConfig
-from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import Sha256

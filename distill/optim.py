@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from cache_service.config import Frozen
 from cache_service.errors import ConfigError
-from cache_service.format.frozen import Frozen
 
 Decay = Annotated[float, Field(ge=0, le=1, description="Weight decay.")]
 Rate = Annotated[float, Field(gt=0, le=100, description="Learning rate at its peak.")]

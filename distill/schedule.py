@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from cache_service.format.frozen import Frozen
+from cache_service.config import Frozen
 
 
 class _ScheduleBase(Frozen):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cache_service.configfile import read_document, suggest, validate_config
+from cache_service.config import read_document, suggest, validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig
 from distill.methods import requirements_of

@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
+from cache_service.config import dump_yaml
 from cache_service.interrupts import stop_on_signal
 from cache_service.storage.local import LocalStorage
 from distill.checkpoint import (
@@ -162,7 +161,7 @@ def _path(config: TrainConfig) -> Path:
 
 def _write_config(config: TrainConfig) -> None:
     """The train file in full, defaults included, beside what came of it."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = dump_yaml(config.model_dump(mode="json"))
     storage = LocalStorage(config.out)
     storage.put(CONFIG_NAME, text.encode())
     storage.sweep()

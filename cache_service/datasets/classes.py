@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache_service.datasets.images import Source
 from cache_service.errors import ConfigError, DatasetError
-from cache_service.wording import natural_key
+from cache_service.human_format import natural_key
 
 MAX_NAMES = 5
 """Names that a message shows."""

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cache_service.config import Frozen
 from cache_service.errors import NonFiniteError
-from cache_service.format.frozen import Frozen
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]

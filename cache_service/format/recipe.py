@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cache_service.format.frozen import Frozen
+from cache_service.config import Frozen
 
 Share = Annotated[float, Field(ge=0, le=1, description="Probability.")]
 Aspect = Annotated[float, Field(ge=0.01, le=100, description="Width / height.")]

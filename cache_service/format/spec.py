@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cache_service.config import Frozen
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.cells import choose_stored_scales, num_cells
 from cache_service.format.codecs import Arrays, Codec, Decoding, Floats, Head, NumpyMath
-from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import Recipe
 
 FORMAT_VERSION: Literal[1] = 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_service.configfile import validate_config
+from cache_service.config import validate_config
 from cache_service.datasets import ImageDataset, open_dataset
 from cache_service.format.codecs import BaseCodec, Head
 from cache_service.format.layout import CacheLayout, default_layout

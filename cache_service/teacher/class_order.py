@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.wording import natural_key
+from cache_service.human_format import natural_key
 
 Ints = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cache_service.format.frozen import Frozen
+from cache_service.config import Frozen
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -16,9 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from cache_service.configfile import load_yaml_config, validate_config
+from cache_service.config import Frozen, load_yaml_config, validate_config
 from cache_service.errors import NonFiniteError
-from cache_service.format.frozen import Frozen
 from cache_service.recording.config import BuildConfig
 from cache_service.storage.local import LocalStorage
 from cli.experiments.experiment_check import PlannedTeacher, check_students

@@ -12,8 +12,7 @@ from html import escape
 from importlib import resources
 from typing import NamedTuple
 
-import yaml
-
+from cache_service.config import dump_yaml
 from cli.experiments.result_table import (
     FIGURES,
     OUTCOMES,
@@ -201,7 +200,7 @@ def _curves(curves: Mapping[str, Curve]) -> str:
 def _method(table: Table) -> str:
     machine = [(name, str(value)) for name, value in (table.machine | table.versions).items()]
     times = [(f"time, {part}", spent) for part, spent in time_cells(table)]
-    settings = yaml.safe_dump(table.settings, sort_keys=False, default_flow_style=None, width=100)
+    settings = dump_yaml(table.settings)
     failures = [
         f"{row.what}, seed {run.seed}: {run.failure}"
         for row in table.rows

@@ -6,10 +6,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
-from cache_service.format.frozen import Frozen
-from cache_service.wording import human_seconds
+from cache_service.config import Frozen, dump_yaml
+from cache_service.human_format import human_seconds
 from cli.experiments.experiment_file import Figure, FigureKind
 
 NOTHING = "-"
@@ -244,9 +242,4 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _yaml_section(title: str, values: dict[str, Any]) -> Iterator[str]:
     yield from ("", f"## {title}", "", "```yaml")
-    for key, value in values.items():
-        # Lists and mappings stay on the line of their key.
-        flow = None if isinstance(value, list | dict) else False
-        text = yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=flow, width=1000)
-        yield text.rstrip()
-    yield "```"
+    yield from (dump_yaml(values, width=1000).rstrip(), "```")

@@ -15,8 +15,8 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from cache_service.config import Frozen
 from cache_service.errors import ConfigError, UnsupportedError
-from cache_service.format.frozen import Frozen
 from cache_service.format.spec import Preprocess
 from distill.losses import label_loss, majority_labels
 from distill.methods.prediction_history import PredictionHistory

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from cache_service.format.frozen import Frozen
+from cache_service.config import Frozen
 from distill.losses import SoftClasses, standardize_logits
 from distill.methods.method import (
     Method,

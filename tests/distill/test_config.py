@@ -6,7 +6,7 @@ import pytest
 import yaml
 from support.streams import train_document
 
-from cache_service.configfile import validate_config
+from cache_service.config import validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig, load_config
 from distill.methods.scale_decoupled import SDKD

@@ -14,12 +14,11 @@ from support.pages import ROOT, blocks, blocks_of
 
 from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.http.settings import ServeConfig, load_serve_config
-from cache_service.configfile import load_yaml_config, validate_config
+from cache_service.config import load_yaml_config, parse_yaml, validate_config
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.models.zoo import CIFAR_NAMES  # noqa: F401  timm knows them by this
 from cache_service.plugins import load_object
 from cache_service.recording.config import BuildConfig
-from cache_service.yamltext import parse_yaml
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.experiments.reproduce.reproductions import REPRODUCTIONS

@@ -7,7 +7,7 @@ import copy
 import pytest
 from support.pages import ROOT
 
-from cache_service.configfile import validate_config
+from cache_service.config import validate_config
 from cache_service.errors import ConfigError
 from cli.experiments.experiment_check import check_experiment
 from cli.experiments.experiment_file import ExperimentConfig, load_experiment, merge_documents

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from support.caches import make_spec
 
+from cache_service.config import Frozen
 from cache_service.format.codecs import Codec
-from cache_service.format.frozen import Frozen
 from cache_service.format.spec import CacheSpec
 
 GOOD: dict[str, Any] = make_spec(codec={"kind": "dense"}, num_classes=100).model_dump(mode="json")

@@ -6,8 +6,8 @@ import pytest
 from support.command import kd_cache
 from support.pages import ROOT
 
+from cache_service.config import parse_yaml
 from cache_service.format.recipe import Mixup, RandomAffine
-from cache_service.yamltext import parse_yaml
 from cli.experiments.reproduce.shipped import Options, shipped_document, shipped_experiment
 
 NAMES = ("hinton-mnist", "omitted-three")

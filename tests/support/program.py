@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from cache_service.configfile import load_yaml_config
+from cache_service.config import load_yaml_config
 from cache_service.recording.config import BuildConfig
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig

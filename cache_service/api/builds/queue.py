@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from cache_service.api.builds.request import BuildRequest
+from cache_service.config import Frozen
 from cache_service.errors import (
     ConfigError,
     KdCacheError,
@@ -28,7 +29,6 @@ from cache_service.errors import (
     StorageError,
 )
 from cache_service.format.canonical import canonical_json
-from cache_service.format.frozen import Frozen
 from cache_service.format.seeds import describe_seeds
 from cache_service.recording.jobs import Shard
 from cache_service.rows.writer import first_difference

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from cache_service.api.http.settings import BuildLimits, BuildsConfig, Name
-from cache_service.configfile import suggest, validate_config
+from cache_service.config import Frozen, suggest, validate_config
 from cache_service.errors import ConfigError
 from cache_service.format.codecs import Codec, DenseCodec
-from cache_service.format.frozen import Frozen
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import parse_seeds
 from cache_service.format.spec import Layout, Scales

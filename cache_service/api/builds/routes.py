@@ -15,8 +15,8 @@ from cache_service.api.builds.queue import Build, NoSuchBuildError
 from cache_service.api.builds.request import BuildRequest
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.problems import responses
+from cache_service.config import Frozen
 from cache_service.errors import KdCacheError
-from cache_service.format.frozen import Frozen
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 

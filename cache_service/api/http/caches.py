@@ -11,9 +11,9 @@ from cache_service.api.http.catalog import Catalog, OpenCache
 from cache_service.api.http.problems import responses
 from cache_service.api.http.rows import entity_tag, matches
 from cache_service.api.http.service import TheService
+from cache_service.config import Frozen
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json
-from cache_service.format.frozen import Frozen
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import FORMAT_VERSION
 

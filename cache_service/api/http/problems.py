@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+from cache_service.config import Frozen
 from cache_service.errors import KdCacheError
-from cache_service.format.frozen import Frozen
 
 MEDIA_TYPE = "application/problem+json"
 

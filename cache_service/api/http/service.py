@@ -17,8 +17,8 @@ from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
 from cache_service.api.http.problems import responses
 from cache_service.api.http.settings import ServeConfig
 from cache_service.api.http.waiting import ShardWaiter
+from cache_service.config import Frozen
 from cache_service.errors import KdCacheError, StorageError
-from cache_service.format.frozen import Frozen
 
 router = APIRouter(tags=["operations"])
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cache_service.api.page.ports import BuildNews, Traffic
 from cache_service.api.page.rendering import count, latency
-from cache_service.wording import human_bytes, human_seconds
+from cache_service.human_format import human_bytes, human_seconds
 
 ACTIVE = ("queued", "running")
 

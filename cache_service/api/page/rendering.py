@@ -11,7 +11,7 @@ from cache_service.api.page.answer import CellAnswer, Grid
 from cache_service.api.page.cell_map import SIDE, Cell, cell_map, drawing, scale_bar
 from cache_service.api.page.coverage import Coverage, coverage_picture
 from cache_service.api.page.explorer import Explored
-from cache_service.wording import human_bytes, human_seconds
+from cache_service.human_format import human_bytes, human_seconds
 
 VIEW_ID = "the-view"
 """Name of the one copy of the view's pixels, on which every map lies."""

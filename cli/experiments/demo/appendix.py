@@ -6,7 +6,7 @@ import shlex
 from html import escape
 from pathlib import Path
 
-from cache_service.wording import human_bytes, human_seconds
+from cache_service.human_format import human_bytes, human_seconds
 from cli.experiments.demo.result import DemoResult
 
 EACH_WAY = (

@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cache_service.config import dump_yaml
 from cache_service.format.seeds import describe_seeds
 from cache_service.storage.local import LocalStorage
 from cli.experiments.demo.settings import WAYS, DemoSettings, Way
@@ -35,7 +34,7 @@ def write_files(settings: DemoSettings, out: str) -> dict[str, str]:
     storage, texts = LocalStorage(out), {}
     for name, document in documents(settings, out).items():
         path = f"{name}.yaml"
-        body = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100)
+        body = dump_yaml(document)
         texts[path] = f"# {_how_to_run(name, out)}\n{body}"
         storage.put(path, texts[path].encode())
     storage.sweep()

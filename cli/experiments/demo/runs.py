@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from cache_service.config import Frozen
 from cache_service.format.canonical import canonical_json, sha256_hex
-from cache_service.format.frozen import Frozen
 from cache_service.storage.local import LocalStorage
 from cache_service.teacher.settings import TeacherConfig
 from cli.experiments.demo.files import BUILD, TEACHER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from cache_service.wording import human_bytes
+from cache_service.human_format import human_bytes
 from cli.experiments.demo import table as text
 from cli.experiments.demo.result import DemoResult
 from cli.experiments.demo.settings import CACHED_KD, LIVE

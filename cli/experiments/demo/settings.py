@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cache_service.format.frozen import Frozen
+from cache_service.config import Frozen
 
 
 class DemoSettings(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from cache_service.wording import human_bytes, human_seconds
+from cache_service.human_format import human_bytes, human_seconds
 from cli.experiments.demo.result import DemoResult
 from cli.experiments.demo.settings import CACHED_KD, LIVE
 

@@ -17,9 +17,9 @@ import timm  # noqa: F401  what networks are made with
 import torch
 from torch import Tensor
 
+from cache_service.config import Frozen
 from cache_service.datasets import open_dataset
 from cache_service.errors import KdCacheError
-from cache_service.format.frozen import Frozen
 from cache_service.models.preprocess import prepare_views
 from cache_service.processes import INTERRUPTED, ParentConnection
 from cache_service.teacher.settings import TeacherConfig

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from cache_service.configfile import validate_config
+from cache_service.config import validate_config
 from cache_service.errors import NonFiniteError, UntrainedTeacherError
 from cli.experiments.cycle import CycleConfig, CycleTable, StudentScore, read_cycle, run_cycle
 from cli.experiments.experiment_file import Document, Figure

@@ -6,8 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_service.configfile import validate_config
-from cache_service.yamltext import parse_yaml
+from cache_service.config import parse_yaml, validate_config
 from cli.experiments.experiment_file import (
     Document,
     ExperimentConfig,

@@ -1,60 +1,119 @@
-"""A YAML file and `--set a.b=value` in, one validated frozen model out.
+"""Configuration: YAML text and `--set a.b=value` become one validated, frozen pydantic model.
 
-Every mistake becomes a one-line ConfigError that says where: the file, the line where YAML stops
-making sense, or each bad key with what was found there.
+Every mistake becomes a one-line ConfigError that says where it is: the file, the line at which YAML
+parsing failed, or each invalid key with the value that was found there.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_service.errors import ConfigError
-from cache_service.yamltext import parse_yaml
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MAX_REPORTED = 8
-"""Bad keys told at a time: one line must stay readable."""
+"""Invalid keys listed in one message, so that the line stays readable."""
+
+
+class Frozen(BaseModel):
+    """The base of every model in a file, a request or a cache: immutable, unknown keys refused.
+
+    Numbers are finite: JSON has no NaN, and a fingerprint over one would never equal another.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Parses one YAML 1.2 document into plain values.
+
+    Unlike the usual safe loaders, it keeps a date as text and refuses a repeated key.
+
+    Args:
+        text: the document.
+        where: its name in messages.
+
+    Raises:
+        ConfigError: not YAML; names `where` and the line.
+    """
+    # Imported here: services and readers of rows never parse YAML, and ruamel takes 50 ms.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.constructor.add_constructor("tag:yaml.org,2002:timestamp", _construct_text)
+    try:
+        return yaml.load(text)
+    except MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        description = " ".join(part for part in (problem.context, problem.problem) if part)
+        raise ConfigError(f"{where}{place}: not YAML: {description}.") from problem
+    except (YAMLError, RecursionError, ValueError) as problem:
+        first_line = (str(problem).splitlines() or [""])[0]
+        raise ConfigError(f"{where}: not YAML: {first_line}.") from problem
+
+
+def dump_yaml(document: dict[str, Any], *, width: int = 100) -> str:
+    """Formats a mapping as YAML 1.2: one key a line, innermost lists and mappings in one line."""
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    for key, value in document.items():
+        yaml: Any = YAML(typ="safe", pure=True)  # its attributes are annotated as None
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.width = width
+        # None: collections without collections inside use flow style. That includes a mapping of
+        # one scalar, which has to stay `key: value` at the top level.
+        yaml.default_flow_style = None if isinstance(value, list | tuple | dict) else False
+        yaml.dump({key: value}, text)
+    return text.getvalue()
+
+
+def _construct_text(_constructor: Any, node: Any) -> str:
+    return str(node.value)
 
 
 def load_yaml_config(
     model_class: type[ModelT], path: str | Path, overrides: Sequence[str] = ()
 ) -> ModelT:
-    """Read a config file, apply overrides, validate.
+    """Reads a config file, applies overrides and validates the result.
 
     Args:
-        model_class: the frozen model that the file must fit.
+        model_class: the model that the file must satisfy.
         path: the YAML file.
-        overrides: `a.b=value` each, value in YAML; list items by number, as in `caches.0=other`.
+        overrides: `a.b=value` each, with the value in YAML; list items by index (`caches.0=other`).
 
     Raises:
-        ConfigError: no such file, not YAML, or not what the model allows.
+        ConfigError: the file does not exist, is not YAML, or does not satisfy the model.
     """
     return validate_config(model_class, read_document(path, overrides), where=str(path))
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A config file with its overrides applied, before it is validated; see `load_yaml_config`."""
+    """Reads a config file and applies overrides, without validation; see `load_yaml_config`."""
     return override_document(read_yaml(path), overrides)
 
 
 def override_document(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The document itself, with `a.b=value` applied to it one after the other."""
+    """Applies `a.b=value` overrides to the document in place, in order, and returns it."""
     for override in overrides:
         _apply(document, override)
     return document
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Reads the mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, not text, not YAML, or not a mapping.
+        ConfigError: the file does not exist, or is not text, not YAML, or not a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -65,28 +124,28 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     document = parse_yaml(text, where=str(path))
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"a {type(document).__name__}"
-        raise ConfigError(f"config file {path} holds {found}, not `key: value` lines.")
+        raise ConfigError(f"config file {path} contains {found} instead of `key: value` lines.")
     return document
 
 
 def validate_config(model_class: type[ModelT], document: Any, *, where: str) -> ModelT:
-    """The document as a model.
+    """Validates the document.
 
     Raises:
-        ConfigError: one line that lists each bad key as `a.b: message`.
+        ConfigError: one line that lists each invalid key as `a.b: message`.
     """
     try:
         return model_class.model_validate(document)
     except ValidationError as refused:
-        problems = [_problem(model_class, document, error) for error in _causes(refused)]
+        problems = [_problem(model_class, document, error) for error in _root_errors(refused)]
         rest = len(problems) - MAX_REPORTED
         more = f"; and {rest} more" if rest > 0 else ""
-        said = f"{'; '.join(problems[:MAX_REPORTED])}{more}"
-        raise ConfigError(f"{where}: {said}{'' if said.endswith('?') else '.'}") from refused
+        listed = f"{'; '.join(problems[:MAX_REPORTED])}{more}"
+        raise ConfigError(f"{where}: {listed}{'' if listed.endswith('?') else '.'}") from refused
 
 
-def _causes(refused: ValidationError) -> list[Any]:
-    """The errors, without those that only follow: a list counts as short by its bad items."""
+def _root_errors(refused: ValidationError) -> list[Any]:
+    """The errors, except "list too short" where it only follows from an invalid list item."""
     errors: list[Any] = refused.errors()
     return [
         error
@@ -97,7 +156,7 @@ def _causes(refused: ValidationError) -> list[Any]:
 
 
 def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:
-    """`a.b: message` of one pydantic error."""
+    """Formats one pydantic error as `a.b: message`."""
     location = tuple(error["loc"])
     key = ".".join(str(part) for part in _without_tags(document, location))
     kind = error["type"]
@@ -109,13 +168,13 @@ def _problem(model_class: type[BaseModel], document: Any, error: Any) -> str:
     if kind == "union_tag_not_found":
         return f"{key}.{error['ctx']['discriminator'].strip(chr(39))}: missing"
     message = str(error["msg"]).removeprefix("Value error, ").replace("\n", " ").rstrip(".")
-    if kind == "value_error":  # a validator of ours, which says what it found
+    if kind == "value_error":  # from a validator of this project, whose message names the value
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {_shown(error['input'])}"
 
 
 def suggest(key: str, known: Sequence[str]) -> str:
-    """What may have been meant by a key that is not known, or all that are."""
+    """A suggestion for an unknown key: the most similar known key, or all known keys."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
@@ -128,10 +187,10 @@ def _shown(value: Any) -> str:
 
 
 def _without_tags(document: Any, location: tuple[Any, ...]) -> Iterator[Any]:
-    """The location as the user wrote it.
+    """The location in terms of the keys that the user wrote.
 
-    Inside a choice such as `method: {name: kd, ...}` pydantic puts the choice's tag, `kd`, into
-    the location: a part that is no key of the document here, but the value of one.
+    In a tagged union such as `method: {name: kd, ...}` pydantic adds the tag, `kd`, to the
+    location. The tag is not a key of the document but the value of one.
     """
     here = document
     for index, part in enumerate(location):
@@ -146,7 +205,7 @@ def _without_tags(document: Any, location: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _known_keys(model_class: type[BaseModel], location: tuple[Any, ...]) -> Iterator[str]:
-    """Keys that were allowed where the location's last part stands."""
+    """Keys that are allowed at the position of the location's last part."""
     models = [model_class]
     for part in location[:-1]:
         if isinstance(part, int):
@@ -154,7 +213,7 @@ def _known_keys(model_class: type[BaseModel], location: tuple[Any, ...]) -> Iter
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if fields:
             models = [m for f in fields for m in _models_in(f.annotation)]
-        else:  # a tag: of the choices that are open, the one that carries it
+        else:  # a tag: continue with the member of the union that has it
             models = [
                 model
                 for model in models
@@ -173,7 +232,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value` in place; mappings on the way are made where there are none."""
+    """Applies one `a.b=value` in place; missing mappings on the way are created."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -183,22 +242,22 @@ def _apply(document: dict[str, Any], override: str) -> None:
         above = ".".join(parts[:depth])
         if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
-        here = here[_place(here, part, above, override)]
-    here[_place(here, parts[-1], ".".join(parts[:-1]), override)] = parse_yaml(
+        here = here[_index(here, part, above, override)]
+    here[_index(here, parts[-1], ".".join(parts[:-1]), override)] = parse_yaml(
         text, where=f"--set {key}"
     )
 
 
-def _place(here: Any, part: str, above: str, override: str) -> str | int:
-    """`part` as a key or an index of `here`."""
+def _index(here: Any, part: str, above: str, override: str) -> str | int:
+    """Converts `part` to a key or an index of `here`."""
     if isinstance(here, dict):
         return part
     if isinstance(here, list):
         if part.isdecimal() and int(part) < len(here):
             return int(part)
         raise ConfigError(
-            f"--set {override!r}: {above} is a list of {len(here)}; {part!r} is no place in it."
+            f"--set {override!r}: {above} is a list of {len(here)}; {part!r} is not an index of it."
         )
     raise ConfigError(
-        f"--set {override!r}: {above} is {_shown(here)}, which has no keys; set {above} as a whole."
+        f"--set {override!r}: {above} is {_shown(here)}, which has no keys. Set {above} as a whole."
     )

@@ -1,4 +1,4 @@
-"""Figures and names as people read them. Pure."""
+"""Numbers and names formatted for people: messages, progress bars, pages and reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def human_bytes(count: float) -> str:
-    """`1536` -> `1.5 kB`; powers of ten, as disks are sold."""
+    """Formats a number of bytes: `1536` becomes `1.5 kB`. Units are powers of ten."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(count) < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -15,7 +15,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float | None) -> str:
-    """`3700` -> `1 h 02 min`."""
+    """Formats a duration: `3700` becomes `1 h 02 min`, None becomes `unknown`."""
     if seconds is None:
         return "unknown"
     if seconds < 60:

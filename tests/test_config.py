@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, model_validator
 
-from cache_service.configfile import load_yaml_config, validate_config
+from cache_service.config import Frozen, load_yaml_config, parse_yaml, validate_config
 from cache_service.errors import ConfigError
-from cache_service.format.frozen import Frozen
 
 
 class Slow(Frozen):
@@ -84,9 +84,9 @@ def test_the_last_override_wins(file):
         ("ratio", r"--set 'ratio' is not of the form a\.b=value"),
         ("=3", "not of the form"),
         ("engine..speed=3", "not of the form"),
-        ("parts.7.weight=1", "parts is a list of 2; '7' is no place in it"),
-        ("parts.first=1", "'first' is no place in it"),
-        ("title.x=1", "title is 'm', which has no keys; set title as a whole"),
+        ("parts.7.weight=1", "parts is a list of 2; '7' is not an index of it"),
+        ("parts.first=1", "'first' is not an index of it"),
+        ("title.x=1", "title is 'm', which has no keys. Set title as a whole"),
         ("title=[1", r"--set title line 1, column \d+: not YAML"),
     ],
 )
@@ -151,8 +151,8 @@ def test_many_bad_keys_are_counted_instead_of_listed():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "holds nothing, not `key: value` lines"),
-        (b"[1, 2]", "holds a list"),
+        (b"", "contains nothing instead of `key: value` lines"),
+        (b"[1, 2]", "contains a list"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"a: [", "machine.yaml line 1"),
     ],
@@ -166,3 +166,55 @@ def test_a_file_that_is_no_mapping_is_refused(file, content, says):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
         load_yaml_config(Machine, tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("8:16", "8:16"),
+        ("1e-4", 1e-4),
+        ("-2.5E3", -2500.0),
+        (".5", 0.5),
+        ("012", 12),
+        ("+7", 7),
+        ("0x10", 16),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("", None),
+        ("none", "none"),
+        ("2026-01-01", "2026-01-01"),
+        ("-.inf", -math.inf),
+        ("'8'", "8"),
+        ("[1, a, {b: 2}]", [1, "a", {"b": 2}]),
+    ],
+)
+def test_a_yaml_scalar_has_the_type_of_the_core_schema(text, meant):
+    found = parse_yaml(text, where="here")
+    assert found == meant
+    assert type(found) is type(meant)
+
+
+def test_merge_keys_still_merge_and_may_be_overridden():
+    text = "base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}"
+    assert parse_yaml(text, where="here")["more"] == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3", r"here line 3, column 1: not YAML: .*duplicate key .a."),
+        ("a: {b: 1, b: 2}", "line 1, column 11.*duplicate key .b."),
+        ("a: [1,\nb: 2", "here line 2, column 5: not YAML: .*expected ',' or ']'"),
+        ("a:\n\t- 1", "line 2, column 1"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: \x00", "special characters are not allowed"),
+        ("[" * 1500, "not YAML"),
+    ],
+)
+def test_what_is_no_yaml_is_refused_with_its_place_in_one_line(text, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        parse_yaml(text, where="here")
+    assert "\n" not in str(refused.value)
