@@ -27,6 +27,7 @@ from cache_service.api.http.limits import COPIED_BYTES
 from cache_service.api.http.problems import MAX_REPORTED, RequestError, TooLargeError, responses
 from cache_service.api.http.service import Service
 from cache_service.api.http.waiting import RowsAwaitedError
+from cache_service.config import Frozen
 from cache_service.errors import RowsNotBuiltError
 from cache_service.format.canonical import Buffer, canonical_json, joined_crc32c, sha256_hex
 from cache_service.format.codecs import Arrays, RowArray
@@ -38,7 +39,6 @@ from cache_service.format.frame import (
     range_metadata,
     values_size,
 )
-from cache_service.format.frozen import Frozen
 from cache_service.format.seeds import MAX_SEED
 
 router = APIRouter(tags=["rows"])
