@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
-from typing import ClassVar, NamedTuple
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cache_service.api.http.problems import MEDIA_TYPE, Problem
+from cache_service.api.http.settings import Limits
 
 MIN_BODY_RATE = 16_384
 """Bytes of a body that extend the deadline of its request by one second."""
@@ -34,43 +36,35 @@ REFUSALS = {
 """Status of a refusal -> code, detail and hint of its problem document."""
 
 
-class ConnectionLimits(NamedTuple):
-    """Limits of the connections of a server.
+def limited_protocol(limits: Limits, on_refusal: Callable[[str], None]) -> Any:
+    """Create the protocol factory of a server, for the setting `http` of uvicorn.
 
-    Attributes:
-        header_seconds: from the first byte of a request (or the start of the connection) to its
-            end; a body earns more time, see MIN_BODY_RATE.
-        header_bytes: of the address and all headers.
-        send_seconds: within which a client must read a part of a waiting response.
-        connections: that may be open at a time.
+    Args:
+        limits: `header_timeout_s` is from the first byte of a request (or the start of the
+            connection) to its end; a body earns more time, see MIN_BODY_RATE.
         on_refusal: called with the reason of every refusal: a code, `idle` or `stalled`.
     """
-
-    header_seconds: float = 5.0
-    header_bytes: int = 32_768
-    send_seconds: float = 30.0
-    connections: int = 1000
-    on_refusal: Callable[[str], None] = lambda _reason: None
-
-
-def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
-    """Create the protocol class of a server with these limits."""
-    return type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits})
+    return partial(_LimitedProtocol, limits, on_refusal)
 
 
 class _LimitedProtocol(HttpToolsProtocol):
-    """A request that arrives in one piece on an open connection needs no timer."""
+    """One connection. A request that arrives in one piece on an open connection needs no timer."""
 
-    limits: ClassVar[ConnectionLimits]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def __init__(
+        self, limits: Limits, on_refusal: Callable[[str], None], **uvicorn_arguments: Any
+    ) -> None:
+        super().__init__(**uvicorn_arguments)
+        self.limits = limits
+        self.on_refusal = on_refusal
         self._received = self._body_size = 0  # bytes since the last whole request
         self._in_header = False
+        self._refusal = 400
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        self._refusal = 400
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) > self.limits.max_connections:
             self._refuse(503)
         else:
             self._start_deadline()
@@ -91,7 +85,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         # What is no body is header, trailer, or framing of chunks.
-        if self._received > self.limits.header_bytes + 2 * self._body_size:
+        if self._received > self.limits.max_header_bytes + 2 * self._body_size:
             self._refuse(431)
         elif self._received and self._deadline_timer is None:
             self._start_deadline()
@@ -105,9 +99,9 @@ class _LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._received > self.limits.header_bytes:  # a part of that may be body
+        if self._received > self.limits.max_header_bytes:  # a part of that may be body
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > self.limits.header_bytes:
+            if size > self.limits.max_header_bytes:
                 self._refusal = 431
                 raise _RefusedError
         self._in_header = False
@@ -146,26 +140,26 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def _start_deadline(self) -> None:
-        self._deadline = self.loop.time() + self.limits.header_seconds
+        self._deadline = self.loop.time() + self.limits.header_timeout_s
         self._deadline_timer = self.loop.call_at(self._deadline, self._check_deadline)
 
     def _check_deadline(self) -> None:
         now = self.loop.time()
         if self.flow.read_paused:  # the server is behind, not the client
-            self._deadline = now + self.limits.header_seconds
+            self._deadline = now + self.limits.header_timeout_s
         due = self._deadline + self._body_size / MIN_BODY_RATE
         if due > now:
             self._deadline_timer = self.loop.call_at(due, self._check_deadline)
         elif self._received:
             self._refuse(408)
         else:
-            self.limits.on_refusal("idle")
+            self.on_refusal("idle")
             self.transport.close()
 
     def _refuse(self, status: int) -> None:
         """Send a problem document unless another response has begun, and close the connection."""
         code, detail, hint = REFUSALS[status]
-        self.limits.on_refusal(code)
+        self.on_refusal(code)
         cycle = self.cycle  # of the last request with a whole header
         begun = cycle is not None and cycle.response_started
         if self._in_header and cycle is not None:
@@ -183,7 +177,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         size = self.transport.get_write_buffer_size()
         if size and self._send_timer is None:
             self._send_timer = self.loop.call_later(
-                self.limits.send_seconds, self._check_sending, size
+                self.limits.send_timeout_s, self._check_sending, size
             )
 
     def _check_sending(self, before: int) -> None:
@@ -191,7 +185,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < before:
             self._watch_sending()
         else:
-            self.limits.on_refusal("stalled")
+            self.on_refusal("stalled")
             self.transport.abort()
 
 

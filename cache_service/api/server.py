@@ -18,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from cache_service.api.connections import ConnectionLimits, limited_protocol
+from cache_service.api.connections import limited_protocol
 from cache_service.api.http.log import set_up_logs
-from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.service import Service
+from cache_service.api.http.settings import Limits, ServeConfig
 from cache_service.errors import ConfigError
 
 GRACE_SECONDS = 4
@@ -50,41 +50,22 @@ def run(app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], Non
     """
     set_up_logs()
     allow_open_files(config.limits.max_connections)
-    server = make_server(app, config, announce=announce)
-    server.run([listen(config.host, config.port)])
+    make_server(app, config.limits, announce=announce).run([listen(config.host, config.port)])
     leave_stuck_threads()
 
 
 def make_server(
-    app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], None]
-) -> Server:
-    """Create the server of an application with the limits of its configuration; see `run`."""
-    limits, service = config.limits, app.state.service
-    connections = ConnectionLimits(
-        header_seconds=limits.header_timeout_s,
-        header_bytes=limits.max_header_bytes,
-        send_seconds=limits.send_timeout_s,
-        connections=limits.max_connections,
-        on_refusal=service.metrics.count_refusal,
-    )
-    return Server(
-        uvicorn_config(app, connections, keep_alive_s=limits.keep_alive_s),
-        announce=announce,
-        stopping=lambda: service.stopping,
-    )
-
-
-def uvicorn_config(
-    app: Callable[..., object],
-    limits: ConnectionLimits,
+    app: FastAPI,
+    limits: Limits,
     *,
-    keep_alive_s: int,
+    announce: Callable[[str, int], None],
     stop_s: int = GRACE_SECONDS,
-) -> uvicorn.Config:
-    """Configure uvicorn with our limits and our logs."""
-    return uvicorn.Config(
+) -> Server:
+    """Create the server of an application; see `run`. `app.state.service` is its service."""
+    service: Service = app.state.service
+    config = uvicorn.Config(
         app,
-        http=limited_protocol(limits),
+        http=limited_protocol(limits, service.metrics.count_refusal),
         loop="uvloop",  # it keeps a reference to unsent bytes, where asyncio's loop copies them
         ws="none",
         lifespan="on",
@@ -93,31 +74,21 @@ def uvicorn_config(
         server_header=False,
         proxy_headers=False,
         backlog=1024,
-        timeout_keep_alive=keep_alive_s,
+        timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=stop_s,
     )
-
-
-class Stopping(Protocol):
-    """An event that ends streams and waits: asyncio's, as seen by the server."""
-
-    def set(self) -> None:
-        """Say that the server stops."""
+    return Server(config, service, announce)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server with an announcement, a stop event, and an exit without a signal."""
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        *,
-        announce: Callable[[str, int], None],
-        stopping: Callable[[], Stopping],
+        self, config: uvicorn.Config, service: Service, announce: Callable[[str, int], None]
     ) -> None:
         super().__init__(config)
+        self._service = service
         self._announce = announce
-        self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Announce the address once connections are accepted; port 0 has become a real one."""
@@ -131,7 +102,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and waits first, then do what uvicorn does."""
-        self._stopping().set()
+        self._service.stopping.set()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002

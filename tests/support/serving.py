@@ -67,7 +67,9 @@ def serving(root: str | Path, **config: Any) -> Iterator[Serving]:
     settings = ServeConfig.model_validate({"root": str(root), "port": 0, **config})
     app = create_app(settings)
     ready: queue.Queue[str] = queue.Queue()
-    server = make_server(app, settings, announce=lambda host, port: ready.put(url_of(host, port)))
+    server = make_server(
+        app, settings.limits, announce=lambda host, port: ready.put(url_of(host, port))
+    )
     sockets = [listen("127.0.0.1", 0)]
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()

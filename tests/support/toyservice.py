@@ -16,22 +16,22 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psutil
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from cache_service.api.connections import ConnectionLimits
 from cache_service.api.http.limits import ConcurrencyLimiter, ConcurrencyLimitMiddleware
 from cache_service.api.http.log import RequestLogMiddleware, log_request, set_up_logs
 from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
+from cache_service.api.http.settings import Limits
 from cache_service.api.server import (
-    Server,
     allow_open_files,
     leave_stuck_threads,
     listen,
-    uvicorn_config,
+    make_server,
 )
 
 SETTINGS: dict[str, Any] = {
@@ -61,12 +61,11 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.stopping = asyncio.Event()
         yield
         sys.stderr.write("lifespan ended\n")
 
     app = FastAPI(lifespan=lifespan, max_body_size=settings["body_bytes"])
-    app.state.metrics = metrics
+    app.state.service = SimpleNamespace(metrics=metrics, stopping=asyncio.Event())
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=limiter)
     app.add_middleware(
         RequestLogMiddleware, observers=(metrics.observe, traffic.observe, log_request)
@@ -110,7 +109,7 @@ def _add_routes(
     async def events(request: Request) -> StreamingResponse:
         async def stream() -> AsyncIterator[bytes]:
             yield b"event: hello\ndata: {}\n\n"
-            await request.app.state.stopping.wait()
+            await request.app.state.service.stopping.wait()
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
@@ -118,25 +117,21 @@ def _add_routes(
 def main(settings: dict[str, Any]) -> None:
     set_up_logs()
     app = toy_app(settings)
-    limits = ConnectionLimits(
-        header_seconds=settings["header_seconds"],
-        header_bytes=settings["header_bytes"],
-        send_seconds=settings["send_seconds"],
-        connections=settings["connections"],
-        on_refusal=app.state.metrics.count_refusal,
+    limits = Limits(
+        header_timeout_s=settings["header_seconds"],
+        max_header_bytes=settings["header_bytes"],
+        send_timeout_s=settings["send_seconds"],
+        max_connections=settings["connections"],
+        keep_alive_s=settings["keep_alive"],
     )
     allow_open_files(settings["connections"])
-    config = uvicorn_config(
-        app, limits, keep_alive_s=settings["keep_alive"], stop_s=settings["stop"]
-    )
 
     def announce(_host: str, port: int) -> None:
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()
 
-    Server(config, announce=announce, stopping=lambda: app.state.stopping).run(
-        [listen("127.0.0.1", 0)]
-    )
+    server = make_server(app, limits, announce=announce, stop_s=settings["stop"])
+    server.run([listen("127.0.0.1", 0)])
     leave_stuck_threads()
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from cachetools import LRUCache, TTLCache
@@ -133,33 +132,6 @@ class OpenCache:
         return all(storage.size(commit_key(seed, shard)) is not None for shard in shards)
 
 
-class _Root(Protocol):
-    """A place in which caches lie side by side.
-
-    Attributes:
-        is_quick: whether `stamp` takes microseconds and no request to a bucket.
-    """
-
-    @property
-    def is_quick(self) -> bool: ...
-
-    def names(self) -> list[str]:
-        """Names of possible caches, sorted."""
-        ...
-
-    def stamp(self, name: str) -> object:
-        """Equal as long as the same cache lies there; None if there is none."""
-        ...
-
-    def storage(self, name: str) -> Storage:
-        """The storage of one cache."""
-        ...
-
-    def folder(self, name: str) -> Path | None:
-        """The real path of a cache on this machine; None if it is elsewhere."""
-        ...
-
-
 class Catalog:
     """All caches of a service.
 
@@ -171,7 +143,7 @@ class Catalog:
     """
 
     def __init__(self, root: str, *, open_shards: int) -> None:
-        self._root: _Root = _open_root(root)
+        self._root = _open_root(root)
         self.is_expected: Callable[[str], bool] = lambda _: False
         self._open_shards = open_shards
         self._opened: LRUCache[str, OpenCache] = LRUCache(MAX_OPEN)
@@ -228,7 +200,11 @@ class Catalog:
 
 
 class _Folder:
-    """A local root. Symbolic links that leave it are not followed."""
+    """A local root. Symbolic links that leave it are not followed.
+
+    Attributes:
+        is_quick: whether `stamp` takes microseconds and no request to a bucket.
+    """
 
     is_quick = True
 
@@ -246,10 +222,12 @@ class _Folder:
             )
 
     def names(self) -> list[str]:
+        """Names of possible caches, sorted."""
         found = (path.name for path in self._path.iterdir() if NAME.fullmatch(path.name))
         return sorted(name for name in found if self._is_inside(name))
 
     def stamp(self, name: str) -> object:
+        """Equal as long as the same cache lies there; None if there is none."""
         try:
             found = os.stat(f"{self._path}/{name}/{ROOT_KEY}")  # noqa: PTH116  twice as fast
         except OSError:
@@ -264,6 +242,7 @@ class _Folder:
         return storage
 
     def folder(self, name: str) -> Path | None:
+        """The real path of a cache on this machine."""
         return (self._path / name).resolve()
 
     def _is_inside(self, name: str) -> bool:
@@ -274,7 +253,7 @@ _UNKNOWN = object()
 
 
 class _Bucket:
-    """A root in an object store, where every access costs a request."""
+    """As `_Folder`, in an object store, where every access costs a request."""
 
     is_quick = False
 
@@ -314,7 +293,7 @@ def _no_such_cache(name: str) -> NotACacheError:
     )
 
 
-def _open_root(root: str) -> _Root:
+def _open_root(root: str) -> _Folder | _Bucket:
     scheme, found, rest = root.partition("://")
     if not found:
         return _Folder(root)

@@ -21,48 +21,36 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
 class BuildLimits(Frozen):
     """Limits of one request for a build, and of all of them together."""
 
-    max_queued: Annotated[int, Field(ge=1, le=100_000, description="Builds in the queue.")] = 100
-    max_kept: Annotated[
-        int, Field(ge=1, le=100_000, description="Finished builds that stay listed.")
-    ] = 1000
-    max_seeds: Annotated[
-        int, Field(ge=1, le=100_000, description="Requested seeds must be below this.")
-    ] = 1000
-    max_view_size: Annotated[
-        int, Field(ge=8, le=4096, description="Largest side of a view, px.")
-    ] = 512
-    max_ops: Annotated[int, Field(ge=1, le=256, description="Ops of one recipe.")] = 16
+    max_queued: int = Field(100, ge=1, le=100_000, description="Builds in the queue.")
+    max_kept: int = Field(1000, ge=1, le=100_000, description="Finished builds that stay listed.")
+    max_seeds: int = Field(1000, ge=1, le=100_000, description="Requested seeds are below this.")
+    max_view_size: int = Field(512, ge=8, le=4096, description="Largest side of a view, px.")
+    max_ops: int = Field(16, ge=1, le=256, description="Ops of one recipe.")
 
 
 class BuildsConfig(Frozen):
     """Builds that the service runs. A request names its teacher and dataset from these lists."""
 
     teachers: dict[Name, TeacherConfig] = Field(
-        default_factory=dict,
-        description="By name, each as the `teacher:` section of a build file.",
+        {}, description="By name, each as the `teacher:` section of a build file."
     )
     datasets: dict[Name, DatasetConfig] = Field(
-        default_factory=dict,
-        description="By name, each as the `dataset:` section of a build file.",
+        {}, description="By name, each as the `dataset:` section of a build file."
     )
-    devices: Annotated[
-        tuple[Device, ...],
-        Field(min_length=1, description="One worker process each: cpu, cuda:0, ..."),
-    ] = ("auto",)
-    database: Annotated[
-        str | None,
-        Field(min_length=1, description="SQLite file; ROOT/.kd-cache/builds.sqlite if absent."),
-    ] = None
-    batch_size: Annotated[int, Field(ge=1, le=65536, description="Views per teacher batch.")] = 256
-    workers: Annotated[
-        int | None, Field(ge=0, le=256, description="Rendering processes; 0 renders in line.")
-    ] = None
-    threads: Annotated[
-        int | None, Field(ge=1, le=1024, description="CPU threads of the teacher.")
-    ] = None
-    stall_s: Annotated[
-        float, Field(gt=0, description="A worker without progress for this long is replaced, s.")
-    ] = 600.0
+    devices: tuple[Device, ...] = Field(
+        ("auto",), min_length=1, description="One worker process each: cpu, cuda:0, ..."
+    )
+    database: str | None = Field(
+        None, min_length=1, description="SQLite file; ROOT/.kd-cache/builds.sqlite if absent."
+    )
+    batch_size: int = Field(256, ge=1, le=65536, description="Views per teacher batch.")
+    workers: int | None = Field(
+        None, ge=0, le=256, description="Rendering processes; 0 renders in line."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the teacher.")
+    stall_s: float = Field(
+        600.0, gt=0, description="A worker without progress for this long is replaced, s."
+    )
     limits: BuildLimits = BuildLimits()
 
     @field_validator("devices")
@@ -91,87 +79,70 @@ def _sha256(value: Any) -> Any:
 class TokenConfig(Frozen):
     """One access token, by its SHA-256; the token itself is not stored."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of its owner.")
-    ]
-    sha256: Annotated[
-        str,
-        BeforeValidator(_sha256),
-        Field(pattern=SHA256, description="As `kd-cache token` prints it."),
-    ]
-    scopes: Annotated[
-        tuple[Scope, ...], Field(min_length=1, description="read: rows and pages; build: builds.")
-    ]
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of its owner."
+    )
+    sha256: Annotated[str, BeforeValidator(_sha256)] = Field(
+        pattern=SHA256, description="As `kd-cache token` prints it."
+    )
+    scopes: tuple[Scope, ...] = Field(
+        min_length=1, description="read: rows and pages; build: builds."
+    )
 
 
 class Limits(Frozen):
     """Limits of one request, and of all of them together."""
 
-    max_rows: Annotated[int, Field(ge=1, le=1 << 20, description="Rows of one response.")] = 16384
-    max_response_bytes: Annotated[
-        int, Field(ge=1 << 10, le=1 << 30, description="Bytes of one response with rows.")
-    ] = 64 << 20
-    max_answer_bytes: Annotated[
-        int,
-        Field(ge=1 << 16, le=1 << 40, description="Bytes of large responses at a time."),
-    ] = 256 << 20
-    max_body_bytes: Annotated[
-        int, Field(ge=1 << 10, le=1 << 28, description="Bytes of a request's body.")
-    ] = 1 << 20
-    max_header_bytes: Annotated[
-        int, Field(ge=1 << 10, le=1 << 24, description="Bytes of a request's address and headers.")
-    ] = 32 << 10
-    max_inflight: Annotated[
-        int, Field(ge=1, le=65536, description="Requests in flight at a time.")
-    ] = 128
-    max_waiting: Annotated[
-        int, Field(ge=0, le=65536, description="Of those, requests that wait for a running build.")
-    ] = 64
-    max_streams: Annotated[
-        int, Field(ge=1, le=65536, description="Event streams open at a time.")
-    ] = 64
-    max_connections: Annotated[
-        int, Field(ge=1, le=65536, description="Connections open at a time.")
-    ] = 1000
-    threads: Annotated[int, Field(ge=1, le=256, description="Threads that read storage.")] = 8
-    open_shards: Annotated[
-        int, Field(ge=1, le=4096, description="Shards of one cache that stay mapped.")
-    ] = 256
-    wait_max_s: Annotated[
-        float, Field(ge=0, le=3600, description="Longest wait for rows of a running build, s.")
-    ] = 30.0
-    header_timeout_s: Annotated[
-        float,
-        Field(gt=0, le=600, description="For a request to arrive, s; a body gets more."),
-    ] = 5.0
-    send_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="For a client to read a part of a response, s.")
-    ] = 30.0
-    keep_alive_s: Annotated[
-        int, Field(ge=1, le=3600, description="An unused connection stays open, s.")
-    ] = 30
+    max_rows: int = Field(16384, ge=1, le=1 << 20, description="Rows of one response.")
+    max_response_bytes: int = Field(
+        64 << 20, ge=1 << 10, le=1 << 30, description="Bytes of one response with rows."
+    )
+    max_answer_bytes: int = Field(
+        256 << 20, ge=1 << 16, le=1 << 40, description="Bytes of large responses at a time."
+    )
+    max_body_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=1 << 28, description="Bytes of a request's body."
+    )
+    max_header_bytes: int = Field(
+        32 << 10, ge=1 << 10, le=1 << 24, description="Bytes of a request's address and headers."
+    )
+    max_inflight: int = Field(128, ge=1, le=65536, description="Requests in flight at a time.")
+    max_waiting: int = Field(
+        64, ge=0, le=65536, description="Of those, requests that wait for a running build."
+    )
+    max_streams: int = Field(64, ge=1, le=65536, description="Event streams open at a time.")
+    max_connections: int = Field(1000, ge=1, le=65536, description="Connections open at a time.")
+    threads: int = Field(8, ge=1, le=256, description="Threads that read storage.")
+    open_shards: int = Field(256, ge=1, le=4096, description="Shards of a cache that stay mapped.")
+    wait_max_s: float = Field(
+        30.0, ge=0, le=3600, description="Longest wait for rows of a running build, s."
+    )
+    header_timeout_s: float = Field(
+        5.0, gt=0, le=600, description="For a request to arrive, s; a body gets more."
+    )
+    send_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="For a client to read a part of a response, s."
+    )
+    keep_alive_s: int = Field(30, ge=1, le=3600, description="An unused connection stays open, s.")
 
 
 class ServeConfig(Frozen):
     """The settings of a service."""
 
-    root: Annotated[
-        str,
-        Field(min_length=1, description="Folder or bucket prefix; caches lie directly below it."),
-    ]
-    host: Annotated[
-        str, Field(min_length=1, description="Address to listen on; beyond loopback needs tokens.")
-    ] = "127.0.0.1"
-    port: Annotated[
-        int, Field(ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    ] = 8000
-    tokens: Annotated[
-        tuple[TokenConfig, ...], Field(description="Accepted tokens; none: open to everybody.")
-    ] = ()
+    root: str = Field(
+        min_length=1, description="Folder or bucket prefix; caches lie directly below it."
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; beyond loopback needs tokens."
+    )
+    port: int = Field(
+        8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
+    )
+    tokens: tuple[TokenConfig, ...] = Field(
+        (), description="Accepted tokens; none: open to everybody."
+    )
     limits: Limits = Limits()
-    builds: Annotated[
-        BuildsConfig | None, Field(description="What may be built; without it, nothing.")
-    ] = None
+    builds: BuildsConfig | None = Field(None, description="What may be built; without it, nothing.")
 
     @model_validator(mode="after")
     def _closed_or_local(self) -> Self:
