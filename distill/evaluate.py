@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_service.datasets import DatasetConfig, open_dataset
-from cache_service.datasets.classes import show_names
+from cache_service.datasets.dataset import show_names
 from cache_service.errors import ConfigError
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import Preprocess

@@ -8,24 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from cache_service.datasets.config import DatasetConfig
+from cache_service.datasets.dataset_config import DatasetConfig
 
 if TYPE_CHECKING:
-    from cache_service.datasets.images import ImageDataset, Source
-    from cache_service.datasets.opening import open_dataset, wrap_dataset
+    from cache_service.datasets.dataset import ImageDataset, Source, open_dataset, wrap_dataset
 
 __all__ = ["DatasetConfig", "ImageDataset", "Source", "open_dataset", "wrap_dataset"]
-
-_HOMES = {
-    "ImageDataset": "images",
-    "Source": "images",
-    "open_dataset": "opening",
-    "wrap_dataset": "opening",
-}
 
 if not TYPE_CHECKING:  # a type checker must go on refusing names that do not exist
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.dataset"), name)

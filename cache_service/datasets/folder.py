@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from cache_service.datasets.config import DatasetConfig
+from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.pixels import PixelRange, one_line, to_rgb
 from cache_service.errors import DatasetError
 
@@ -28,8 +28,8 @@ SPLIT_SYNONYMS: tuple[tuple[str, ...], ...] = (
 class FolderSource:
     """Image files under root/<class>/, by number.
 
-    Paths are one string of bytes with offsets, not a list: sent to a loader worker, 1.28 M of
-    them are 50 MB and one copy.
+    Paths are one string of bytes with offsets and not a list, because 1.28 M of them are then 50 MB
+    and one copy when they are sent to a loader worker.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ def open_folder(config: DatasetConfig) -> FolderSource:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images_below(root / name, folders)
-        if not found:
+        images = _images_below(root / name, folders)
+        if not images:
             raise DatasetError(
                 f"dataset folder found no image in {root / name}: looked for "
                 f"{', '.join(EXTENSIONS)}.",
                 hint="Remove the folder if it is no class.",
             )
-        paths += [f"{name}/{path}" for path in found]
-        labels += [label] * len(found)
+        paths += [f"{name}/{path}" for path in images]
+        labels += [label] * len(images)
     return FolderSource(root, paths, labels, classes, pixel_range=config.pixel_range)
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """root/<split> or a synonym of it where there is one, else the root itself."""
+    """root/<split> or a synonym of it if there is one, else the root itself."""
     if not root.is_dir():
         raise DatasetError(f"dataset folder found no folder at {root}.")
     synonyms = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
@@ -111,7 +111,7 @@ def _split_folder(root: Path, split: str) -> Path:
         if _has_classes(root / name):
             return root / name
     others = [name for names in SPLIT_SYNONYMS for name in names if _has_classes(root / name)]
-    if others:  # taken for classes they would train, and mean nothing
+    if others:  # a run would otherwise train on the splits' names as classes
         raise DatasetError(
             f"dataset folder found no split {split!r} in {root}, only {', '.join(others)}.",
             hint=f"Set dataset.split to {others[0]}.",
@@ -163,19 +163,19 @@ def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
             _refuse(error)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         walk.append((parent, names))
-    found: list[str] = []
+    images: list[str] = []
     for parent, names in sorted(walk):
         below = Path(parent).relative_to(folder)
-        found += [
+        images += [
             (below / name).as_posix()
             for name in sorted(names)
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         ]
-    return found
+    return images
 
 
 def _has_classes(folder: Path) -> bool:
-    """Told from a class that happens to be named train, say, by the folders in it."""
+    """Whether a folder is a split: a class that happens to be named train has no folders in it."""
     return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
@@ -184,5 +184,5 @@ def _is_class(entry: Path) -> bool:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """os.walk leaves out what it cannot list; a dataset with a part left out is another one."""
+    """Stop at what cannot be listed: os.walk would leave it out, which makes another dataset."""
     raise DatasetError(f"dataset folder cannot list {error.filename}: {one_line(error)}.")

@@ -1,7 +1,7 @@
-"""Any map-style dataset of (image, label) as a source: torchvision's, timm's, your own. No torch.
+"""Any map-style dataset of (image, label) as a source: torchvision's, timm's, a user's. No torch.
 
-Labels come from the attributes that datasets keep them in. Each image that is read brings its label
-along, and one that differs is refused, so a wrong guess cannot pass.
+Labels are read from the attributes in which datasets keep them. Whenever an image is read, its
+label is compared, so a wrong guess is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
 
 class MapSource:
-    """A map-style dataset. With `reopen`, another process opens its own instead of getting a copy:
-    a CIFAR in memory is 150 MB, and classes of a file given by path cannot be pickled at all."""
+    """A map-style dataset.
+
+    With `reopen`, another process opens its own instead of receiving a copy: a CIFAR in memory is
+    150 MB, and classes of a file given by path cannot be pickled at all.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class MapSource:
         return self.__dict__ | ({"_items": None} if self._reopen is not None else {})
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """The image of `items[sample]`, once its label has been compared."""
+        """The image of `items[sample]`, after its label was compared."""
         image, label = _pair(self._open()[sample])
         if label != self.labels[sample]:
             raise DatasetError(
@@ -139,7 +142,7 @@ def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
     is_stream = any(kind.endswith(".IterableDataset") for kind in kinds)
     if is_stream or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DatasetError(
-            f"{type(items).__name__} cannot be read by sample number: wanted an object with "
+            f"{type(items).__name__} cannot be read by sample number: expected an object with "
             "__len__ and __getitem__ that gives (image, label)."
         )
     return items
@@ -148,7 +151,7 @@ def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
 def _pair(item: Any) -> tuple[Any, int]:
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise DatasetError(
-            f"the dataset gives items of type {type(item).__name__}: wanted (image, label)."
+            f"the dataset gives items of type {type(item).__name__}: expected (image, label)."
         )
     return item[0], _label(item[1])
 
@@ -158,7 +161,7 @@ def _label(value: Any) -> int:
         return operator.index(value)
     except TypeError as error:
         raise DatasetError(
-            f"the dataset gives {type(value).__name__} {str(value)[:40]!r} for a label: wanted "
+            f"the dataset gives {type(value).__name__} {str(value)[:40]!r} for a label: expected "
             "an integer."
         ) from error
 

@@ -1,4 +1,5 @@
-"""`torch/NAME` and `hfds/NAME` as in timm, and `module:factory` of the user's own."""
+"""Datasets by name: the digits of scikit-learn, timm's torch/NAME and hfds/NAME, a user's
+factory."""
 
 from __future__ import annotations
 
@@ -10,11 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cache_service.datasets.config import DatasetConfig
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.mapped import MapSource
-from cache_service.datasets.pixels import one_line
+from cache_service.datasets.pixels import one_line, to_rgb
 from cache_service.errors import DatasetError
 from cache_service.plugins import load_object
+
+TEST_STRIDE = 5
+"""Every fifth image of each digit is in the test split: fixed, and balanced like the whole."""
+
 
 STREAMS = ("hfids", "tfds", "wds")
 """timm's prefixes for datasets that cannot be read by sample number."""
@@ -130,3 +139,49 @@ def _call_factory(config: DatasetConfig) -> Any:
         return factory(**arguments)
     except OPEN_ERRORS as error:
         raise DatasetError(f"dataset {config.name} failed to open: {one_line(error)}.") from error
+
+
+class DigitsSource:
+    """Digits of one split, in scikit-learn's order."""
+
+    paths = b""
+    classes = tuple(str(digit) for digit in range(10))
+
+    def __init__(self, pixels_NHW: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self._pixels_NHW = pixels_NHW
+        self.labels = labels
+
+    def read(self, sample: int) -> PIL.Image.Image:
+        """The digit, 8 x 8, grey as RGB."""
+        return to_rgb(self._pixels_NHW[sample])
+
+    def describe(self, sample: int) -> str:  # noqa: ARG002 - Source's signature
+        """Empty: digits have no files of their own."""
+        return ""
+
+
+def open_digits(config: DatasetConfig) -> DigitsSource:
+    """The train or test split of 1,797 handwritten 8 x 8 digits that scikit-learn ships. No
+    network.
+
+    Raises:
+        DatasetError: another split, a root or arguments are given, or scikit-learn is missing.
+    """
+    if config.split not in {"train", "test"}:
+        raise DatasetError(f"dataset digits has splits train and test, not {config.split!r}.")
+    if config.root is not None or config.args:
+        raise DatasetError("dataset digits takes neither root nor args: it ships in scikit-learn.")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DatasetError(
+            "dataset digits needs scikit-learn.", hint="Run `pip install 'kd-cache[demo]'`."
+        ) from error
+    digits = load_digits()
+    labels = np.asarray(digits.target, np.int64)
+    is_same = labels[:, None] == labels[None, :]
+    num_before = np.tril(is_same, -1).sum(axis=1)
+    in_test = num_before % TEST_STRIDE == TEST_STRIDE - 1
+    in_split = in_test if config.split == "test" else ~in_test
+    pixels_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
+    return DigitsSource(pixels_NHW[in_split], labels[in_split])

@@ -37,7 +37,7 @@ DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
 class PixelRangeError(ValueError):
-    """Pixels that are not 8 bits deep, and nothing or the wrong thing says what white is."""
+    """Pixels that are not 8 bits deep, and their range is not given or does not hold them."""
 
 
 def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image:
@@ -53,7 +53,7 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
 
     Raises:
         PixelRangeError: the pixels are not 8 bits and no range is given, or leave the range.
-        ValueError: it is something else; the text says what it was.
+        ValueError: it is something else; the text names it.
     """
     if not isinstance(image, PIL.Image.Image):
         return _from_pixels(image, pixel_range)

@@ -1,6 +1,6 @@
-"""Positions of a seed to views: what the teacher is shown, and every student after it.
+"""From positions of a seed to views: what the teacher sees, and every student after it.
 
-Shape letters: B positions asked for, M samples rendered, H W pixels.
+Shape letters: B positions requested, M samples rendered, H W pixels.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Views:
         return Views, (self.recipe, self.dataset)
 
     def render(self, seed: int, positions: NDArray[np.integer] | Sequence[int]) -> ViewBatch:
-        """The views at these positions of a seed, in the order asked for.
+        """The views at these positions of a seed, in the order of `positions`.
 
         A view depends on recipe, dataset, seed and position only, never on its batch: where a pair
-        is cut by the batch's border, the missing partner is rendered too.
+        is cut by the batch's edge, the missing partner is rendered too.
 
         Raises:
             ConfigError: the seed is negative, or a position is outside the dataset.
@@ -119,7 +119,7 @@ class Views:
         outside_B = (positions_B < 0) | (positions_B >= num_samples)
         if outside_B.any():
             raise ConfigError(
-                f"position {positions_B[outside_B][0]} was asked for, but a seed has positions "
+                f"position {positions_B[outside_B][0]} was requested, but a seed has positions "
                 f"0 to {num_samples - 1}, one per sample."
             )
 

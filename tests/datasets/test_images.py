@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cache_service.datasets import DatasetConfig, open_dataset, wrap_dataset
-from cache_service.datasets.images import NUM_PROBES
+from cache_service.datasets.dataset import NUM_PROBES
 from cache_service.errors import DatasetError, UnreadableSampleError
 
 

@@ -127,7 +127,7 @@ def test_other_images_are_refused_with_what_they_are(image, says):
 
 @pytest.mark.parametrize("item", [{"image": IMAGE, "label": 0}, (IMAGE,), IMAGE])
 def test_items_that_are_no_pairs_are_refused(item):
-    with pytest.raises(DatasetError, match=r"wanted \(image, label\)"):
+    with pytest.raises(DatasetError, match=r"expected \(image, label\)"):
         wrap_dataset([item, item])
 
 

@@ -84,7 +84,7 @@ def test_a_torchvision_dataset_opens_by_timms_name(folder):
         ({"name": "torch/cifar100"}, "not found.*download: true"),
         ({"name": "torch/cifra"}, "Unknown torchvision dataset cifra"),
         ({"name": "wds/laion"}, "is a stream.*hfds/laion"),
-        ({"name": "cifar100"}, "is not known: wanted folder"),
+        ({"name": "cifar100"}, "is unknown: expected folder"),
     ],
 )
 def test_a_dataset_that_cannot_be_opened_says_why_in_one_line(tmp_path, settings, says):

@@ -1,4 +1,4 @@
-"""`dataset:` of a build or train file."""
+"""`dataset:` of a build or train file. Imported by the service, without Pillow and torch."""
 
 from __future__ import annotations
 

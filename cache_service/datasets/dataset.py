@@ -1,0 +1,332 @@
+"""A dataset as everything else sees it: numbered RGB images, labels, class names, and an identity.
+
+`open_dataset` knows which name means which source. The identity holds what a dataset is and not
+where it lies: size, class names, labels, paths below the root, and the pixels of some samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from cache_service.datasets.dataset_config import DatasetConfig
+from cache_service.datasets.folder import open_folder
+from cache_service.datasets.mapped import MapSource
+from cache_service.datasets.named import (
+    STREAMS,
+    factory_name,
+    open_digits,
+    open_factory,
+    open_named,
+)
+from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeError, one_line
+from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
+from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.format.spec import DatasetId
+from cache_service.wording import natural_key
+
+PREFIXES = ("torch", "hfds", *STREAMS)
+
+NUM_PROBES = 64
+"""Samples whose pixels enter the identity: about half a second of decoding on ImageNet."""
+
+NUM_REPEATS = 8
+"""Probes read twice: a random flip left inside a dataset stays hidden once in 2**8 times."""
+
+MAX_NAMES = 5
+"""Names that a message shows."""
+
+
+def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> ImageDataset:
+    """Open a dataset by its name.
+
+    Args:
+        config: `dataset:` of a build or train file.
+        class_names: of the split that was trained on, by label. Samples of this one get the labels
+            that their class names have there.
+
+    Raises:
+        ConfigError: a class of this split is not in `class_names`.
+        DatasetError: there is no such dataset, or it is not usable; the message names what was
+            looked for and where.
+        UnreadableSampleError: one of the samples that identify it cannot be decoded.
+    """
+    name = config.name
+    source: Source
+    if name == "folder":
+        source = open_folder(config)
+    elif name == "digits":
+        source = open_digits(config)
+    elif ":" in name:
+        source, name = open_factory(config), factory_name(name)
+    elif name.partition("/")[0].lower() in PREFIXES:
+        source = open_named(config)
+    else:
+        raise DatasetError(
+            f"dataset {name!r} is unknown: expected folder, digits, torch/NAME, hfds/NAME or "
+            "module:factory."
+        )
+    shown = f"{name} ({config.split})"
+    if config.classes is not None:
+        source = arrange_classes(source, config.classes, dataset=shown)
+    source = match_classes(source, class_names, dataset=shown)
+    return ImageDataset(source, name=name, split=config.split)
+
+
+def wrap_dataset(
+    map_style: Any,
+    *,
+    name: str = "custom",
+    split: str = "train",
+    pixel_range: PixelRange | None = None,
+) -> ImageDataset:
+    """A dataset of your own: `map_style[i]` is (image, label), and the same at every call.
+
+    Images are PIL images or pixels [H, W] or [H, W, 3]; labels are integers from 0. Pixels are
+    uint8, or of another type with `pixel_range`, the values of black and white. An ImageDataset is
+    returned as it is.
+
+    Raises:
+        DatasetError: it cannot be read by number, or its labels are no class numbers.
+        UnreadableSampleError: one of the samples that identify it cannot be decoded.
+    """
+    if isinstance(map_style, ImageDataset):
+        return map_style
+    return ImageDataset(MapSource(map_style, pixel_range=pixel_range), name=name, split=split)
+
+
+class Source(Protocol):
+    """Where samples come from. Picklable; a copy in another process opens its own files."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels [N], without decoding an image where that can be avoided."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by label; empty if the dataset has none."""
+
+    @property
+    def paths(self) -> bytes:
+        """Paths below the root, joined by NUL; empty where samples are not files."""
+
+    def read(self, sample: int) -> PIL.Image.Image:
+        """The image in RGB; raises one of DECODE_ERRORS."""
+
+    def describe(self, sample: int) -> str:
+        """The sample's path, "" where there is none."""
+
+
+class ImageDataset:
+    """A dataset by sample number. Cheap to send to another process."""
+
+    def __init__(self, source: Source, *, name: str, split: str) -> None:
+        self._source = source
+        self._label = f"{name} ({split})"
+        self.labels = source.labels
+        self.labels.flags.writeable = False
+        self.classes = source.classes
+        self.id = DatasetId(
+            name=name,
+            split=split,
+            num_samples=len(self),
+            num_classes=self._check_labels(),
+            sha256=self._digest(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, int]:
+        return self.image(sample), int(self.labels[sample])
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self._label}, {len(self)} samples)"
+
+    def image(self, sample: int) -> PIL.Image.Image:
+        """The decoded image, RGB.
+
+        Raises:
+            IndexError: no such sample.
+            DatasetError: its pixels are not 8 bits deep, and no range fits them.
+            UnreadableSampleError: the sample is there and cannot be decoded.
+        """
+        sample = int(sample)
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} of {self._label}, which has {len(self)} samples")
+        try:
+            return self._source.read(sample)
+        except PixelRangeError as error:
+            raise DatasetError(
+                f"sample {sample} of {self._label} ({self.describe(sample)}): {error}.",
+                hint="Set dataset.pixel_range (or pixel_range of wrap_dataset) to the values of "
+                "black and white, such as [0, 65535] or [0, 1].",
+            ) from error
+        except DECODE_ERRORS as error:
+            raise UnreadableSampleError(
+                f"sample {sample} of {self._label} cannot be decoded: {self.describe(sample)}: "
+                f"{one_line(error)}.",
+                hint="Repair or remove it; a dataset without it is another dataset.",
+            ) from error
+
+    def describe(self, sample: int) -> str:
+        """Where the sample lies, for messages: its path where it has one."""
+        return self._source.describe(sample) or f"sample {sample}"
+
+    def _check_labels(self) -> int:
+        """Number of classes. Raises DatasetError for labels that no classifier could learn."""
+        if not len(self):
+            raise DatasetError(f"dataset {self._label} has no samples.")
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        num_classes = len(self.classes) or highest + 1
+        if lowest < 0 or highest >= num_classes:
+            bad = int(np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))[0])
+            raise DatasetError(
+                f"dataset {self._label} has {num_classes} classes, but sample {bad} "
+                f"({self.describe(bad)}) has label {self.labels[bad]}; labels are 0 to "
+                f"{num_classes - 1}."
+            )
+        if num_classes < 2:
+            raise DatasetError(
+                f"dataset {self._label} has one class only; there is nothing to tell apart."
+            )
+        return num_classes
+
+    def _digest(self) -> str:
+        """Identity: size, class names, labels, paths below the root, pixels of the probes."""
+        count = min(NUM_PROBES, len(self))
+        probes = [i * (len(self) - 1) // max(count - 1, 1) for i in range(count)]
+        pixels = [_pixel_digest(self.image(sample)) for sample in probes]
+        for sample, first in list(zip(probes, pixels, strict=True))[:NUM_REPEATS]:
+            if _pixel_digest(self.image(sample)) != first:
+                raise DatasetError(
+                    f"dataset {self._label} gave two different images for sample {sample}.",
+                    hint="Open it without random transforms: augmentation belongs in `augment`.",
+                )
+        document = {
+            "num_samples": len(self),
+            "classes": list(self.classes) or None,
+            "labels": sha256_hex(self.labels.astype("<i8").tobytes()),
+            "paths": sha256_hex(self._source.paths) if self._source.paths else None,
+            "pixels": pixels,
+        }
+        return sha256_hex(canonical_json(document))
+
+
+def _pixel_digest(image: PIL.Image.Image) -> str:
+    """sha256 of size and pixels: 4 x 2 and 2 x 4 images may have the same bytes."""
+    digest = hashlib.sha256(b"%d,%d," % image.size)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+class RelabeledSource:
+    """The samples of another source under other class numbers."""
+
+    def __init__(self, source: Source, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
+        self._source = source
+        self.paths = source.paths
+        self.classes = tuple(classes)
+        self.labels = labels
+
+    def read(self, sample: int) -> PIL.Image.Image:
+        """As the source."""
+        return self._source.read(sample)
+
+    def describe(self, sample: int) -> str:
+        """As the source."""
+        return self._source.describe(sample)
+
+
+def arrange_classes(source: Source, order: str | Sequence[str], *, dataset: str) -> Source:
+    """Renumber the classes of a source as `dataset.classes` says.
+
+    Args:
+        source: with class names.
+        order: natural, text, numbers (drop the names), or every class name in its new place.
+        dataset: for messages.
+
+    Raises:
+        DatasetError: the source has no class names, or the list does not name each once.
+    """
+    names = source.classes
+    if order == "numbers":
+        return RelabeledSource(source, (), source.labels)
+    if not names:
+        raise DatasetError(
+            f"dataset.classes={order!r} was given, but dataset {dataset} has no class names.",
+            hint="Renumber its labels where they are made.",
+        )
+    if len(set(names)) < len(names):
+        raise DatasetError(
+            f"dataset.classes={order!r} was given, but in dataset {dataset} several classes have "
+            f"one name: {show_names(sorted({name for name in names if names.count(name) > 1}))}.",
+        )
+    if order == "natural":
+        arranged = sorted(names, key=natural_key)
+    elif order == "text":
+        arranged = sorted(names)
+    else:
+        arranged = list(order)
+    known, listed = set(names), set(arranged)
+    missing = [name for name in names if name not in listed]
+    unknown = [name for name in arranged if name not in known]
+    if missing or unknown or len(arranged) != len(names):
+        raise DatasetError(
+            f"dataset.classes must name each of the {len(names)} classes of dataset {dataset} "
+            f"once: left out: {show_names(missing)}; not a class there: {show_names(unknown)}."
+        )
+    return _relabel(source, arranged)
+
+
+def match_classes(source: Source, classes: Sequence[str], *, dataset: str) -> Source:
+    """Give the samples of another split the labels that their class names have in the first.
+
+    Classes that this split lacks are left without samples. Where either has no names, labels are
+    compared by number alone, and nothing changes.
+
+    Args:
+        source: of the other split.
+        classes: names by label of the first one.
+        dataset: for messages.
+
+    Raises:
+        ConfigError: the split has a class that the first does not have.
+    """
+    names = source.classes
+    if not classes or not names or tuple(classes) == names:
+        return source
+    here, there = set(names), set(classes)
+    unknown = [name for name in names if name not in there]
+    is_ambiguous = len(there) < len(classes) or len(here) < len(names)
+    if unknown or is_ambiguous:
+        lacking = [name for name in classes if name not in here]
+        raise ConfigError(
+            f"the classes of dataset {dataset} are not those of training: "
+            f"{show_names(unknown or names)} of {len(names)} classes here, where training has "
+            f"{show_names(lacking or classes)} of {len(classes)}.",
+            hint="Name its classes as in training; if they are the same classes under other names "
+            "and in the same order, set classes: numbers for that dataset.",
+        )
+    return _relabel(source, classes)
+
+
+def show_names(names: Sequence[str]) -> str:
+    """A few names for a message, and how many more there are."""
+    if not names:
+        return "none"
+    shown = ", ".join(repr(name[:40]) for name in names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
+
+
+def _relabel(source: Source, arranged: Sequence[str]) -> Source:
+    if source.labels.min(initial=0) < 0 or source.labels.max(initial=0) >= len(source.classes):
+        return source  # ImageDataset refuses such labels, with the sample
+    number = {name: label for label, name in enumerate(arranged)}
+    new_C = np.array([number[name] for name in source.classes], np.int64)
+    return RelabeledSource(source, arranged, new_C[source.labels])
