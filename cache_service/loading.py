@@ -112,8 +112,8 @@ def _watched(loader: DataLoader[Any], stalled_s: float) -> Iterator[Any]:
     `stalled_s`."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Got pickle error")  # refused below in one
-            line items = iter(loader)
+            warnings.filterwarnings("ignore", message="Got pickle error")
+            items = iter(loader)
     except (OSError, EOFError) as error:
         raise WorkersError(
             f"worker processes cannot start: {_one_line(error)}.", hint=f"{IN_LINE}."

@@ -28,7 +28,7 @@ from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeE
 from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
-from cache_service.wording import natural_key
+from cache_service.human_format import natural_key
 
 PREFIXES = ("torch", "hfds", *STREAMS)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from cache_service.config import Frozen
-from cache_service.datasets.config import DatasetConfig
+from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.format.codecs import Codec, DenseCodec
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds

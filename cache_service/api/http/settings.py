@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cache_service.config import Frozen, override_document, read_document, validate_config
-from cache_service.datasets.config import DatasetConfig
+from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.teacher.settings import TeacherConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
