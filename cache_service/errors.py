@@ -1,7 +1,7 @@
-"""One family of errors: each has a stable code, an HTTP status and an exit code.
+"""The errors that users see: each class has a stable code, an HTTP status and an exit code.
 
-A message says what was asked, what was found, and what to type next. It is one line, because the
-command line prints it as it is and the service sends it as the `detail` of a problem document.
+A message states what was requested, what was found, and what to type next. It is one line, because
+the command line prints it as it is and the service sends it as the `detail` of a problem document.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 
 class KdCacheError(Exception):
-    """Base of every refusal. `hint` is the part that says what to type next, when there is one."""
+    """Base class. `hint` is the part of the message that states what to type next; may be empty."""
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
@@ -26,7 +26,7 @@ class KdCacheError(Exception):
         return f"{self.message} {self.hint}".strip()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip out of a loader worker: pickling keeps the class and both parts."""
+        """Pickle the class, the message and the hint: errors leave loader worker processes."""
         return (_rebuild, (type(self), self.message, self.hint))
 
     def as_document(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class ConfigError(KdCacheError):
 
 
 class UnsupportedError(KdCacheError):
-    """The thing named exists but cannot do what is asked of it (a model, codec or method)."""
+    """A model, codec or method exists but cannot do what is required of it."""
 
     code = "unsupported"
     http_status = 422
@@ -83,7 +83,7 @@ class DatasetError(KdCacheError):
 
 
 class SpecMismatchError(KdCacheError):
-    """The cache answers another question than the one asked: teacher, recipe, dataset or codec."""
+    """The cache is of another teacher, recipe, dataset or codec than the one required."""
 
     code = "spec_mismatch"
     http_status = 409
@@ -115,7 +115,7 @@ class UnreadableSampleError(KdCacheError):
 
 
 class UntrainedTeacherError(KdCacheError):
-    """The teacher scores like chance on the dataset that it is asked to teach."""
+    """The teacher is hardly better than chance on the dataset to be recorded."""
 
     code = "untrained_teacher"
     http_status = 409
@@ -123,7 +123,7 @@ class UntrainedTeacherError(KdCacheError):
 
 
 class NonFiniteError(KdCacheError):
-    """A teacher's answer or a loss is NaN, infinite, or beyond what its codec can hold."""
+    """A teacher's logit or a loss is NaN, infinite, or beyond what its codec can hold."""
 
     code = "non_finite"
     http_status = 500
@@ -131,7 +131,7 @@ class NonFiniteError(KdCacheError):
 
 
 class RowsNotBuiltError(KdCacheError):
-    """The rows asked for are not recorded (yet)."""
+    """The requested rows are not recorded (yet)."""
 
     code = "rows_not_built"
     http_status = 404

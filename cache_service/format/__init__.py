@@ -1,1 +1,1 @@
-"""What the bytes of a cache mean. Pure: no I/O, no torch."""
+"""What the bytes of a cache mean. No I/O, no torch."""

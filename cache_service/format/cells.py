@@ -1,4 +1,4 @@
-"""Arithmetic of the cells of the SDD grids. numpy only.
+"""Arithmetic of the cells of the SDD grids: how many there are, and which follow from others.
 
 Shape letters: B batch, R cells, C classes or channels. Cells are ordered by scale, the whole image
 first, and row-major within a scale.
@@ -23,9 +23,9 @@ def choose_stored_scales(
     """The scales that must be stored so that all of `scales` can be read back.
 
     With an affine head the logits of a cell are the mean of the logits of any partition of it into
-    equal parts, so where every scale divides the finest one and that one divides the map, the
-    finest grid says it all. `chained` pooling derives coarser cells from the finest by definition,
-    whatever the map's side.
+    equal parts. Where every scale divides the finest one and that one divides the map, the finest
+    grid is therefore enough. `chained` pooling derives coarser cells from the finest by
+    definition, whatever the map's side.
     """
     finest = scales[-1]
     nested = all(finest % side == 0 for side in scales)

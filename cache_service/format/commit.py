@@ -1,4 +1,4 @@
-"""The commit of a shard: the small document whose existence means that the shard is built. Pure.
+"""The commit of a shard: the document whose existence means that the shard is recorded. No I/O.
 
 It names every object of the shard with its size and checksums and is written last, create-only.
 It binds them to the cache's fingerprint, the seed and the shard, so a commit (or an object) that
@@ -19,7 +19,15 @@ from cache_service.format.shard import REPAIR, ChunkTable
 
 
 class Commit(NamedTuple):
-    """A parsed commit. `objects` maps array names to their tables, `versions` library names."""
+    """A parsed commit.
+
+    Attributes:
+        fingerprint: of the cache.
+        seed: of the shard.
+        shard: its number within the seed.
+        objects: table of each stored object, by array name.
+        versions: of the libraries that rendered the views, by library name.
+    """
 
     fingerprint: str
     seed: int
@@ -61,39 +69,38 @@ def decode_commit(
 
     Args:
         content: the object's bytes.
-        fingerprint: of the cache that the commit was found in.
-        seed: in whose place it was found.
-        shard: in whose place it was found.
+        fingerprint: of the cache that it was read from.
+        seed: of the key that it was read from.
+        shard: of that key.
         names: arrays that it must name, no more and no fewer.
 
     Raises:
         CorruptError: damaged, or the commit of another cache, seed or shard.
     """
     what = f"commit {commit_key(seed, shard)}"
-    hint = REPAIR
     try:
         document = json.loads(content)
-        found = document.pop("crc32c")
-        if canonical_json({**document, "crc32c": found}) != content:
+        checksum = document.pop("crc32c")
+        if canonical_json({**document, "crc32c": checksum}) != content:
             raise ValueError("not canonical")
-        if crc32c(canonical_json(document)) != found:
+        if crc32c(canonical_json(document)) != checksum:
             raise ValueError("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise CorruptError(f"{what} is damaged.", hint=hint) from problem
-    for field, wanted in (("fingerprint", fingerprint), ("seed", seed), ("shard", shard)):
-        if document.get(field) != wanted:
+        raise CorruptError(f"{what} is damaged.", hint=REPAIR) from problem
+    for field, expected in (("fingerprint", fingerprint), ("seed", seed), ("shard", shard)):
+        if document.get(field) != expected:
             raise CorruptError(
                 f"{what} says {field}={document.get(field)!r}, but it lies where "
-                f"{field}={wanted!r} belongs: it was moved or copied here.",
-                hint=hint,
+                f"{field}={expected!r} belongs: it was moved or copied here.",
+                hint=REPAIR,
             )
     try:
         objects = {name: _table(entry) for name, entry in document["objects"].items()}
         versions = {str(name): str(version) for name, version in document["versions"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
-        raise CorruptError(f"{what} is not of the form of a commit.", hint=hint) from problem
+        raise CorruptError(f"{what} is not of the form of a commit.", hint=REPAIR) from problem
     if set(objects) != set(names):
-        raise CorruptError(f"{what} names other arrays than the cache has.", hint=hint)
+        raise CorruptError(f"{what} names other arrays than the cache has.", hint=REPAIR)
     return Commit(fingerprint, seed, shard, objects, versions)
 
 

@@ -1,8 +1,8 @@
-"""Rows on the wire: one safetensors document, the same bytes from every server. Pure.
+"""Rows in a response: one safetensors document, the same bytes from every server. No I/O.
 
-The header of a frame follows from what was asked, so a client works it out and compares: a response
+The header of a frame follows from the request, so a client computes it and compares: a response
 with other arrays, shapes, types or positions is refused before a value of it is used. safetensors
-has no checksum of its own; the one of the whole body travels in the header `CHECKSUM_HEADER`.
+has no checksum of its own; that of the whole body is sent in the HTTP header `CHECKSUM_HEADER`.
 
 Shape letters: B rows.
 """
@@ -49,7 +49,7 @@ def range_metadata(fingerprint: str, seed: int, start: int, stop: int) -> dict[s
 
 
 def lookup_metadata(fingerprint: str, seed: int, num_rows: int) -> dict[str, str]:
-    """`__metadata__` of a frame that answers a lookup of so many samples, in request order."""
+    """`__metadata__` of a frame with the rows of a lookup, in request order."""
     return {"fingerprint": fingerprint, "seed": str(seed), "rows": str(num_rows)}
 
 
@@ -58,7 +58,7 @@ def frame_header(arrays: Sequence[RowArray], num_rows: int, metadata: Mapping[st
     return _frame_header(tuple(arrays), num_rows, tuple(metadata.items()))
 
 
-@lru_cache(maxsize=512)  # lookups of one size under one seed are many, and alike
+@lru_cache(maxsize=512)  # many lookups of one size under one seed have the same header
 def _frame_header(
     arrays: tuple[RowArray, ...], num_rows: int, metadata: tuple[tuple[str, str], ...]
 ) -> bytes:
@@ -83,7 +83,7 @@ def values_size(arrays: Sequence[RowArray], num_rows: int) -> int:
 
 
 def checksum_of(*pieces: Buffer) -> str:
-    """What `CHECKSUM_HEADER` says of a body, whole or in pieces."""
+    """The value of `CHECKSUM_HEADER` for a body, whole or in pieces."""
     return f"{crc32c(*pieces):08x}"
 
 
@@ -100,26 +100,26 @@ def decode_frame(
 
     Args:
         body: of the response.
-        checksum: what its `CHECKSUM_HEADER` says; None where there is none.
-        arrays: those asked for.
-        num_rows: rows asked for.
-        metadata: what the frame must say of itself.
+        checksum: value of its `CHECKSUM_HEADER`; None where it has none.
+        arrays: that were requested.
+        num_rows: rows that were requested.
+        metadata: that the frame must have.
         what: the request, for messages.
 
     Raises:
-        CorruptError: it is not the answer to what was asked, or was damaged on the way.
+        CorruptError: it does not answer the request, or was damaged on the way.
     """
     header = frame_header(arrays, num_rows, metadata)
-    wanted = len(header) + values_size(arrays, num_rows)
-    if len(body) != wanted:
-        raise CorruptError(f"{what} answered {len(body)} bytes where {wanted} were to come.")
+    expected = len(header) + values_size(arrays, num_rows)
+    if len(body) != expected:
+        raise CorruptError(f"{what} returned {len(body)} bytes; {expected} were expected.")
     if checksum is None or checksum_of(body) != checksum:
         raise CorruptError(
             f"{what}: the body has CRC-32C {checksum_of(body)}, its header says "
             f"{checksum or 'nothing'}: it was damaged on the way."
         )
     if body[: len(header)] != header:
-        raise CorruptError(f"{what} answered other arrays, rows or cache than was asked for.")
+        raise CorruptError(f"{what} returned other arrays or rows than were requested.")
     rows: Arrays = {}
     offset = len(header)
     for array in arrays:

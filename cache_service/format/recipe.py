@@ -1,8 +1,8 @@
-"""Declared augmentation: the settings of each op, the presets, and their identity. Pure.
+"""Declared augmentation: the settings of each op, the presets, and the recipe. No I/O.
 
-What an op *does* is in `cache_service.views`; here is only what it was told. A recipe is stored in
-the cache, so every default below is part of the format: changing one orphans published caches.
-Shares are probabilities in [0, 1], sizes are in pixels, areas are fractions of the image.
+`cache_service.views` applies the ops; this file holds their settings. A recipe is stored in the
+cache, so every default below is part of the format: changing one makes a build of the same file
+another cache. Sizes are in pixels, areas are fractions of the image.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from pydantic import Field, model_validator
 
 from cache_service.config import Frozen
 
-Share = Annotated[float, Field(ge=0, le=1, description="Probability.")]
+Probability = Annotated[float, Field(ge=0, le=1, description="Probability.")]
 Aspect = Annotated[float, Field(ge=0.01, le=100, description="Width / height.")]
 Interpolation = Annotated[
     Literal["bilinear", "bicubic"], Field(description="Of the resize; both antialiased.")
 ]
 Part = Annotated[float, Field(gt=0, le=1)]
 AreaRange = Annotated[
-    tuple[Part, Part], Field(description="Least and largest share of the image's area.")
+    tuple[Part, Part], Field(description="Smallest and largest fraction of the image's area.")
 ]
 AspectRange = Annotated[
-    tuple[Aspect, Aspect], Field(description="Least and largest width / height.")
+    tuple[Aspect, Aspect], Field(description="Smallest and largest width / height.")
 ]
 Scale = Annotated[float, Field(ge=0.1, le=10)]
-Spread = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this to 1 + this.")]
+Strength = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this to 1 + this.")]
 Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
 
 
-def _require_rising(op: str, **ranges: tuple[float, float]) -> None:
+def _require_ascending(op: str, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         if low > high:
             raise ValueError(f"{op}.{name} runs from {low} down to {high}")
@@ -56,7 +56,7 @@ class RandomResizedCrop(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> RandomResizedCrop:
-        _require_rising(self.op, area=self.area, ratio=self.ratio)
+        _require_ascending(self.op, area=self.area, ratio=self.ratio)
         return self
 
 
@@ -65,7 +65,8 @@ class CenterCrop(Frozen):
 
     op: Literal["center_crop"] = "center_crop"
     crop_pct: Annotated[
-        float, Field(ge=0.1, le=1, description="The view's share of the resized shorter side.")
+        float,
+        Field(ge=0.1, le=1, description="The view's side / the resized shorter side."),
     ] = 1.0
     interpolation: Interpolation = "bilinear"
 
@@ -74,27 +75,30 @@ class HorizontalFlip(Frozen):
     """Mirror left and right with probability `prob`."""
 
     op: Literal["horizontal_flip"] = "horizontal_flip"
-    prob: Share = 0.5
+    prob: Probability = 0.5
 
 
 class RandomAffine(Frozen):
-    """Turn, shift, scale and lean about the middle, with bilinear interpolation on black."""
+    """Rotate, translate, scale and shear about the center; bilinear, on black."""
 
     op: Literal["random_affine"] = "random_affine"
     degrees: Annotated[
-        float, Field(ge=0, le=180, description="Turns by at most this, either way.")
+        float, Field(ge=0, le=180, description="Rotates by at most this, either way.")
     ] = 10.0
     translate: Annotated[
-        float, Field(ge=0, le=1, description="Shifts by at most this share of the side.")
+        float, Field(ge=0, le=1, description="Translates by at most this fraction of the side.")
     ] = 0.0
-    scale: Annotated[tuple[Scale, Scale], Field(description="Least and largest.")] = (1.0, 1.0)
+    scale: Annotated[tuple[Scale, Scale], Field(description="Smallest and largest.")] = (
+        1.0,
+        1.0,
+    )
     shear: Annotated[
-        float, Field(ge=0, le=60, description="Leans by at most this, in degrees, either way.")
+        float, Field(ge=0, le=60, description="Shears by at most this, in degrees, either way.")
     ] = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> RandomAffine:
-        _require_rising(self.op, scale=self.scale)
+        _require_ascending(self.op, scale=self.scale)
         return self
 
 
@@ -102,13 +106,14 @@ class ColorJitter(Frozen):
     """Brightness, contrast, saturation and hue, in a random order, with probability `prob`."""
 
     op: Literal["color_jitter"] = "color_jitter"
-    brightness: Spread = 0.0
-    contrast: Spread = 0.0
-    saturation: Spread = 0.0
+    brightness: Strength = 0.0
+    contrast: Strength = 0.0
+    saturation: Strength = 0.0
     hue: Annotated[
-        float, Field(ge=0, le=0.5, description="Turns by at most this share of the color circle.")
+        float,
+        Field(ge=0, le=0.5, description="Rotates by this fraction of the color circle."),
     ] = 0.0
-    prob: Share = 1.0
+    prob: Probability = 1.0
 
 
 class RandAugment(Frozen):
@@ -129,7 +134,7 @@ class RandomErasing(Frozen):
     """Overwrite a random box with the mean color or with noise (Zhong et al., 2020)."""
 
     op: Literal["random_erasing"] = "random_erasing"
-    prob: Share = 0.25
+    prob: Probability = 0.25
     area: AreaRange = (0.02, 1 / 3)
     ratio: AspectRange = (0.3, 10 / 3)
     fill: Annotated[
@@ -138,24 +143,24 @@ class RandomErasing(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> RandomErasing:
-        _require_rising(self.op, area=self.area, ratio=self.ratio)
+        _require_ascending(self.op, area=self.area, ratio=self.ratio)
         return self
 
 
 class Mixup(Frozen):
-    """Blend with the neighbor in the seed's order, share ~ Beta(alpha, alpha)."""
+    """Blend with the neighbor in the seed's order, weight ~ Beta(alpha, alpha)."""
 
     op: Literal["mixup"] = "mixup"
     alpha: Alpha = 0.8
-    prob: Share = 1.0
+    prob: Probability = 1.0
 
 
 class Cutmix(Frozen):
-    """Paste a box of the neighbor in the seed's order, area share ~ Beta(alpha, alpha)."""
+    """Paste a box of the neighbor in the seed's order, its area ~ Beta(alpha, alpha)."""
 
     op: Literal["cutmix"] = "cutmix"
     alpha: Alpha = 1.0
-    prob: Share = 1.0
+    prob: Probability = 1.0
 
 
 Op = Annotated[

@@ -1,9 +1,9 @@
-"""Rows <-> the bytes of one Zarr v3 shard object. Pure: no I/O, no torch, no zarr.
+"""Encodes rows as the bytes of one Zarr v3 shard object, and back. No I/O, no torch, no zarr.
 
 A shard holds its inner chunks back to back in order, each followed by its CRC-32C (Zarr codecs
 `bytes`, optionally `zstd`, then `crc32c`), and ends with the index: one little-endian pair
 (offset, size) of uint64 per chunk and the CRC-32C of those pairs (`sharding_indexed`,
-`index_location: end`). zarr-python writes the same bytes; a test holds us to it.
+`index_location: end`). zarr-python writes the same bytes; a test compares them.
 
 The table of chunks that `encode_shard` returns goes into the shard's commit. A reader checks each
 chunk against the commit, not only against the CRC beside it: a valid chunk in the wrong place
@@ -26,7 +26,7 @@ _ABSENT = np.uint64(2**64 - 1)
 _ZSTD = Zstd(level=3, checksum=False)
 
 REPAIR = "Run `kd-cache verify CACHE --repair` and then the same `kd-cache build` again."
-"""What to type after damage: repair drops the commits of damaged shards, build records them."""
+"""The hint after damage: repair drops the commits of damaged shards, build records them anew."""
 
 
 class ChunkTable(NamedTuple):
@@ -78,6 +78,16 @@ def encode_shard(
     return body, ChunkTable(len(body), index_crc, sizes, checksums)
 
 
+def encode_packed_chunk(payload: bytes) -> tuple[bytes, ChunkTable]:
+    """An object of one packed chunk and no index, as the witnesses of a shard are stored."""
+    packed = pack(payload)
+    size, checksum = len(packed), crc32c(packed)
+    table = ChunkTable(
+        size + CRC_BYTES, 0, np.array([size], np.int64), np.array([checksum], np.uint32)
+    )
+    return with_crc(packed), table
+
+
 def _chunk_bytes(rows: NDArray[np.generic], chunk_rows: int, fill: object) -> bytes:
     if len(rows) == chunk_rows:
         return np.ascontiguousarray(rows).tobytes()
@@ -103,7 +113,7 @@ def check_table(
     compression: str,
     what: str,
 ) -> None:
-    """Hold a commit's table against the layout, before memory is taken by what it says.
+    """Compare a commit's table with the layout, before memory is allocated by its figures.
 
     Args:
         table: from the commit.
@@ -127,11 +137,13 @@ def check_table(
         or len(table.sizes) != num_stored
         or table.size != int(np.sum(table.sizes + CRC_BYTES)) + index_bytes
     ):
-        raise CorruptError(f"the commit says of {what} what no shard can be.", hint=REPAIR)
+        raise CorruptError(
+            f"the commit gives {what} a size that no shard of this cache can have.", hint=REPAIR
+        )
 
 
 def check_chunk(stored: Buffer, *, checksum: int, what: str) -> None:
-    """Hold one stored chunk, its trailing CRC included, against its commit.
+    """Compare one stored chunk, its trailing CRC included, with its commit.
 
     Raises:
         CorruptError: the bytes are not those that the commit names.
@@ -155,8 +167,8 @@ def decode_chunk(
         stored: the chunk as it lies in the shard, its trailing CRC included.
         checksum: from the commit.
         compression: of the codec.
-        num_bytes: what the payload must unpack to. Memory is taken by this figure, never by one
-            that the stored bytes declare.
+        num_bytes: what the payload must unpack to. Memory is allocated by this figure, never by
+            one that the stored bytes declare.
         what: names the chunk in the message.
 
     Raises:
@@ -173,7 +185,7 @@ def decode_chunk(
 
 def _unpack(packed: bytes, num_bytes: int, what: str) -> bytes:
     try:
-        # Decoding into a buffer leaves the rest of it as zeros where the frame holds less.
+        # A frame that holds less than declared would leave zeros at the end of the buffer.
         if _declared_size(packed) != num_bytes:
             raise ValueError("size")
         out = bytearray(num_bytes)
@@ -186,7 +198,7 @@ def _unpack(packed: bytes, num_bytes: int, what: str) -> bytes:
 
 
 def _declared_size(frame: bytes) -> int:
-    """Bytes that a zstd frame says it holds, 0 where it does not say. Source: RFC 8878, 3.1.1.1."""
+    """Bytes that a zstd frame declares, 0 where it declares none. Source: RFC 8878, 3.1.1.1."""
     descriptor = frame[4]
     flag, single_segment = descriptor >> 6, descriptor >> 5 & 1
     start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
@@ -202,7 +214,7 @@ def pack(payload: bytes) -> bytes:
 
 
 def check_index(tail: bytes, table: ChunkTable, *, num_chunks: int, what: str) -> None:
-    """Hold a shard's stored index against its commit: foreign readers find chunks by it.
+    """Compare a shard's stored index with its commit: other Zarr readers find chunks by it.
 
     Args:
         tail: the object's last 16 * num_chunks + 4 bytes.
@@ -221,3 +233,8 @@ def check_index(tail: bytes, table: ChunkTable, *, num_chunks: int, what: str) -
 def index_size(num_chunks: int) -> int:
     """Bytes of the index at the end of a shard object, its CRC included."""
     return 16 * num_chunks + CRC_BYTES
+
+
+def with_crc(payload: bytes) -> bytes:
+    """A chunk as Zarr's `crc32c` codec stores it."""
+    return payload + crc32c(payload).to_bytes(CRC_BYTES, "little")

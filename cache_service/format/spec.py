@@ -1,4 +1,4 @@
-"""Everything that identifies a cache, and the fingerprint over it. Pure: no I/O, no torch.
+"""Everything that identifies a cache, and the fingerprint over it. No I/O, no torch.
 
 Identity only: where a cache lies, which seeds are recorded so far, and how it was built (batch
 size, workers, device) are not here, because two caches that differ in those are interchangeable.
@@ -17,7 +17,7 @@ from cache_service.format.codecs import Arrays, Codec, Decoding, Floats, Head, N
 from cache_service.format.recipe import Recipe
 
 FORMAT_VERSION: Literal[1] = 1
-"""Raised when an older reader would misread a newer cache. A reader refuses what it is not."""
+"""Raised when an older reader would misread a newer cache. A reader refuses any other number."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scales = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)]
@@ -51,7 +51,7 @@ class DatasetId(Frozen):
 
 
 class TeacherId(Frozen):
-    """Which network answered, and from what input."""
+    """Which network answered, and on which input."""
 
     model: str
     weights_sha256: Sha256
@@ -145,7 +145,7 @@ class CacheSpec(Frozen):
 
     @property
     def num_stored_cells(self) -> int:
-        """Cells kept per view: fewer than `num_cells` where coarser ones follow from finer."""
+        """Cells stored per view; fewer than `num_cells` where coarser ones follow from them."""
         return num_cells(self.stored_scales)
 
     @property

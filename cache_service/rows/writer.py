@@ -18,7 +18,7 @@ from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, encode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group, encode_group
 from cache_service.format.layout import CacheLayout, described_seeds
-from cache_service.format.shard import CRC_BYTES, ChunkTable, encode_shard, pack
+from cache_service.format.shard import CRC_BYTES, encode_packed_chunk, encode_shard, with_crc
 from cache_service.format.spec import CacheSpec
 from cache_service.storage import Storage
 
@@ -76,14 +76,8 @@ class CacheWriter:
                 compression=compression,
             )
             self.storage.put(keys[array.name], body)
-        packed = pack(witnesses.tobytes())
-        self.storage.put(keys["witness"], with_crc(packed))
-        tables["witness"] = ChunkTable(
-            size=len(packed) + CRC_BYTES,
-            index_crc32c=0,
-            sizes=np.array([len(packed)], np.int64),
-            checksums=np.array([crc32c(packed)], np.uint32),
-        )
+        body, tables["witness"] = encode_packed_chunk(witnesses.tobytes())
+        self.storage.put(keys["witness"], body)
         commit = Commit(self.group.fingerprint, seed, shard, tables, versions)
         return self.storage.create(commit_key(seed, shard), encode_commit(commit))
 
@@ -160,11 +154,6 @@ def first_difference(requested: Any, recorded: Any, path: str = "") -> tuple[str
                 return difference
         return None
     return None if requested == recorded else (path, requested, recorded)
-
-
-def with_crc(payload: bytes) -> bytes:
-    """A chunk as Zarr's `crc32c` codec stores it."""
-    return payload + crc32c(payload).to_bytes(CRC_BYTES, "little")
 
 
 def _head_chunks(layout: CacheLayout, head: Head | None) -> dict[str, bytes]:

@@ -10,8 +10,7 @@ from support.damage import changed, exchange, flip_and_read
 from support.everything import Expected, files_of, outcome
 
 from cache_service.format.layout import CacheLayout
-from cache_service.format.shard import index_size
-from cache_service.rows.writer import with_crc
+from cache_service.format.shard import index_size, with_crc
 
 CODECS = {
     "dense": {"kind": "dense"},

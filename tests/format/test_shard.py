@@ -24,8 +24,8 @@ from cache_service.format.shard import (
     encode_shard,
     index_size,
     pack,
+    with_crc,
 )
-from cache_service.rows.writer import with_crc
 
 CODECS = {
     "dense": {"kind": "dense"},
@@ -198,7 +198,7 @@ def test_what_is_no_single_frame_is_refused(packed):
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_table_that_no_shard_can_have_is_refused_before_a_byte_is_read(change, compression):
     _, table = encode_shard(np.arange(12), shard_rows=16, chunk_rows=4, fill=0, compression="none")
-    with pytest.raises(CorruptError, match="the commit says of it what no shard can be"):
+    with pytest.raises(CorruptError, match="the commit gives it a size that no shard"):
         check_table(
             table._replace(**change),
             num_stored=3,

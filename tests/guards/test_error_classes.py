@@ -29,6 +29,7 @@ FROZEN = {
     "unsupported": (422, 2),
     "untrained_teacher": (409, 3),
     "view_drift": (409, 3),
+    "workers": (500, 4),
 }
 """Code: HTTP status and exit code, which scripts and services rely on."""
 

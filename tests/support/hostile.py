@@ -13,8 +13,8 @@ from typing import Any
 
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json, crc32c
+from cache_service.format.shard import with_crc
 from cache_service.rows.reader import open_cache
-from cache_service.rows.writer import with_crc
 
 TIMEOUT_S = 60.0
 
