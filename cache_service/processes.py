@@ -96,6 +96,7 @@ class ChildProcess:
         self._input = self._process.stdin
         self.pid = self._process.pid
         self.last_message_s = time.monotonic()
+        self._is_terminated = False
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._readers = [self._reader(self._read_messages, self._process.stdout)]
@@ -152,12 +153,20 @@ class ChildProcess:
 
     def terminate(self) -> None:
         """Ask the child to finish its current step and end."""
-        self._process.terminate()
+        if not self._is_terminated:  # a second signal would end it in the middle of that step
+            self._is_terminated = True
+            self._process.terminate()
 
-    def wait(self) -> int:
-        """Close its input and wait until the child ends. Returns its exit status."""
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Close its input and wait until the child ends; kill it if that takes too long.
+
+        Returns its exit status.
+        """
         self.close_input()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
         self._join_readers()
         return status
 

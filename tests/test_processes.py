@@ -116,6 +116,15 @@ def test_stop_leaves_time_to_end_and_then_kills(start):
     assert (obedient.exit_status(), deaf.exit_status()) == (130, -signal.SIGKILL)
 
 
+def test_a_child_is_asked_to_end_only_once(start):
+    count = "signals = []; signal.signal(signal.SIGTERM, lambda *_: signals.append(1))"
+    child = start(f"{count}; parent.send({{}}); time.sleep(1); parent.send({{'n': len(signals)}})")
+    child.receive(20)
+    child.terminate()
+    assert child.stop(grace_s=20) == 0  # the second signal would end many a program at once
+    assert list(child.messages()) == [{"n": 1}]
+
+
 def test_killing_a_child_ends_the_processes_that_it_started(start):
     own = "subprocess.Popen(['sleep', '600']).pid"
     child = start(f"import subprocess; parent.send({{'pid': {own}}}); time.sleep(600)")

@@ -30,8 +30,7 @@ from cache_service.api.http.settings import ServeConfig
 from cache_service.api.http.waiting import Prioritize, ShardWaiter
 from cache_service.api.page import routes as page_routes
 from cache_service.api.page import sign_in
-from cache_service.api.page.pages import Pages
-from cache_service.api.page.service_ports import ServicePorts
+from cache_service.api.page.rendering import Pages
 
 
 def create_app(config: ServeConfig) -> FastAPI:
@@ -45,7 +44,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     if config.builds is not None:
         builds = Builds(config.root, config.builds, registry=metrics.registry)
     service = _create_service(config, metrics, stopping, builds)
-    pages = Pages(ServicePorts(service, builds), login=bool(config.tokens))
+    pages = Pages(service, builds)
     app = FastAPI(
         title="kd-cache",
         version=version("kd-cache"),

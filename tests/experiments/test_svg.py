@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from cache_service.api.page.cell_map import SCALE, SIDE, hex_color, scale_color
+from cache_service.api.page.drawing import SCALE, SIDE, hex_color, scale_color
 from cli.experiments.demo.heatmap import cell_map, scale_bar, view_symbol
 from cli.experiments.demo.result import CellGrid
 from cli.experiments.svg import (
@@ -142,7 +142,7 @@ def test_the_scale_grows_lighter_all_the_way():
     assert values == sorted(values)
 
 
-def test_each_cell_lies_in_its_place_with_its_verdict_logit_and_kind():
+def test_each_cell_lies_in_its_place_with_its_prediction_logit_and_kind():
     grid = CellGrid(2, (7, 1, 7, 3), (9.0, -1.0, 4.0, 0.5), (False, True, False, True))
     svg = cell_map(grid, label="cells", low=-1.0, high=9.0)
     half = SIDE / 2
@@ -156,8 +156,8 @@ def test_each_cell_lies_in_its_place_with_its_verdict_logit_and_kind():
     assert tints[0][2] == hex_color(SCALE[-1])
     assert tints[1][2] == hex_color(SCALE[0])
     assert re.findall(r'"cell (\w+)"', svg) == ["consistent", "complementary"] * 2
-    assert re.findall(r'class="verdict"[^>]*>(\d)<', svg) == ["7", "1", "7", "3"]
-    assert re.findall(r'class="logit"[^>]*>([-\d.]+)<', svg) == ["9.0", "-1.0", "4.0", "0.5"]
+    assert re.findall(r'class="prediction"[^>]*>(\d)<', svg) == ["7", "1", "7", "3"]
+    assert re.findall(r'class="value"[^>]*>([-\d.]+)<', svg) == ["9.0", "-1.0", "4.0", "0.5"]
 
 
 def test_equal_logits_have_a_color_too():

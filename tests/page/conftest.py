@@ -16,13 +16,13 @@ from fastapi import FastAPI
 from support.browser import chromium
 from support.builds import record_toy
 from support.caches import make_spec, open_writer, write_shard
-from support.page_ports import FolderPorts
+from support.page_service import PageService
 
 from cache_service.api.http.auth import AuthMiddleware, Tokens
 from cache_service.api.http.problems import add_problem_handlers
 from cache_service.api.http.settings import TokenConfig
 from cache_service.api.page import routes, sign_in
-from cache_service.api.page.pages import Pages
+from cache_service.api.page.rendering import Pages
 
 DATASET = {"name": "support.toys:patches", "args": {"num_samples": 96}}
 
@@ -79,14 +79,14 @@ def serving(pages: Pages, tokens: tuple[TokenConfig, ...] = ()) -> Iterator[str]
 
 
 @pytest.fixture(scope="session")
-def ports(root) -> FolderPorts:
-    return FolderPorts(root, (DATASET,))
+def page_service(root) -> PageService:
+    return PageService(root, (DATASET,))
 
 
 @pytest.fixture(scope="session")
-def pages(ports) -> Iterator[Pages]:
-    """They wait long: the first picture imports torch, which takes what the machine leaves it."""
-    made = Pages(ports, login=False, wait_s=60.0)
+def pages(page_service) -> Iterator[Pages]:
+    """They wait long, because the first image imports torch."""
+    made = page_service.pages(wait_s=60.0)
     yield made
     made.close()
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 from support.browser import DESKTOP, PHONE, Watched
-from support.page_ports import BUSY, QUIET, news
+from support.page_service import BUSY, QUIET, make_build
 
-from cache_service.api.page.static_files import static_file
+from cache_service.api.page.rendering import static_file
 from cache_service.rows.reader import open_cache
 
 SAMPLE = "/caches/plain/explore?seed=0&sample=12"
@@ -61,18 +61,18 @@ def visit(browser, server):
 
 
 @pytest.fixture
-def busy(ports):
-    ports.news = [news(), news(id="b", state="failed", cache="wrn", error="the disk is full.")]
-    ports.seen = BUSY
-    yield ports
-    ports.news, ports.seen = [], QUIET
+def busy(page_service):
+    failed = make_build(id="b", state="failed", cache="wrn", error="the disk is full.")
+    page_service.builds, page_service.traffic_figures = [make_build(), failed], BUSY
+    yield page_service
+    page_service.builds, page_service.traffic_figures = [], QUIET
 
 
 def test_figures_move_while_the_page_is_open(visit, busy):
     page = visit("/").page
     page.locator("#live.on").wait_for()
     assert page.locator("#build-1-rows").text_content() == "412,000 of 1,500,000"
-    busy.news = [news(rows_done=600_000, eta_s=7.0), *busy.news[1:]]
+    busy.builds = [make_build(rows_done=600_000, eta_s=7.0), *busy.builds[1:]]
     page.get_by_text("600,000 of 1,500,000").wait_for(timeout=15_000)
     assert page.locator("#build-1-eta").text_content() == "7.0 s"
     assert float(page.locator("#build-1-bar").evaluate("bar => bar.value")) == 0.4
@@ -81,7 +81,10 @@ def test_figures_move_while_the_page_is_open(visit, busy):
 def test_a_build_that_comes_or_fails_appears_without_a_reload(visit, busy):
     page = visit("/").page
     page.evaluate("window.unloaded = false")
-    busy.news = [news(id="new", cache="just-asked", state="queued", rows_done=0), *busy.news]
+    busy.builds = [
+        make_build(id="new", cache="just-asked", state="queued", rows_done=0),
+        *busy.builds,
+    ]
     page.get_by_role("heading", name="just-asked").wait_for(timeout=15_000)
     assert page.locator("#builds-active").text_content() == "2"
     assert page.evaluate("window.unloaded") is False
@@ -114,7 +117,7 @@ def test_nothing_is_wider_than_the_window_nor_too_faint_to_read(visit, busy, sch
 def test_words_on_a_map_are_readable_over_any_color():
     text = static_file("page.css").content.decode()
     plate = re.search(r"\.plate \{ fill: (#\w{6}); fill-opacity: (\.\d+); \}", text)
-    words = re.search(r"svg text\.logit \{ fill: (#\w{6})", text)
+    words = re.search(r"svg text\.value \{ fill: (#\w{6})", text)
     worst = [
         int(byte * float(plate[2]) + 255 * (1 - float(plate[2])))
         for byte in bytes.fromhex(plate[1][1:])
@@ -133,14 +136,14 @@ def test_everything_is_reached_by_tab_and_seen_where_it_is(visit):
     reached = []
     for _ in range(wanted + 5):
         page.keyboard.press("Tab")
-        told = page.evaluate(
+        values = page.evaluate(
             "() => { const e = document.activeElement; if (e === document.body) return null;"
             " const s = getComputedStyle(e); return [e.textContent.trim() || e.ariaLabel || e.name,"
             " s.outlineStyle, parseFloat(s.outlineWidth)]; }"
         )
-        if told is None:
+        if values is None:
             break
-        reached.append(told)
+        reached.append(values)
     assert reached[0][0] == "Skip to the content"
     assert len(reached) == wanted
     assert all(style != "none" and width >= 1 for _, style, width in reached)
@@ -188,10 +191,10 @@ def test_landmarks_labels_and_headers_are_there(visit, busy):
         for role in ("banner", "main"):
             assert page.get_by_role(role).count() == 1
         assert page.get_by_role("heading", level=1).count() == 1
-        told = page.evaluate(
+        values = page.evaluate(
             "() => [...document.querySelectorAll('input:not([type=hidden]), progress, nav, table')]"
             ".filter(e => !(e.labels?.length || e.ariaLabel || e.querySelector('caption')))"
             ".map(e => e.outerHTML)"
         )
-        assert told == []
+        assert values == []
         assert page.locator("th:not([scope])").count() == 0

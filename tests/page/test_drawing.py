@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from xml.etree import ElementTree as ET
@@ -10,10 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache_service.api.page.cell_map import Cell, cell_map, scale_bar, shorten
-from cache_service.api.page.coverage import LEVELS, coverage, coverage_picture
-from cache_service.api.page.png import data_url, encode_png
-from cache_service.api.page.rendering import coverage_scale, coverage_words, latency, prose, share
+from cache_service.api.page.drawing import (
+    Cell,
+    cell_map,
+    coverage_picture,
+    png_data_url,
+    scale_bar,
+    shorten,
+)
+from cache_service.api.page.overview import LEVELS, coverage, latency
+from cache_service.api.page.rendering import percent, prose
 
 
 def every(seeds, shards):
@@ -23,15 +30,15 @@ def every(seeds, shards):
 def test_one_shard_of_one_seed_is_one_box():
     found = coverage({0: [0]}, num_seeds=1, num_shards=1)
     assert found.levels_YX.tolist() == [[LEVELS - 1]]
-    assert found.share == 1
-    assert coverage_words(found) == "1 of 1 seeds complete, 1 of 1 shards recorded"
-    assert coverage_scale(found) == "Down: seed 0; across: 1 shard"
+    assert found.fraction == 1
+    assert found.summary == "1 of 1 seeds complete, 1 of 1 shards recorded"
+    assert found.axes == "Rows: seed 0; columns: 1 shard"
 
 
 def test_nothing_recorded_is_drawn_as_nothing_recorded():
     found = coverage({}, num_seeds=3, num_shards=2)
     assert found.levels_YX.tolist() == [[0, 0]] * 3
-    assert (found.share, found.complete) == (0, 0)
+    assert (found.fraction, found.complete) == (0, 0)
 
 
 def test_a_small_cache_has_a_box_for_every_shard():
@@ -51,8 +58,8 @@ def test_300_seeds_of_1000_shards_are_summed_up_and_stay_small():
     assert set(found.levels_YX[20].tolist()) == {3}  # 7 of its 8 seeds
     assert found.levels_YX[39, 0] == 4
     assert found.levels_YX[39, 63] == 3
-    assert "about 7.5 each" in coverage_scale(found)
-    assert len(coverage_picture(found, "words")) < 120_000
+    assert "about 7.5 in each" in found.axes
+    assert len(coverage_picture(found.levels_YX, "words")) < 120_000
 
 
 def test_a_box_is_full_only_where_every_shard_of_it_is_recorded():
@@ -76,7 +83,8 @@ def test_a_build_of_late_seeds_is_not_drawn_as_a_thousand_missing_ones():
 
 
 def test_the_picture_is_one_image_with_words_and_without_inline_style():
-    picture = coverage_picture(coverage({0: [0]}, num_seeds=2, num_shards=2), "a &lt;b&gt;")
+    found = coverage({0: [0]}, num_seeds=2, num_shards=2)
+    picture = coverage_picture(found.levels_YX, "a <b>")
     root = ET.fromstring(picture)
     assert (root.get("role"), root.get("aria-label")) == ("img", "a <b>")
     assert "style" not in picture
@@ -85,16 +93,17 @@ def test_the_picture_is_one_image_with_words_and_without_inline_style():
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 3), (224, 224, 3)])
 def test_a_png_decodes_to_the_same_pixels(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    with Image.open(io.BytesIO(encode_png(pixels))) as image:
+    head, _, content = png_data_url(pixels).partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
         image.load()
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image), pixels)
-    assert data_url(b"x").startswith("data:image/png;base64,")
 
 
 def cell(**changes):
-    facts = {"share": 0.5, "verdict": "cat", "value": "50%", "complementary": None, "told": "told"}
-    return Cell(**(facts | changes))
+    fields = {"fraction": 0.5, "prediction": "cat", "value": "50%", "complementary": None}
+    return Cell(**(fields | {"description": "a cat"} | changes))
 
 
 def test_cells_lie_row_by_row_with_frames_by_kind():
@@ -113,7 +122,7 @@ def test_cells_lie_row_by_row_with_frames_by_kind():
 
 def test_no_name_can_break_out_of_a_drawing():
     name = '"><script>alert(1)</script>&'
-    drawn = cell_map(1, [cell(verdict=name, told=name)], under="", label=name)
+    drawn = cell_map(1, [cell(prediction=name, description=name)], under="", label=name)
     assert "<script" not in drawn + scale_bar("0", "1", name)
     assert ET.fromstring(drawn).get("aria-label") == name
 
@@ -124,19 +133,21 @@ def test_cells_too_small_for_words_are_tinted_only():
     assert drawn.count("<title>") == 64
 
 
-def test_long_verdicts_are_set_smaller_then_cut():
+def test_long_predictions_are_set_smaller_then_cut():
     assert shorten("abcdef", 6) == "abcdef"
     assert shorten("abcdefg", 6) == "abcde\N{HORIZONTAL ELLIPSIS}"
-    assert 'class="verdict small"' in cell_map(4, [cell(verdict="place2")] * 16, under="", label="")
-    assert ">place2<" in cell_map(4, [cell(verdict="place2")] * 16, under="", label="")
+    assert 'class="prediction small"' in cell_map(
+        4, [cell(prediction="place2")] * 16, under="", label=""
+    )
+    assert ">place2<" in cell_map(4, [cell(prediction="place2")] * 16, under="", label="")
 
 
 @pytest.mark.parametrize(
     ("part", "text"),
     [(0, "0%"), (0.0004, "<1%"), (0.25, "25%"), (0.9996, ">99%"), (1, "100%")],
 )
-def test_shares_never_round_to_certainty(part, text):
-    assert share(part) == text
+def test_percentages_never_round_to_certainty(part, text):
+    assert percent(part) == text
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,9 @@ import pytest
 import urllib3
 from support.builds import record_toy
 from support.html_page import Page
-from support.page_ports import BUSY, FolderPorts, news
+from support.page_service import BUSY, PageService, make_build, no_images
 
 from cache_service.api.page import routes
-from cache_service.api.page.pages import Pages
-from cache_service.api.page.renderer import Renderer
 from cache_service.errors import ConfigError, NotACacheError, RowsNotBuiltError, StorageError
 
 EVIL = '"><script>alert(1)</script>'
@@ -36,11 +34,11 @@ def parsed(page):
 
 @pytest.fixture
 def make():
-    """Pages without a drawing process of any use."""
+    """Pages that cannot render images."""
     made = []
 
-    def make(ports, *, login=False):
-        made.append(Pages(ports, login=login, renderer=Renderer(command=("/bin/false",))))
+    def make(page_service):
+        made.append(page_service.pages(renderer=no_images()))
         return made[-1]
 
     yield make
@@ -49,7 +47,7 @@ def make():
 
 
 def test_an_empty_root_says_what_to_type(tmp_path, make):
-    html = make(FolderPorts(tmp_path)).overview().html
+    html = make(PageService(tmp_path)).overview().html
     assert "There is no cache here yet" in html
     assert "kd-cache build FILE" in html
     assert f"{tmp_path}/NAME" in html
@@ -71,20 +69,23 @@ def test_a_cache_that_cannot_be_opened_is_listed_with_the_reason(root, tmp_path,
     shutil.copytree(root / "partial", tmp_path / "damaged")
     file = tmp_path / "damaged" / "zarr.json"
     file.write_text(file.read_text().replace('"toy"', '"tow"'))
-    html = make(FolderPorts(tmp_path)).overview().html
-    assert "Cannot be opened." in html
+    html = make(PageService(tmp_path)).overview().html
+    assert "This cache cannot be opened." in html
     assert "/caches/good" in html
 
 
-def test_states_of_builds_are_said_and_errors_shown(root, make):
-    ports = FolderPorts(root)
-    pages = make(ports)
-    assert "No build was asked for yet" in pages.overview().html
-    assert "No requests in the last minute" in pages.overview().html
-    ports.builds_enabled = False
-    assert "This server records nothing itself" in pages.overview().html
-    ports.news = [news(), news(state="failed", error=EVIL), news(state="queued", rows_total=0)]
-    ports.seen = BUSY
+def test_states_of_builds_and_errors_are_shown(root, make):
+    assert (
+        "does not record caches itself"
+        in make(PageService(root, runs_builds=False)).overview().html
+    )
+    page_service = PageService(root)
+    pages = make(page_service)
+    assert "No build has been requested yet" in pages.overview().html
+    assert "no requests in the last minute" in pages.overview().html
+    failed = make_build(state="failed", error=EVIL)
+    page_service.builds = [make_build(), failed, make_build(state="queued", rows_total=0)]
+    page_service.traffic_figures = BUSY
     found = parsed(pages.overview())
     assert [bar["value"] for bar in found.all("progress")] == ["0.2747", "0.2747", "0.0"]
     texts = [text for _, text in found.texts]
@@ -94,21 +95,21 @@ def test_states_of_builds_are_said_and_errors_shown(root, make):
 
 
 def test_an_event_has_the_same_words_and_the_raw_figures(root, make):
-    ports = FolderPorts(root)
-    ports.news, ports.seen = [news()], BUSY
-    pages = make(ports)
+    page_service = PageService(root)
+    page_service.builds, page_service.traffic_figures = [make_build()], BUSY
+    pages = make(page_service)
     event = pages.event()
     html = pages.overview().html
     for name, text in event["shown"].items():
         assert re.search(rf'id="{name}"[^>]*>{re.escape(text)}<', html), name
     assert event["builds"][0]["rows_per_s"] == 5312.0
-    assert event["traffic"]["p99_s"] == BUSY.p99_s
+    assert event["traffic"]["p99_s"] == BUSY["p99_ms"] / 1000
     assert event is pages.event()
 
 
 def test_events_go_on_after_a_moment_in_which_the_queue_cannot_be_read(root, make):
-    class Failing(FolderPorts):
-        def builds(self):
+    class Failing(PageService):
+        def newest(self, limit):
             raise StorageError("the builds database cannot be used.")
 
     async def two():
@@ -123,9 +124,9 @@ def test_events_go_on_after_a_moment_in_which_the_queue_cannot_be_read(root, mak
 
 def test_figures_change_the_words_only_and_states_the_structure(root, make):
     def structure(**changes):
-        ports = FolderPorts(root)
-        ports.news = [news(**changes)]
-        return make(ports).event()["structure"]
+        page_service = PageService(root)
+        page_service.builds = [make_build(**changes)]
+        return make(page_service).event()["structure"]
 
     assert structure() == structure(rows_done=500_000, eta_s=3.0)
     assert structure() != structure(state="done")
@@ -138,7 +139,7 @@ def test_hostile_names_are_shown_as_text(tmp_path, make):
         "split": EVIL.replace("/", ""),
     }
     record_toy(str(tmp_path / "c"), seeds="0:1", dataset=dataset)
-    pages = make(FolderPorts(tmp_path))
+    pages = make(PageService(tmp_path))
     for page in (pages.overview(), pages.cache("c"), pages.explore("c", "", "")):
         assert "<script>alert" not in page.html
         assert "&lt;script&gt;alert" in page.html
@@ -151,24 +152,25 @@ def test_hostile_names_are_shown_as_text(tmp_path, make):
 def test_the_page_of_a_cache_says_everything_that_identifies_it(pages, root):
     found = parsed(pages.cache("plain"))
     texts = " ".join(text for _, text in found.texts)
-    spec = FolderPorts(root).open("plain").cache.spec
+    spec = PageService(root).service.catalog.open("plain").cache.spec
     for fact in (
         spec.fingerprint,
         spec.teacher.weights_sha256,
         spec.dataset.sha256,
         "pad_crop, horizontal_flip; 16 px",
-        "1, 2, 4: 21 cells a view, of which scale 4 is stored and the rest follows",
+        "1, 2, 4: 21 cells per view. Scale 4 is stored; the others are computed from it",
         "dense float16",
         "Complete seeds: 0:2.",
     ):
         assert fact in texts
-    assert "Begun: seed 0 (2 of 4 shards), seed 2 (1 of 4 shards).<" in pages.cache("partial").html
+    begun = "Incomplete seeds: seed 0 (2 of 4 shards), seed 2 (1 of 4 shards).<"
+    assert begun in pages.cache("partial").html
 
 
 def test_a_mixed_view_names_its_partner(pages):
     html = pages.explore("mixed", "0", "0").html
     assert "the larger part of a mixed view" in html
-    assert re.search(r'href="\?seed=0&amp;sample=\d+">sample \d+</a> \(place\d\); own share', html)
+    assert re.search(r'href="\?seed=0&amp;sample=\d+">sample \d+</a> \(place\d\); the sample', html)
 
 
 def test_a_sample_page_links_its_neighbors_and_other_seeds(pages):
@@ -183,25 +185,26 @@ def test_a_sample_page_links_its_neighbors_and_other_seeds(pages):
     assert last == {"ArrowLeft", "Shift+ArrowLeft"}
 
 
-def test_without_its_dataset_the_answers_are_shown_and_what_to_configure(root, make):
-    page = make(FolderPorts(root)).explore("plain", "0", "3")
+def test_without_its_dataset_the_predictions_are_shown_and_what_to_configure(root, make):
+    page = make(PageService(root)).explore("plain", "0", "3")
     parsed(page)
     assert "The server may not open the dataset" in page.html
     assert "builds.datasets" in page.html
     assert "because the label is not known here" in page.html
-    assert "Views that the cache keeps whole" in page.html or "kept in the cache" in page.html
+    stored = ("Views whose pixels the cache stores", "stored in the cache")
+    assert any(words in page.html for words in stored)
     assert "complementary" not in page.html
     assert page.html.count("data-cell=") == 21
 
 
-def test_a_picture_that_fails_leaves_the_answers_and_the_reason(root, make):
-    page = make(FolderPorts(root, ({"name": "support.toys:patches"},))).explore("plain", "0", "3")
+def test_a_picture_that_fails_leaves_the_predictions_and_the_reason(root, make):
+    page = make(PageService(root, ({"name": "support.toys:patches"},))).explore("plain", "0", "3")
     parsed(page)
-    assert "drawing process" in page.html
+    assert "the rendering process ended" in page.html
     assert page.html.count("data-cell=") == 21
 
 
-def test_rows_that_are_not_recorded_are_told_on_the_page(pages):
+def test_rows_that_are_not_recorded_are_reported_on_the_page(pages):
     page = pages.explore("plain", "7", "3")
     parsed(page)
     assert page.status == RowsNotBuiltError.http_status

@@ -40,7 +40,7 @@ def test_the_first_page_shows_the_services_caches_and_traffic(service):
     html = service.ask("GET", "/").data.decode()
     assert "/caches/plain" in html
     assert "Median latency" in html
-    assert "This server records nothing itself" in html
+    assert "This server does not record caches itself" in html
 
 
 def test_events_come_at_once_and_end_with_the_server(root):
@@ -57,7 +57,7 @@ def test_events_come_at_once_and_end_with_the_server(root):
     answer.release_conn()
 
 
-def test_the_server_never_loads_what_draws(root):
+def test_the_server_never_loads_what_renders(root):
     script = """
 import sys
 from support.serving import serving
@@ -126,23 +126,23 @@ def test_a_form_of_another_site_and_a_long_one_are_refused(closed):
 
 def test_wrong_tokens_are_refused_and_soon_not_even_heard(root):
     with serving(root, tokens=TOKENS) as service:
-        for _ in range(sign_in.MAX_TRIES):
+        for _ in range(sign_in.MAX_ATTEMPTS):
             answer = signs_in(service, "wrong")
             assert answer.status == 401
-            assert "not known here" in answer.data.decode()
+            assert "does not know the token" in answer.data.decode()
         assert signs_in(service, READ_TOKEN).status == 429
 
 
 def test_one_address_that_guesses_does_not_lock_others_out_and_few_are_remembered():
-    tries = sign_in.Tries()
-    for _ in range(sign_in.MAX_TRIES):
-        assert tries.wait_s("a") == 0
-        tries.count("a")
-    assert 0 < tries.wait_s("a") <= sign_in.TRIES_S
-    assert tries.wait_s("b") == 0
+    attempts = sign_in.FailedAttempts()
+    for _ in range(sign_in.MAX_ATTEMPTS):
+        assert attempts.wait_s("a") == 0
+        attempts.add("a")
+    assert 0 < attempts.wait_s("a") <= sign_in.WINDOW_S
+    assert attempts.wait_s("b") == 0
     for number in range(sign_in.MAX_ADDRESSES):
-        tries.count(str(number))
-    assert tries.wait_s("a") == 0
+        attempts.add(str(number))
+    assert attempts.wait_s("a") == 0
 
 
 @pytest.mark.parametrize(

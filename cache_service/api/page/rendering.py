@@ -1,24 +1,245 @@
-"""Values -> HTML. Templates escape what they are given; only drawings made here pass unescaped."""
+"""The pages as HTML, from what the service knows.
+
+Templates escape what they are given. Only drawings that are made here pass unescaped.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import time
+from collections.abc import Mapping
+from functools import lru_cache
 from html import escape
+from importlib import resources
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from cache_service.api.page.answer import CellAnswer, Grid
-from cache_service.api.page.cell_map import SIDE, Cell, cell_map, drawing, scale_bar
-from cache_service.api.page.coverage import Coverage, coverage_picture
-from cache_service.api.page.explorer import Explored
+from cache_service.api.builds.supervisor import Builds
+from cache_service.api.http.service import Service
+from cache_service.api.page.drawing import (
+    SIDE,
+    Cell,
+    cell_map,
+    coverage_picture,
+    drawing,
+    scale_bar,
+)
+from cache_service.api.page.explorer import (
+    CellFigures,
+    Explored,
+    Grid,
+    explore,
+    first_recorded,
+    neighbor_seeds,
+)
+from cache_service.api.page.images import ImageRenderer
+from cache_service.api.page.overview import (
+    Coverage,
+    activity,
+    cache_card,
+    count,
+    event_document,
+    latency,
+    live_figures,
+    overview,
+)
+from cache_service.errors import ConfigError, KdCacheError, RowsNotBuiltError
+from cache_service.format.seeds import MAX_SEED
 from cache_service.human_format import human_bytes, human_seconds
 
+WAIT_S = 8.0
+"""How long a page waits for its images. Without them it is sent, and loads itself again."""
+
+RELOAD_S = 2
+"""Seconds until a page without its images loads itself again."""
+
+SNAPSHOT_S = 0.9
+"""Age up to which all open pages share the figures of builds and traffic."""
+
+HEADINGS = {404: "Not found", 422: "Invalid request"}
+
+TONES = {"queued": "", "running": "busy", "done": "good", "failed": "bad", "canceled": ""}
+"""CSS class of a build's state."""
+
 VIEW_ID = "the-view"
-"""Name of the one copy of the view's pixels, on which every map lies."""
+"""Id of the one copy of the view's pixels, which lies below every map."""
+
+MEDIA_TYPES = {
+    "icon.svg": "image/svg+xml",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
 
 
-def make_environment() -> jinja2.Environment:
-    """The templates of this package, with what they may call."""
+class StaticFile(NamedTuple):
+    """One file of the pages."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+@lru_cache(maxsize=16)
+def static_file(name: str) -> StaticFile | None:
+    """The file of that name, from the installed package; None if the pages have no such file."""
+    media_type = MEDIA_TYPES.get(name)
+    if media_type is None:
+        return None
+    content = resources.files(__package__).joinpath("static", name).read_bytes()
+    return StaticFile(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+
+
+class Page(NamedTuple):
+    """One answer. `reload_s` is None if the page is complete."""
+
+    html: str
+    status: int = 200
+    reload_s: int | None = None
+
+
+class Pages:
+    """Renders every page of a server; closed with it.
+
+    Attributes:
+        login: whether visitors sign in, and so may sign out.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        builds: Builds | None,
+        *,
+        renderer: ImageRenderer | None = None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self.login = bool(service.config.tokens)
+        self._service = service
+        self._builds = builds
+        self._renderer = renderer or ImageRenderer()
+        self._wait_s = wait_s
+        self._environment = _environment()
+        self._lock = threading.Lock()
+        self._event: tuple[float, dict[str, Any]] = (float("-inf"), {})
+
+    def close(self) -> None:
+        """End the process that renders images."""
+        self._renderer.close()
+
+    def overview(self) -> Page:
+        """All caches, builds and traffic."""
+        page = overview(self._service, self._builds)
+        return self._page("overview.html", page=page, figures=live_figures(page.activity))
+
+    def cache(self, name: str) -> Page:
+        """One cache in full."""
+        card = cache_card(name, self._service.catalog.open(name), rows=60, columns=96)
+        return self._page("cache.html", card=card)
+
+    def explore(self, name: str, seed: str, sample: str) -> Page:
+        """One sample under one seed, as they were typed; empty for the first recorded one."""
+        opened = self._service.catalog.open(name)
+        cache, commits = opened.cache, opened.commits()
+        spec = cache.spec
+        first = first_recorded(spec, commits)
+        if first is None:
+            raise RowsNotBuiltError(
+                f"nothing of {name} is recorded yet.",
+                hint="Its samples can be shown when the first shard is committed.",
+            )
+        seed_number = _number("seed", seed, first[0])
+        sample_number = _number("sample", sample, 0 if seed else first[1])
+        explored, refusal = None, None
+        try:
+            explored = explore(
+                cache,
+                seed_number,
+                sample_number,
+                commits=commits,
+                datasets=self._datasets(),
+                renderer=self._renderer,
+                wait_s=self._wait_s,
+            )
+        except RowsNotBuiltError as error:
+            refusal = error
+        last = spec.dataset.num_samples - 1
+        before, after = neighbor_seeds(commits, seed_number)
+        page = self._page(
+            "explore.html",
+            explored=explored,
+            refusal=refusal,
+            name=name,
+            seed=seed_number,
+            sample=sample_number,
+            num_seeds=cache.num_seeds(),
+            num_samples=last + 1,
+            num_cells=spec.num_cells,
+            size=spec.recipe.size,
+            topk=spec.codec.num_kept,
+            previous_sample=min(sample_number - 1, last) if sample_number > 0 else None,
+            next_sample=sample_number + 1 if sample_number < last else None,
+            previous_seed=before,
+            next_seed=after,
+        )
+        is_pending = explored is not None and explored.note is not None and explored.note.is_pending
+        return page._replace(
+            status=200 if refusal is None else refusal.http_status,
+            reload_s=RELOAD_S if is_pending else None,
+        )
+
+    def sign_in(self, *, next_path: str, message: str = "", status: int = 200) -> Page:
+        """The form that asks for a token."""
+        style = static_file("page.css")
+        assert style is not None
+        html = self._environment.get_template("login.html").render(
+            style=style.content.decode(), next=next_path, message=message
+        )
+        return Page(html, status)
+
+    def refused(self, refusal: KdCacheError) -> Page:
+        """The reason why there is no page."""
+        status = refusal.http_status
+        page = self._page(
+            "refused.html",
+            status=status,
+            heading=HEADINGS.get(status, "Refused"),
+            message=refusal.message,
+            hint=refusal.hint,
+        )
+        return page._replace(status=status)
+
+    def event(self) -> dict[str, Any]:
+        """Figures of builds and traffic, at most SNAPSHOT_S old."""
+        with self._lock:
+            taken, event = self._event
+            if time.monotonic() - taken > SNAPSHOT_S:
+                event = event_document(activity(self._service, self._builds))
+                self._event = (time.monotonic(), event)
+            return event
+
+    def _datasets(self) -> tuple[Mapping[str, Any], ...]:
+        """The only datasets that may be opened: those of the server's own configuration."""
+        config = self._service.config.builds
+        listed = () if config is None else config.datasets.values()
+        return tuple(dataset.model_dump(mode="json") for dataset in listed)
+
+    def _page(self, template: str, **values: Any) -> Page:
+        html = self._environment.get_template(template).render(login=self.login, **values)
+        return Page(html)
+
+
+def _number(what: str, text: str, default: int) -> int:
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text[:12]) <= MAX_SEED):
+        raise ConfigError(f"{what}={text[:40]!r} is not a number from 0 to {MAX_SEED}.")
+    return int(text)
+
+
+def _environment() -> jinja2.Environment:
+    """The templates of this package, with the functions that they call."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cache_service.api.page"),
         autoescape=True,
@@ -30,77 +251,47 @@ def make_environment() -> jinja2.Environment:
         bytes=human_bytes,
         seconds=human_seconds,
         count=count,
-        share=share,
+        percent=percent,
         latency=latency,
         prose=prose,
-        coverage=draw_coverage,
-        coverage_words=coverage_words,
-        coverage_scale=coverage_scale,
+        coverage=_draw_coverage,
     )
     environment.globals.update(
-        view_symbol=view_symbol,
-        view_drawing=view_drawing,
-        grid_drawing=grid_drawing,
-        share_scale=share_scale,
+        tones=TONES,
+        view_symbol=_view_symbol,
+        view_drawing=_view_drawing,
+        grid_drawing=_grid_drawing,
+        probability_scale=_probability_scale,
     )
     return environment
 
 
-def count(number: float) -> str:
-    """`1234567` -> `1,234,567`."""
-    return f"{number:,.0f}"
-
-
-def share(part: float) -> str:
-    """Probabilities and progress: whole percent, but neither 0 nor 100 % for what is only near."""
-    percent = 100 * part
-    if 0 < percent < 1:
+def percent(fraction: float) -> str:
+    """Whole percent, but neither 0 nor 100 % for a fraction that is only close to them."""
+    number = 100 * fraction
+    if 0 < number < 1:
         return "<1%"
-    if 99 < percent < 100:
+    if 99 < number < 100:
         return ">99%"
-    return f"{percent:.0f}%"
-
-
-def latency(seconds: float | None) -> str:
-    """Milliseconds up to a second."""
-    if seconds is None:
-        return "\N{EN DASH}"
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"{number:.0f}%"
 
 
 def prose(text: str) -> Markup:
-    """A message with what stands in backticks as code."""
+    """A message in which the parts in backticks are set as code."""
     parts = escape(text).split("`")
-    if len(parts) % 2 == 0:  # a lone backtick is a character like others
+    if len(parts) % 2 == 0:  # a single backtick is an ordinary character
         return _safe("`".join(parts))
-    marked = [f"<code>{part}</code>" if nth % 2 else part for nth, part in enumerate(parts)]
-    return _safe("".join(marked))
-
-
-def coverage_words(found: Coverage) -> str:
-    """What is recorded, in one sentence."""
-    return (
-        f"{found.complete:,} of {found.num_seeds:,} seeds complete, "
-        f"{found.recorded:,} of {found.planned:,} shards recorded"
+    return _safe(
+        "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
     )
 
 
-def coverage_scale(found: Coverage) -> str:
-    """What the rows and the boxes of the picture stand for."""
-    last = found.first_seed + found.num_seeds - 1
-    seeds = f"seed {last}" if found.num_seeds == 1 else f"seeds {found.first_seed} to {last}"
-    shards = "1 shard" if found.num_shards == 1 else f"{found.num_shards:,} shards"
-    down = _axis("Down", seeds, found.seeds_per_row)
-    return f"{down}; {_axis('across', shards, found.shards_per_box)}"
+def _draw_coverage(recorded: Coverage) -> Markup:
+    return _safe(coverage_picture(recorded.levels_YX, f"{recorded.summary}."))
 
 
-def draw_coverage(found: Coverage) -> Markup:
-    """The picture of seeds x shards."""
-    return _safe(coverage_picture(found, escape(coverage_words(found) + ".")))
-
-
-def view_symbol(view: str) -> Markup:
-    """The view's pixels, drawn once, out of sight."""
+def _view_symbol(view: str) -> Markup:
+    """The view's pixels, once and hidden, for `_under`."""
     if not view:
         return Markup()
     return _safe(
@@ -111,50 +302,40 @@ def view_symbol(view: str) -> Markup:
     )
 
 
-def view_drawing(explored: Explored) -> Markup:
-    """The view alone."""
+def _view_drawing(explored: Explored) -> Markup:
     row = explored.row
-    return _safe(
-        drawing("map", f"View of sample {row.sample} under seed {row.seed}", _under(explored))
-    )
+    label = f"View of sample {row.sample} under seed {row.seed}"
+    return _safe(drawing("map", label, _under(explored)))
 
 
-def grid_drawing(explored: Explored, grid: Grid) -> Markup:
-    """The answers to the cells of one scale, over the view."""
+def _grid_drawing(explored: Explored, grid: Grid) -> Markup:
+    """The predictions from the cells of one scale, over the view."""
     cells = [
         Cell(
-            share=cell.target_share,
-            verdict=explored.short_name(cell.top),
-            value=share(cell.target_share),
+            fraction=cell.target_probability,
+            prediction=explored.short_name(cell.top),
+            value=percent(cell.target_probability),
             complementary=cell.complementary,
-            told=cell_words(explored, cell),
+            description=_describe_cell(explored, cell),
         )
         for cell in grid.cells
     ]
-    told = "; ".join(cell.told for cell in cells)
-    label = f"Cells of scale {grid.scale}. {told}."
+    label = f"Cells of scale {grid.scale}. {'; '.join(cell.description for cell in cells)}."
     return _safe(cell_map(grid.scale, cells, under=_under(explored), label=label))
 
 
-def cell_words(explored: Explored, cell: CellAnswer) -> str:
-    """A cell in words."""
-    kinds = {True: ", complementary", False: ", consistent", None: ""}
-    target = explored.name(explored.answer.target)
+def _describe_cell(explored: Explored, cell: CellFigures) -> str:
+    kind = {True: ", complementary", False: ", consistent", None: ""}[cell.complementary]
+    target = explored.name(explored.figures.target)
     return (
         f"row {cell.row + 1} column {cell.column + 1}: {explored.name(cell.top)}, "
-        f"{target} {share(cell.target_share)}{kinds[cell.complementary]}"
+        f"{target} {percent(cell.target_probability)}{kind}"
     )
 
 
-def share_scale(name: str) -> Markup:
-    """The color scale of the maps."""
-    said = f"Color scale: probability of {name} from 0, dark, to 100 percent, bright"
-    return _safe(scale_bar("0%", "100%", said))
-
-
-def _axis(direction: str, what: str, per_box: float) -> str:
-    shared = f", about {per_box:.3g} each" if per_box > 1 else ""
-    return f"{direction}: {what}{shared}"
+def _probability_scale(name: str) -> Markup:
+    label = f"Color scale: probability of {name} from 0, dark, to 100 percent, bright"
+    return _safe(scale_bar("0%", "100%", label))
 
 
 def _under(explored: Explored) -> str:
@@ -164,4 +345,4 @@ def _under(explored: Explored) -> str:
 
 
 def _safe(html: str) -> Markup:
-    return Markup(html)  # noqa: S704  whoever calls this has escaped every name
+    return Markup(html)  # noqa: S704  callers have escaped every name

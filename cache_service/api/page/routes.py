@@ -1,4 +1,4 @@
-"""Routes of the pages: each asks `Pages`, and frames what it says with the headers of a page."""
+"""Routes of the pages: each renders a page with `Pages`, and sends it with the right headers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
-from cache_service.api.page.pages import Page, Pages
-from cache_service.api.page.static_files import static_file
+from cache_service.api.page.rendering import Page, Pages, static_file
 from cache_service.errors import KdCacheError, NotACacheError
 
 POLICY = (
@@ -21,20 +20,20 @@ POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
-GUARDS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every page and file."""
+"""Sent with every page and file."""
 
-ALONE_POLICY = (
+SIGN_IN_POLICY = (
     "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-"""Of the sign-in page, which brings its style along: nothing else is open to a stranger."""
+"""Policy of the sign-in page. It contains its style, because a stranger may load nothing else."""
 
 EVENT_S = 1.0
 """Seconds between two events."""
@@ -48,21 +47,21 @@ def pages_of(request: Request) -> Pages:
     return pages
 
 
-def framed(pages: Pages, page: Page) -> Response:
-    """A page as a response. What may hold a visitor's secrets is never stored."""
-    headers = GUARDS | {"Cache-Control": "no-store" if pages.login else "no-cache"}
+def page_response(pages: Pages, page: Page) -> Response:
+    """A page as a response. Pages of visitors who signed in are never stored by a browser."""
+    headers = SECURITY_HEADERS | {"Cache-Control": "no-store" if pages.login else "no-cache"}
     if page.reload_s is not None:
         headers["Refresh"] = str(page.reload_s)
     return HTMLResponse(page.html, page.status, headers)
 
 
-def framed_alone(page: Page) -> Response:
-    """A page that loads nothing, as a response that is stored nowhere."""
+def sign_in_response(page: Page) -> Response:
+    """The sign-in page as a response, which loads nothing and is never stored."""
     style = static_file("page.css")
     assert style is not None
     digest = base64.b64encode(hashlib.sha256(style.content).digest()).decode()
-    policy = {"Content-Security-Policy": ALONE_POLICY.format(digest=digest)}
-    headers = GUARDS | policy | {"Cache-Control": "no-store"}
+    policy = {"Content-Security-Policy": SIGN_IN_POLICY.format(digest=digest)}
+    headers = SECURITY_HEADERS | policy | {"Cache-Control": "no-store"}
     return HTMLResponse(page.html, page.status, headers)
 
 
@@ -70,33 +69,33 @@ def framed_alone(page: Page) -> Response:
 def overview(request: Request) -> Response:
     """All caches, builds and traffic."""
     pages = pages_of(request)
-    return _told(pages, pages.overview)
+    return _page_or_refusal(pages, pages.overview)
 
 
 @router.get("/caches/{name}")
 def cache(request: Request, name: str) -> Response:
     """One cache."""
     pages = pages_of(request)
-    return _told(pages, lambda: pages.cache(name))
+    return _page_or_refusal(pages, lambda: pages.cache(name))
 
 
 @router.get("/caches/{name}/explore")
 def explore(request: Request, name: str, seed: str = "", sample: str = "") -> Response:
     """One sample under one seed."""
     pages = pages_of(request)
-    return _told(pages, lambda: pages.explore(name, seed, sample))
+    return _page_or_refusal(pages, lambda: pages.explore(name, seed, sample))
 
 
 @router.get("/static/{name}")
 async def static(request: Request, name: str) -> Response:
     """A file of the page."""
-    found = static_file(name)
-    if found is None:
+    file = static_file(name)
+    if file is None:
         raise NotACacheError(f"there is no file {name[:80]!r}.")
-    headers = GUARDS | {"Cache-Control": "no-cache", "ETag": found.etag}
-    if request.headers.get("if-none-match") == found.etag:
+    headers = SECURITY_HEADERS | {"Cache-Control": "no-cache", "ETag": file.etag}
+    if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=headers)
-    return Response(found.content, media_type=found.media_type, headers=headers)
+    return Response(file.content, media_type=file.media_type, headers=headers)
 
 
 @router.get("/v1/events")
@@ -105,7 +104,7 @@ async def events(request: Request) -> Response:
     return StreamingResponse(
         _events(pages_of(request), request.app.state.service.stopping),
         media_type="text/event-stream",
-        headers=GUARDS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        headers=SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
@@ -114,7 +113,7 @@ async def _events(pages: Pages, stopping: asyncio.Event) -> AsyncIterator[bytes]
         try:
             event = await run_in_threadpool(pages.event)
             yield b"data: " + json.dumps(event).encode() + b"\n\n"
-        except KdCacheError as refusal:  # the queue's disk may be full; the next second may be well
+        except KdCacheError as refusal:  # such as a full disk; the next try may succeed
             yield f": {refusal.code}\n\n".encode()
         try:
             await asyncio.wait_for(stopping.wait(), EVENT_S)
@@ -122,8 +121,8 @@ async def _events(pages: Pages, stopping: asyncio.Event) -> AsyncIterator[bytes]
             continue
 
 
-def _told(pages: Pages, make: Callable[[], Page]) -> Response:
+def _page_or_refusal(pages: Pages, render: Callable[[], Page]) -> Response:
     try:
-        return framed(pages, make())
+        return page_response(pages, render())
     except KdCacheError as refusal:
-        return framed(pages, pages.refused(refusal))
+        return page_response(pages, pages.refused(refusal))

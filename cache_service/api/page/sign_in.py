@@ -1,8 +1,8 @@
-"""Signing in from a browser: a form with a token in, a cookie out that no script can read.
+"""Signing in from a browser: a form that takes a token, and a cookie that scripts cannot read.
 
-Programs send `Authorization: Bearer` instead. The cookie is the token itself, so that nothing is
-kept here, and a token that is taken out of the configuration is out at once. `auth` lets it read
-only: another site's form must not start a build.
+Programs send `Authorization: Bearer` instead. The cookie is the token itself: the server keeps no
+sessions, and a token that is removed from the configuration stops working at once. `auth` accepts
+the cookie for reading only, so that a form on another site cannot start a build.
 """
 
 from __future__ import annotations
@@ -10,118 +10,122 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from urllib.parse import parse_qs, urlencode
 
+from cachetools import LRUCache
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from cache_service.api.http.auth import COOKIE, Tokens
-from cache_service.api.page.pages import Pages
-from cache_service.api.page.routes import framed_alone, pages_of
+from cache_service.api.page.rendering import Pages
+from cache_service.api.page.routes import pages_of, sign_in_response
 
 MAX_FORM_BYTES = 4096
-"""A token and a path of this server; what is longer is no sign-in."""
+"""Enough for a token and a path of this server."""
 
-MAX_TRIES = 10
-"""Failed tries of one address within TRIES_S."""
+MAX_ATTEMPTS = 10
+"""Failed attempts from one address within WINDOW_S."""
 
 MAX_ADDRESSES = 1024
-"""Addresses that are remembered: the latest."""
+"""Addresses whose failed attempts are kept: the latest ones."""
 
-TRIES_S = 60.0
+WINDOW_S = 60.0
 
-OWN = ("same-origin", "none")
-"""What a browser says of a request that no other site made."""
+SAME_SITE = ("same-origin", "none")
+"""Values of `Sec-Fetch-Site` for a request that no other site made."""
 
-PAGE_QUERY = ("seed", "sample")
-"""What a page reads of its address."""
+PAGE_PARAMETERS = ("seed", "sample")
+"""Query parameters of the pages."""
 
 _LOCAL_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?=&%+-]{0,512}")
 
 router = APIRouter(include_in_schema=False)
 
 
-class Tries:
-    """Failed sign-ins of the last minute, by address: one that guesses does not lock others out."""
+class FailedAttempts:
+    """Failed attempts of the last minute, counted by address.
+
+    An address from which tokens are guessed does not lock out visitors at other addresses.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+        self._times: LRUCache[str, deque[float]] = LRUCache(MAX_ADDRESSES)
 
     def wait_s(self, address: str) -> float:
-        """Seconds until the next try is heard; 0 where that is now."""
+        """Seconds until an address may try again; 0 if it may now."""
         with self._lock:
-            failed = self._failed.get(address)
-            if failed is None or len(failed) < MAX_TRIES:
+            times = self._times.get(address)
+            if times is None or len(times) < MAX_ATTEMPTS:
                 return 0.0
-            return max(failed[0] + TRIES_S - time.monotonic(), 0.0)
+            return max(times[0] + WINDOW_S - time.monotonic(), 0.0)
 
-    def count(self, address: str) -> None:
-        """One more has failed."""
+    def add(self, address: str) -> None:
+        """Count one more failed attempt."""
         with self._lock:
-            failed = self._failed.setdefault(address, deque(maxlen=MAX_TRIES))
-            failed.append(time.monotonic())
-            self._failed.move_to_end(address)
-            while len(self._failed) > MAX_ADDRESSES:
-                self._failed.popitem(last=False)
+            times = self._times.setdefault(address, deque(maxlen=MAX_ATTEMPTS))
+            times.append(time.monotonic())
 
 
-def local_path(written: str) -> str:
-    """A path of this server, `/` where something else is written: nobody is sent elsewhere."""
-    return written if _LOCAL_PATH.fullmatch(written) else "/"
+def local_path(path: str) -> str:
+    """The path if it is one of this server, else `/`: nobody is redirected to another site."""
+    return path if _LOCAL_PATH.fullmatch(path) else "/"
 
 
 def sign_in_form(pages: Pages, request: Request) -> Response:
-    """What a visitor without a token is answered, whatever page was asked for."""
-    # Only what pages read: an address may hold a token that was put there by mistake.
-    kept = [pair for pair in request.query_params.multi_items() if pair[0] in PAGE_QUERY]
-    asked = local_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
-    return framed_alone(pages.sign_in(next_path=asked, status=401))
+    """The answer to a visitor without a token, whatever page was requested."""
+    # Only parameters of the pages: somebody may have put a token into the address by mistake.
+    query = [pair for pair in request.query_params.multi_items() if pair[0] in PAGE_PARAMETERS]
+    path = local_path(request.url.path + (f"?{urlencode(query)}" if query else ""))
+    return sign_in_response(pages.sign_in(next_path=path, status=401))
 
 
 @router.post("/login")
 async def sign_in(request: Request) -> Response:
-    """Take the form: a cookie and back to what was asked for, or the form again."""
-    pages, tries = pages_of(request), tries_of(request)
+    """Set the cookie and redirect to the requested page, or show the form again."""
+    pages, attempts = pages_of(request), failed_attempts_of(request)
     body = await _read_bounded(request)
     fields = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True)
-    asked = local_path(fields.get("next", ["/"])[0])
-    if request.headers.get("sec-fetch-site", "none") not in OWN:
-        said = "Another site sent this form. Type the token here."
-        return framed_alone(pages.sign_in(next_path=asked, message=said, status=403))
+    next_path = local_path(fields.get("next", ["/"])[0])
+
+    def form_again(message: str, status: int) -> Response:
+        page = pages.sign_in(next_path=next_path, message=message, status=status)
+        return sign_in_response(page)
+
+    if request.headers.get("sec-fetch-site", "none") not in SAME_SITE:
+        return form_again("Another site sent this form. Type the token here.", 403)
     if "leave" in fields:
-        answer: Response = RedirectResponse("/", 303)
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
-        return answer
+        response = RedirectResponse("/", 303)
+        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        return response
     tokens = Tokens(request.app.state.service.config.tokens)
     if not tokens:
-        return RedirectResponse(asked, 303)
+        return RedirectResponse(next_path, 303)
     address = request.client.host if request.client else ""
-    wait_s = tries.wait_s(address)
+    wait_s = attempts.wait_s(address)
     if wait_s:
-        said = f"Too many tokens were wrong. Try again in {wait_s:.0f} s."
-        return framed_alone(pages.sign_in(next_path=asked, message=said, status=429))
+        return form_again(f"Too many tokens were wrong. Try again in {wait_s:.0f} s.", 429)
     secret = fields.get("token", [""])[0].strip()
-    found = tokens.find(secret)
-    if found is None or "read" not in found.scopes or not secret.isascii():
-        tries.count(address)
-        said = "This token is not known here." if found is None else "This token may not read."
-        return framed_alone(pages.sign_in(next_path=asked, message=said, status=401))
-    answer = RedirectResponse(asked, 303)
+    token = tokens.find(secret)
+    if token is None or "read" not in token.scopes or not secret.isascii():
+        attempts.add(address)
+        unknown = "This server does not know the token."
+        return form_again(unknown if token is None else "This token does not allow reading.", 401)
+    response = RedirectResponse(next_path, 303)
     secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
-    answer.set_cookie(COOKIE, secret, path="/", httponly=True, samesite="strict", secure=secure)
-    answer.headers["Cache-Control"] = "no-store"
-    return answer
+    response.set_cookie(COOKIE, secret, path="/", httponly=True, samesite="strict", secure=secure)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
-def tries_of(request: Request) -> Tries:
-    """The failed sign-ins of this server."""
+def failed_attempts_of(request: Request) -> FailedAttempts:
+    """The failed attempts at this server."""
     state = request.app.state
-    if not hasattr(state, "sign_in_tries"):
-        state.sign_in_tries = Tries()
-    tries: Tries = state.sign_in_tries
-    return tries
+    if not hasattr(state, "failed_attempts"):
+        state.failed_attempts = FailedAttempts()
+    attempts: FailedAttempts = state.failed_attempts
+    return attempts
 
 
 async def _read_bounded(request: Request) -> bytes:

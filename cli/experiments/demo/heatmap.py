@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.api.page import cell_map as drawn
-from cache_service.api.page.cell_map import SIDE, Cell, hex_color
+from cache_service.api.page import drawing
+from cache_service.api.page.drawing import SIDE, Cell, hex_color
 from cli.experiments.demo.result import CellGrid
 
 VIEW_ID = "the-view"
@@ -44,11 +44,11 @@ def view_symbol(pixels_HW3: Pixels) -> str:
 
 def view_image(label: str) -> str:
     """The view alone."""
-    return drawn.drawing("map", label, _UNDER)
+    return drawing.drawing("map", label, _UNDER)
 
 
 def cell_map(grid: CellGrid, *, label: str, low: float, high: float) -> str:
-    """One scale: each cell tinted by its logit of the label's class, with its verdict written in.
+    """One scale: each cell has the color of its logit of the label's class, and its prediction.
 
     Args:
         grid: the cells.
@@ -58,18 +58,18 @@ def cell_map(grid: CellGrid, *, label: str, low: float, high: float) -> str:
     rows = zip(grid.top, grid.label_logit, grid.complementary, strict=True)
     cells = [
         Cell(
-            share=(logit - low) / (high - low) if high > low else 0.5,
-            verdict=str(top),
+            fraction=(logit - low) / (high - low) if high > low else 0.5,
+            prediction=str(top),
             value=f"{logit:.1f}",
             complementary=odd,
-            told=f"{top}, logit {logit:.1f}, {'complementary' if odd else 'consistent'}",
+            description=f"{top}, logit {logit:.1f}, {'complementary' if odd else 'consistent'}",
         )
         for top, logit, odd in rows
     ]
-    return drawn.cell_map(grid.scale, cells, under=_UNDER, label=label)
+    return drawing.cell_map(grid.scale, cells, under=_UNDER, label=label)
 
 
 def scale_bar(low: float, high: float) -> str:
     """The color scale with the logits at its ends."""
     said = f"Color scale from a logit of {low:.1f}, dark, to {high:.1f}, bright"
-    return drawn.scale_bar(f"{low:.1f}", f"{high:.1f}", said)
+    return drawing.scale_bar(f"{low:.1f}", f"{high:.1f}", said)

@@ -1,4 +1,4 @@
-"""What is shown of a row is what the cache holds, by the definitions that training uses."""
+"""The figures of a row are what the cache holds, by the definitions that training uses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import torch
 from support.caches import make_rows, make_spec, write_cache
 from support.html_page import Page
 
-from cache_service.api.page.answer import cell_logits, describe_answer
-from cache_service.api.page.rows import find_row, first_recorded, kept_view, place_of
+from cache_service.api.page.explorer import (
+    cell_logits,
+    find_row,
+    first_recorded,
+    position_of,
+    row_figures,
+    stored_views,
+)
 from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.cells import expand_cells
 from cache_service.rows.reader import open_cache
@@ -38,15 +44,15 @@ def test_probabilities_follow_from_the_stored_row(tmp_path, codec):
     rows = cache.read(0, 5, 6)
     logits = cell_logits(spec, rows, cache.head())
     assert logits.shape == (21, 10)
-    answer = describe_answer(spec, logits, 3)
+    figures = row_figures(spec, logits, 3)
     wanted = torch.from_numpy(logits).double().softmax(dim=1)
-    assert answer.likeliest[0].share == pytest.approx(wanted[0].max().item())
-    assert [each.label for each in answer.likeliest] == wanted[0].argsort(descending=True)[
+    assert figures.likeliest[0].probability == pytest.approx(wanted[0].max().item())
+    assert [each.label for each in figures.likeliest] == wanted[0].argsort(descending=True)[
         :5
     ].tolist()
-    shown = [cell.target_share for grid in answer.grids for cell in grid.cells]
+    shown = [cell.target_probability for grid in figures.grids for cell in grid.cells]
     assert shown == pytest.approx(wanted[:, 3].tolist())
-    assert answer.whole.logit == pytest.approx(float(logits[0, 3]))
+    assert figures.whole.logit == pytest.approx(float(logits[0, 3]))
 
 
 def test_complementary_cells_are_those_that_training_counts_double():
@@ -60,19 +66,19 @@ def test_complementary_cells_are_those_that_training_counts_double():
             weights = sdd_weights(torch.from_numpy(logits), torch.tensor([label]))[0]
             shown = [
                 cell.complementary
-                for grid in describe_answer(spec, logits[0], label).grids
+                for grid in row_figures(spec, logits[0], label).grids
                 for cell in grid.cells
             ]
             assert shown == (weights > 1).tolist()
 
 
-def test_without_a_label_the_maps_show_the_verdict_and_mark_nothing():
+def test_without_a_label_the_maps_show_the_prediction_and_mark_nothing():
     spec = make_spec()
     logits = np.random.default_rng(0).normal(size=(21, 10)).astype(np.float32)
-    answer = describe_answer(spec, logits, None)
-    assert answer.target == int(logits[0].argmax())
-    assert answer.target_place == 1
-    assert {cell.complementary for grid in answer.grids for cell in grid.cells} == {None}
+    figures = row_figures(spec, logits, None)
+    assert figures.target == int(logits[0].argmax())
+    assert figures.target_rank == 1
+    assert {cell.complementary for grid in figures.grids for cell in grid.cells} == {None}
 
 
 def test_a_sample_is_found_at_its_position_under_every_seed(plain):
@@ -99,18 +105,18 @@ def test_a_cache_whose_order_is_not_its_seeds_is_refused(root):
     sample = next(
         sample
         for sample in range(100)
-        if (place := place_of(partial.spec, 0, sample)) < 64
+        if (place := position_of(partial.spec, 0, sample)) < 64
         and partial.read(0, place, place + 1)["sample"][0] != sample
     )
     with pytest.raises(CorruptError, match="holds sample"):
         find_row(partial, commits, 0, sample)
 
 
-def test_a_view_that_the_cache_keeps_is_shown_from_it(plain):
+def test_a_few_views_of_each_shard_are_stored_as_pixels(plain):
     commits = plain.commits()
     rows = [find_row(plain, commits, 0, sample) for sample in range(96)]
-    kept = [row for row in rows if kept_view(plain, row) is not None]
-    assert len(kept) == 3 * 4
+    stored = [row for row in rows if row.sample in stored_views(plain, row)]
+    assert len(stored) == 3 * 4
 
 
 def test_looking_begins_where_something_is_recorded(root, plain):
@@ -118,7 +124,7 @@ def test_looking_begins_where_something_is_recorded(root, plain):
     assert first_recorded(plain.spec, {}) is None
     seed, sample = first_recorded(plain.spec, {1: [2]})
     assert seed == 1
-    assert 64 <= place_of(plain.spec, 1, sample) < 96
+    assert 64 <= position_of(plain.spec, 1, sample) < 96
 
 
 def test_the_pages_numbers_are_the_rows(pages, plain):
@@ -128,7 +134,7 @@ def test_the_pages_numbers_are_the_rows(pages, plain):
     page.close()
     assert page.open == []
     row = find_row(plain, plain.commits(), 1, 17)
-    shares = torch.from_numpy(row.logits_RC).double().softmax(dim=1)
+    expected = torch.from_numpy(row.logits_RC).double().softmax(dim=1)
     label = 17 % 5
     shown = re.findall(
         r'<tr data-cell="\d-\d-\d"><th.*?</th><td>(\w+)</td><td>([\d.]+)</td><td>([\d.]+)</td>'
@@ -136,12 +142,12 @@ def test_the_pages_numbers_are_the_rows(pages, plain):
         html,
     )
     assert len(shown) == 21
-    for (verdict, top, target, logit), share, logits in zip(
-        shown, shares, row.logits_RC, strict=True
+    for (prediction, top, target, logit), probabilities, logits in zip(
+        shown, expected, row.logits_RC, strict=True
     ):
-        assert verdict == f"place{int(share.argmax())}"
-        assert float(top) == pytest.approx(float(share.max()), abs=6e-5)
-        assert float(target) == pytest.approx(float(share[label]), abs=6e-5)
+        assert prediction == f"place{int(probabilities.argmax())}"
+        assert float(top) == pytest.approx(float(probabilities.max()), abs=6e-5)
+        assert float(target) == pytest.approx(float(probabilities[label]), abs=6e-5)
         assert float(logit) == pytest.approx(float(logits[label]), abs=6e-4)
     assert f"position {row.position}, shard {row.shard}" in html
     assert f"{row.digest:016x}" in html
