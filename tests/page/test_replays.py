@@ -17,7 +17,7 @@ from cache_service.api.page.explorer import (
     matching_datasets,
 )
 from cache_service.api.page.image_worker import ImageWorker
-from cache_service.format.group import make_group
+from cache_service.format.group import Group
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import open_cache
 
@@ -29,7 +29,7 @@ def group(**provenance):
     spec = spec.model_copy(
         update={"dataset": spec.dataset.model_copy(update={"name": "torch/cifar100"})}
     )
-    return make_group(spec, versions={}, provenance=provenance, head_crc32c={})
+    return Group(spec, {}, provenance, {})
 
 
 def configured(name="torch/cifar100", root="/data", split="train", **args):
