@@ -190,7 +190,11 @@ def png_data_url(pixels_HW3: NDArray[np.uint8]) -> str:
     # 8 bits per channel, RGB, and the only compression, filter and interlace methods there are.
     header = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+    for kind, body in (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(lines.tobytes())),
+        (b"IEND", b""),
+    ):
         checksum = zlib.crc32(kind + body)
         content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
