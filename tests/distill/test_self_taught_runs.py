@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.classroom import AUGMENT
+from support.recorded_runs import AUGMENT
 from support.runs import curve, same, state_of, stop_at
 from support.streams import MemoryStream, train_config
 

@@ -1,11 +1,11 @@
-"""One classroom for all tests of methods: recording its caches is the slow part."""
+"""One set of recorded caches for all tests of methods: recording them is the slow part."""
 
 from __future__ import annotations
 
 import pytest
-from support.classroom import Classroom
+from support.recorded_runs import RecordedRuns
 
 
 @pytest.fixture(scope="session")
-def classroom(tmp_path_factory):
-    return Classroom(tmp_path_factory.mktemp("classroom"))
+def recorded_runs(tmp_path_factory):
+    return RecordedRuns(tmp_path_factory.mktemp("runs"))

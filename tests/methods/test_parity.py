@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support.classroom import AUGMENT, CODECS, Way
+from support.recorded_runs import AUGMENT, CODECS, Variant
 
 from cache_service.errors import UnsupportedError
 from distill.methods import METHODS
@@ -108,13 +108,13 @@ def test_no_method_is_left_out_here():
 
 @pytest.mark.parametrize("augment", AUGMENT)
 @pytest.mark.parametrize("each", ROWS, ids=lambda each: each.id)
-def test_a_cache_teaches_as_its_teacher_does_at_every_step(classroom, each, augment):
+def test_a_cache_teaches_as_its_teacher_does_at_every_step(recorded_runs, each, augment):
     changes = {"epochs": each.epochs}
     changes |= {} if each.student is None else {"student": each.student}
 
     def run(codec):
-        return classroom.run(
-            Way(codec, augment), each.method, num_teachers=each.num_teachers, **changes
+        return recorded_runs.run(
+            Variant(codec, augment), each.method, num_teachers=each.num_teachers, **changes
         )
 
     if augment == "mixed" and not each.mixes:
@@ -141,10 +141,10 @@ def share_of_move(found, live):
 
 
 @pytest.mark.parametrize("augment", AUGMENT)
-def test_a_topk_cache_never_drops_the_class_that_a_view_is_of(classroom, augment):
-    config = classroom.config("unused", Way("topk", augment), [0])
+def test_a_topk_cache_never_drops_the_class_that_a_view_is_of(recorded_runs, augment):
+    config = recorded_runs.config("unused", Variant("topk", augment), [0])
     stream = open_stream(config, device=torch.device("cpu"))
-    live = classroom.live(Way(None, augment))
+    live = recorded_runs.live(Variant(None, augment))
     num_beaten = 0
     for batch in stream.batches(0):
         decoded_BRC = stream.teacher_logits(batch, temperature=4.0, cache=0)

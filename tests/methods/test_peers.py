@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support import formulas
-from support.classroom import AUGMENT, CODECS, Way
+from support.recorded_runs import AUGMENT, CODECS, Variant
 from support.runs import curve, same, state_of
 from support.steps import images_of, memory, settings_of, terms_of
 from support.streams import MemoryStream, normed_net, plain_net, train_config
@@ -219,20 +219,20 @@ BOUNDS = {"dense": 1e-3, "features": 2e-3, "int8": 2e-2}
 
 
 @pytest.mark.parametrize("augment", AUGMENT)
-def test_peers_learn_from_a_cache_what_they_learn_beside_its_teacher(tmp_path, classroom, augment):
+def test_peers_learn_from_a_cache_as_from_a_live_teacher(tmp_path, recorded_runs, augment):
     def losses(codec):
-        way = Way(codec, augment)
+        variant = Variant(codec, augment)
         configs = {
-            name: classroom.config(
+            name: recorded_runs.config(
                 tmp_path / str(codec) / name,
-                way,
+                variant,
                 [0],
                 method={"name": "peers", "teacher_weight": 1, "temperature": 4},
                 seed=seed,
             )
             for seed, name in enumerate(("a", "b"))
         }
-        live = [classroom.live(way)] if codec is None else []
+        live = [recorded_runs.live(variant)] if codec is None else []
         train_students(configs, teachers=live)
         lines = [line for config in configs.values() for line in curve(config.out)]
         return [line["loss"] for line in lines if line["kind"] == "step"]

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from support import formulas
-from support.classroom import AUGMENT
+from support.recorded_runs import AUGMENT
 from support.steps import MemoryHistory, images_of, memory, settings_of, terms_of
 from support.streams import MemoryStream, normed_net, plain_net, train_config
 from torch import nn

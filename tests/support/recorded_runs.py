@@ -27,24 +27,24 @@ CODECS = {
     "topk": {"kind": "topk", "k": 6},
 }
 WIDTHS = (12, 10)
-"""Of the teachers, which are otherwise alike: different widths, different opinions."""
+"""Of the teachers, which are otherwise alike: with different widths their logits differ."""
 
 
-class Way(NamedTuple):
-    """Where teachers' answers come from. `codec` is None for live teachers."""
+class Variant(NamedTuple):
+    """Where the teachers' logits come from. `codec` is None for live teachers."""
 
     codec: str | None
     augment: str
 
 
-class Run(NamedTuple):
-    """The loss of every step, and by how much all of them together moved the weights."""
+class ShortRun(NamedTuple):
+    """The loss of every step, and how far the weights moved during the run."""
 
     losses: list[float]
     moved_P: torch.Tensor
 
 
-class Classroom:
+class RecordedRuns:
     """Teachers by number, recorded or live, and runs under them."""
 
     def __init__(self, folder):
@@ -56,38 +56,40 @@ class Classroom:
             self._made[key] = make()
         return self._made[key]
 
-    def _build(self, way, teacher):
+    def _build(self, variant, teacher):
         return open_toy(
-            str(self._folder / f"{way.codec}-{way.augment}-{teacher}"),
+            str(self._folder / f"{variant.codec}-{variant.augment}-{teacher}"),
             dataset=TOYS,
-            augment=AUGMENT[way.augment],
+            augment=AUGMENT[variant.augment],
             teacher__model_args={"width": WIDTHS[teacher]},
-            codec=CODECS[way.codec or "dense"],
+            codec=CODECS[variant.codec or "dense"],
             seeds="0:2",
         )
 
-    def url(self, way, teacher=0):
-        """The cache of a teacher, recorded the first time that it is asked for."""
-        return self._once((way, teacher), lambda: run_build(self._build(way, teacher)).url)
+    def url(self, variant, teacher=0):
+        """The cache of a teacher, recorded when it is first used."""
+        return self._once((variant, teacher), lambda: run_build(self._build(variant, teacher)).url)
 
-    def live(self, way, teacher=0):
+    def live(self, variant, teacher=0):
         """The same teacher beside the student."""
-        build = self._once(("build", way.augment, teacher), lambda: self._build(way, teacher))
+        build = self._once(
+            ("build", variant.augment, teacher), lambda: self._build(variant, teacher)
+        )
         spec = build.spec
 
         def answer(views_BHW3):
             stored = np.asarray(build.teacher.answer(views_BHW3), np.float32)
             return torch.from_numpy(expand_cells(stored, spec.scales, spec.stored_scales))
 
-        config = self.config("unused", Way("dense", way.augment), [teacher])
+        config = self.config("unused", Variant("dense", variant.augment), [teacher])
         facts = open_stream(config, device=torch.device("cpu")).facts.teachers[0]
-        return LiveTeacher(facts._replace(codec=None), answer)
+        return LiveTeacher(facts._replace(drops_classes=False), answer)
 
-    def config(self, out, way, teachers, **changes):
-        if way.codec is None:
-            changes |= {"caches": [], "augment": AUGMENT[way.augment], "seeds": "0:2"}
+    def config(self, out, variant, teachers, **changes):
+        if variant.codec is None:
+            changes |= {"caches": [], "augment": AUGMENT[variant.augment], "seeds": "0:2"}
         else:
-            changes |= {"caches": [self.url(way, teacher) for teacher in teachers]}
+            changes |= {"caches": [self.url(variant, teacher) for teacher in teachers]}
         settings = {
             "student": {"model": "support.streams:normed_net"},
             "optimizer": {"name": "sgd", "lr": 0.02},
@@ -96,12 +98,12 @@ class Classroom:
         }
         return train_config(out, dataset=TOYS, **(settings | changes))
 
-    def run(self, way, method, *, num_teachers=1, **changes):
+    def run(self, variant, method, *, num_teachers=1, **changes):
         """A short run under these teachers."""
-        key = (way, repr(method), num_teachers, repr(changes))
-        return self._once(key, lambda: self._train(way, method, range(num_teachers), changes))
+        key = (variant, repr(method), num_teachers, repr(changes))
+        return self._once(key, lambda: self._train(variant, method, range(num_teachers), changes))
 
-    def _train(self, way, method, teachers, changes):
+    def _train(self, variant, method, teachers, changes):
         found = []
 
         def note(event):
@@ -109,8 +111,10 @@ class Classroom:
                 found.append(event.values["loss"])
 
         out = str(self._folder / f"run{len(self._made)}")
-        config = self.config(out, way, teachers, method=method, **changes)
-        live = [self.live(way, teacher) for teacher in teachers] if way.codec is None else []
+        config = self.config(out, variant, teachers, method=method, **changes)
+        live = (
+            [self.live(variant, teacher) for teacher in teachers] if variant.codec is None else []
+        )
         result = train(config, teachers=live, on_event=note)
         start = make_student(
             config.student, num_classes=NUM_CLASSES, view_size=16, teacher=None, seed=config.seed
@@ -121,4 +125,4 @@ class Classroom:
                 result.student.model.parameters(), start.model.parameters(), strict=True
             )
         ]
-        return Run(found, torch.cat(moved))
+        return ShortRun(found, torch.cat(moved))
