@@ -1,8 +1,10 @@
-# make demo: environment, install, the whole job on real data.  make test: environment, install, every check.
+# make demo: creates .venv with what the demo needs and runs it.  make test: installs everything, runs every check.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two cores, many small tensors: one thread per process is faster and repeatable.
 export OMP_NUM_THREADS ?= 1
@@ -13,10 +15,16 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,ray,track]'
-	touch $(STAMP)
+	$(PIP_INSTALL) -e '.[test,lint,ray,track]'
+	touch $(STAMP) $(DEMO_STAMP)
 
-demo: $(STAMP)
+# Only what the demo needs: no web server, no Ray, no linters, no test tools.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e '.[demo]'
+	touch $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP)
 	$(BIN)/kd-cache demo --out demo-out
 
 lint: $(STAMP)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cache_service", "distill", "cli")
 
 TOLD_AS_ONE = {
-    "cache_service/models/cifar",
+    "cache_service/models/zoo",
     "distill/losses",
     "distill/methods",
 }

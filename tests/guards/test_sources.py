@@ -10,15 +10,9 @@ import pytest
 from support.pages import ROOT
 from support.sources import EVERYWHERE, PACKAGES, functions, named, python_files
 
-MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
-
-
-def test_no_file_is_longer_than_one_can_read_in_one_go():
-    long = {named(f): n for f in python_files(*EVERYWHERE) if (n := num_lines(f)) > MAX_FILE_LINES}
-    assert long == {}
 
 
 def test_every_function_fits_on_a_screen():
