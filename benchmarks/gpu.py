@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare, run_local
-from cache_service.recording.opened import open_build
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import open_build
+from cache_service.recording.engines import prepare, run_local
 from cache_service.views.identity import library_versions
 from cli.experiments.demo.way import Measured, WayJob
 from distill.config import TrainConfig

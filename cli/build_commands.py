@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,9 @@ from cache_service.human_format import human_bytes, human_seconds
 from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:
-    from cache_service.recording.plan import Plan
+    from cache_service.progress import ProgressDisplay
+    from cache_service.recording.plan import BuildPlan
+    from cache_service.recording.shards import OnProgress, Progress
 
 
 class Engine(StrEnum):
@@ -30,8 +33,8 @@ def register(app: typer.Typer) -> None:
 def plan(file: File, settings: Settings = None, json: Json = False) -> None:
     """Rows, bytes and teacher time of a build, and the teacher's score, before paying."""
     from cache_service.config import load_yaml_config
-    from cache_service.recording.config import BuildConfig
-    from cache_service.recording.opened import open_build
+    from cache_service.recording.build_config import BuildConfig
+    from cache_service.recording.context import open_build
     from cache_service.recording.plan import make_plan
 
     config = load_yaml_config(BuildConfig, file, settings or [])
@@ -39,7 +42,7 @@ def plan(file: File, settings: Settings = None, json: Json = False) -> None:
     emit(found, as_json=json, text=_plan_text(found))
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: BuildPlan) -> str:
     lines = [
         f"cache        {plan.cache} (fingerprint {plan.fingerprint[:12]})",
         f"seeds        {plan.seeds}",
@@ -79,22 +82,21 @@ def build(
 ) -> None:
     """Record the teacher. Always resumes: run the same command again after any stop."""
     from cache_service.config import load_yaml_config
-    from cache_service.recording.config import BuildConfig
-    from cache_service.recording.engine import prepare, run_local
-    from cache_service.recording.engine_ray import run_ray
-    from cache_service.recording.jobs import Part
-    from cache_service.recording.opened import open_build
-    from cli.build_seeds import chosen_seeds
-    from cli.progress import build_progress
+    from cache_service.format.seeds import describe_seeds
+    from cache_service.progress import ProgressDisplay
+    from cache_service.recording.build_config import BuildConfig
+    from cache_service.recording.context import open_build
+    from cache_service.recording.engines import prepare, run_local, run_ray
+    from cache_service.recording.shards import Part
 
     config = load_yaml_config(BuildConfig, file, settings or [])
-    chosen, config = chosen_seeds(config, seeds)
+    chosen, config = config.choose_seeds(seeds)
     part = Part.parse(shard)
     opened = open_build(config)
-    with build_progress() as progress:
-        prepare(opened, say=progress.say)
+    with ProgressDisplay() as display:
+        prepare(opened, on_message=display.show_message)
         run = run_local if engine is Engine.LOCAL else run_ray
-        committed = run(opened, seeds=chosen, part=part, on_progress=progress.update)
+        committed = run(opened, seeds=chosen, part=part, on_progress=_progress_on(display))
     result = {
         "cache": config.cache,
         "fingerprint": opened.spec.fingerprint,
@@ -104,12 +106,28 @@ def build(
     emit(
         result,
         as_json=json,
-        text=f"{config.cache}: {committed} shards recorded, seeds {_runs(chosen)} "
+        text=f"{config.cache}: {committed} shards recorded, seeds {describe_seeds(chosen)} "
         f"{'done' if part.count == 1 else f'part {part.index}/{part.count} done'}",
     )
 
 
-def _runs(seeds: tuple[int, ...]) -> str:
-    from cache_service.format.seeds import describe_seeds
+def _progress_on(display: ProgressDisplay) -> OnProgress:
+    """A bar of views where stderr is a terminal, else an event for each committed shard."""
+    shards_shown = 0
 
-    return describe_seeds(seeds)
+    def show(progress: Progress) -> None:
+        nonlocal shards_shown
+        if display.is_terminal:
+            display.update_bar(
+                title=f"seed {progress.seed}",
+                completed=progress.rows_done,
+                total=progress.rows_total,
+                details=f"views  {progress.rows_per_s:,.0f}/s  "
+                f"{human_bytes(progress.bytes_written)}  "
+                f"{progress.shards_done}/{progress.shards_total} shards",
+            )
+        elif progress.shards_done != shards_shown:
+            shards_shown = progress.shards_done
+            display.write_event({"event": "shard", **asdict(progress), "eta_s": progress.eta_s})
+
+    return show

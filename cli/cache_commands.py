@@ -88,7 +88,7 @@ def verify(
     lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in report.incomplete.items()]
     accepted = report.is_intact
     if recompute and accepted:
-        from cache_service.recording.recompute import recompute as compare_with_teacher
+        from cache_service.recording.comparison import recompute as compare_with_teacher
 
         comparison = compare_with_teacher(opened, recompute)
         document["recompute"] = comparison

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cache_service.api.http.settings import ServeConfig
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import PRESETS, AugmentConfig, Op
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cache_service.teacher.settings import TeacherConfig
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig, VariantConfig

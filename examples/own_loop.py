@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cache_service.datasets import DatasetConfig, ImageDataset, open_dataset
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare, run_local
-from cache_service.recording.opened import open_build
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import open_build
+from cache_service.recording.engines import prepare, run_local
 from distill import CachedDataset, load_cache
 from distill.config import TrainConfig
 from distill.losses import kd_loss, label_loss

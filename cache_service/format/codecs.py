@@ -118,10 +118,13 @@ class BaseCodec(Frozen):
     Attributes:
         stores_features: whether the inputs of a linear head are stored in place of logits.
         drops_classes: whether the logits of some classes are stored in summary only.
+        rounding_error: root-mean-square error of the stored logits beyond that of float16, as a
+            fraction of their standard deviation over the classes of a cell, at most.
     """
 
     stores_features: ClassVar[bool] = False
     drops_classes: ClassVar[bool] = False
+    rounding_error: ClassVar[float] = 0.0
 
     compression: Annotated[
         Literal["none", "zstd"],
@@ -212,6 +215,7 @@ class Int8Codec(BaseCodec):
     """Every logit as uint8 with a scale and an offset per cell: 1 byte a class + 8."""
 
     kind: Literal["int8"] = "int8"
+    rounding_error: ClassVar[float] = 0.03
 
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
         """See `BaseCodec`."""

@@ -1,4 +1,4 @@
-"""What a build will cost before it is paid: rows, bytes, time; and can the teacher do it?"""
+"""Works out rows, bytes and time of a build before it is paid for, and checks its teacher."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from cache_service.format.commit import commit_key
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
-from cache_service.recording.checks import check_teacher
-from cache_service.recording.jobs import all_shards
-from cache_service.recording.opened import OpenedBuild
+from cache_service.recording.comparison import check_teacher
+from cache_service.recording.context import BuildContext
+from cache_service.recording.shards import all_shards, num_rows
 from cache_service.storage import open_storage
 from cache_service.teacher.class_order import OtherOrder
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The price of a build.
+class BuildPlan:
+    """What a build costs, and how well its teacher knows the dataset.
 
     Attributes:
         rows: views to record over all seeds.
@@ -55,7 +55,7 @@ class Plan:
     class_order: str = ""
 
 
-def make_plan(build: OpenedBuild) -> Plan:
+def make_plan(build: BuildContext) -> BuildPlan:
     """Check the teacher, count, measure one batch, score the teacher. Writes nothing.
 
     Raises:
@@ -67,12 +67,12 @@ def make_plan(build: OpenedBuild) -> Plan:
     shards = all_shards(spec, config.seeds)
     storage = open_storage(config.cache)
     pending = [s for s in shards if storage.size(commit_key(*s)) is None]
-    rows_pending = sum(stop - start for start, stop in (spec.shard_range(s.shard) for s in pending))
+    rows_pending = num_rows(spec, pending)
     score = build.score()
     render_rate, teacher_rate = _rates(build)
     bytes_per_row = CacheLayout(spec).row_bytes
     rows = len(config.seeds) * spec.dataset.num_samples
-    return Plan(
+    return BuildPlan(
         cache=config.cache,
         fingerprint=spec.fingerprint,
         seeds=describe_seeds(config.seeds),
@@ -100,11 +100,11 @@ def _describe_order(other: OtherOrder | None) -> str:
     return f"{other.description}, {other.accuracy:.1%} right. {other.hint}"
 
 
-def _rates(build: OpenedBuild) -> tuple[float, float]:
+def _rates(build: BuildContext) -> tuple[float, float]:
     """Views per second of rendering (one process) and of the teacher with encoding."""
     count = min(build.config.batch_size, len(build.dataset))
     positions = np.arange(count, dtype=np.int64)
-    build.views.render(build.config.seeds[0], positions[:1])  # opens files, warms code
+    build.views.render(build.config.seeds[0], positions[:1])  # opens files
     started = time.perf_counter()
     views = build.views.render(build.config.seeds[0], positions)
     render_s = time.perf_counter() - started

@@ -13,9 +13,8 @@ from typing import Any
 
 from cache_service.errors import StorageError, error_from_document
 from cache_service.processes import ChildProcess, Supervisor, module_command
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.jobs import WHOLE, Part
-from cache_service.recording.progress import Progress
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.shards import WHOLE, Part, Progress
 
 COMMAND = module_command("cache_service.recording.worker")
 

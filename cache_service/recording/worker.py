@@ -21,10 +21,8 @@ from typing import Any
 
 from cache_service.errors import ConfigError, KdCacheError
 from cache_service.processes import INTERRUPTED, ParentConnection
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.jobs import Part, Shard
-from cache_service.recording.order import ShardOrder
-from cache_service.recording.progress import Progress
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.shards import Part, Progress, Shard, ShardOrder
 
 REPORT_S = 0.2
 """Least time between two reports of progress, except after a committed shard."""
@@ -54,8 +52,8 @@ def main() -> int:
 
 def _record(job: dict[str, Any], order: ShardOrder, parent: ParentConnection) -> None:
     try:  # here, so that a missing library is reported as an error of the build
-        from cache_service.recording.engine import prepare
-        from cache_service.recording.opened import open_build
+        from cache_service.recording.context import open_build
+        from cache_service.recording.engines import prepare
         from cache_service.recording.record import open_writer, record
     except ImportError as missing:
         raise ConfigError(
@@ -92,7 +90,7 @@ class _ProgressReporter:
 def _listen(parent: ParentConnection, order: ShardOrder) -> None:
     for message in parent.messages():
         for seed, shard in message["prioritize"]:
-            order.front(Shard(seed, shard))
+            order.prioritize(Shard(seed, shard))
     # The parent is gone.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_S)

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from cache_service.config import Frozen, load_yaml_config, validate_config
 from cache_service.errors import NonFiniteError
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cache_service.storage.local import LocalStorage
 from cli.experiments.experiment_check import PlannedTeacher, check_students
 from cli.experiments.experiment_file import TEACHER_KEYS, Document

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cache_service.datasets import ImageDataset, open_dataset
 from cache_service.format.recipe import Recipe
 from cache_service.models.features import check_cells
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from distill.config import TrainConfig
 from distill.data import Replay

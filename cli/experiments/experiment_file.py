@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cache_service.config import Frozen, override_document, read_yaml, validate_config
 from cache_service.errors import ConfigError
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from distill.config import TrainConfig
 from distill.export import STUDENT_NAME
 

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 
 from cache_service.errors import NonFiniteError, UntrainedTeacherError
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare, run_local
-from cache_service.recording.opened import open_build
-from cache_service.recording.progress import Progress
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import open_build
+from cache_service.recording.engines import prepare, run_local
+from cache_service.recording.shards import Progress
 from cache_service.storage.local import LocalStorage
 from cli.experiments.experiment_check import check_experiment
 from cli.experiments.experiment_file import ExperimentConfig, Figure, FigureKind, GoalConfig
@@ -288,7 +288,7 @@ def record(config: BuildConfig, *, title: str, on_message: OnMessage) -> float:
     storage = LocalStorage(str(folder))
     started = time.perf_counter()
     opened = open_build(config)
-    prepare(opened, say=lambda line: on_message(f"{title}: {line}"))
+    prepare(opened, on_message=lambda line: on_message(f"{title}: {line}"))
     rows_done = 0
 
     def on_progress(progress: Progress) -> None:

@@ -18,7 +18,7 @@ from cache_service.config import load_yaml_config, parse_yaml, validate_config
 from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.models.zoo import CIFAR_NAMES  # noqa: F401  timm knows them by this
 from cache_service.plugins import load_object
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.experiments.reproduce.reproductions import REPRODUCTIONS

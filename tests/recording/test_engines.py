@@ -14,7 +14,7 @@ import pytest
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
 from cache_service.errors import KdCacheError
-from cache_service.recording.engine import prepare, run_local
+from cache_service.recording.engines import prepare, run_local
 from cache_service.recording.record import open_writer, record
 from cache_service.rows.reader import open_cache
 
@@ -149,7 +149,7 @@ def test_a_builder_that_refuses_stops_the_pool_with_its_reason(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_ray_records_the_same_bytes(tmp_path):
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    from cache_service.recording.engine_ray import run_ray
+    from cache_service.recording.engines import run_ray
 
     record_toy(str(tmp_path / "local"))
     build = open_toy(str(tmp_path / "ray"), processes=2)

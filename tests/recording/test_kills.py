@@ -24,7 +24,7 @@ from support.builds import (
     write_file,
 )
 
-from cache_service.recording.engine import prepare
+from cache_service.recording.engines import prepare
 from cache_service.recording.record import open_writer, record
 from cache_service.rows.reader import open_cache
 from cache_service.rows.writer import CacheWriter

@@ -10,7 +10,7 @@ from support.builds import record_toy
 from support.caches import make_spec
 from support.command import kd_cache
 
-from cache_service.recording.recompute import recompute, spread_views
+from cache_service.recording.comparison import recompute, spread_views
 from cache_service.rows.reader import Cache, open_cache
 from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage

@@ -18,12 +18,12 @@ from cache_service.errors import (
     UntrainedTeacherError,
 )
 from cache_service.format.cells import expand_cells
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare
-from cache_service.recording.jobs import Part
-from cache_service.recording.opened import open_build
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import open_build
+from cache_service.recording.engines import prepare
 from cache_service.recording.plan import make_plan
 from cache_service.recording.record import open_writer, record
+from cache_service.recording.shards import Part
 from cache_service.rows.reader import open_cache
 
 CODECS = [

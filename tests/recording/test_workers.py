@@ -9,9 +9,9 @@ from support.builds import build_document
 
 from cache_service import processes
 from cache_service.errors import NonFiniteError, StorageError
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.jobs import WHOLE
+from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import RecordingWorker
+from cache_service.recording.shards import WHOLE
 
 REPORTS = """
 import json, os, signal, sys

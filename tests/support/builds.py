@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare, run_local
-from cache_service.recording.opened import OpenedBuild, open_build
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import BuildContext, open_build
+from cache_service.recording.engines import prepare, run_local
 from cache_service.rows.reader import Cache, open_cache
 
 
@@ -37,11 +37,11 @@ def build_document(cache: str, /, **changes: Any) -> dict[str, Any]:
     return document
 
 
-def open_toy(cache: str, /, **changes: Any) -> OpenedBuild:
+def open_toy(cache: str, /, **changes: Any) -> BuildContext:
     return open_build(BuildConfig.model_validate(build_document(cache, **changes)))
 
 
-def run_build(build: OpenedBuild, **arguments: Any) -> Cache:
+def run_build(build: BuildContext, **arguments: Any) -> Cache:
     prepare(build)
     run_local(build, seeds=arguments.pop("seeds", build.config.seeds), **arguments)
     return open_cache(build.config.cache)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from cache_service.config import load_yaml_config
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.main import app

@@ -30,7 +30,7 @@ from cache_service.errors import (
 )
 from cache_service.format.canonical import canonical_json
 from cache_service.format.seeds import describe_seeds
-from cache_service.recording.jobs import Shard
+from cache_service.recording.shards import Shard
 from cache_service.rows.writer import first_difference
 from cache_service.storage.local import LocalStorage
 
@@ -61,7 +61,7 @@ class QueueFullError(KdCacheError):
 
 
 class BuildProgress(Frozen):
-    """How far a build is; see `cache_service.recording.progress.Progress`."""
+    """How far a build is; see `cache_service.recording.shards.Progress`."""
 
     rows_done: Annotated[int, Field(description="Recorded, by this run and those before.")]
     rows_total: int

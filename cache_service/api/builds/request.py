@@ -13,7 +13,7 @@ from cache_service.format.codecs import Codec, DenseCodec
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import parse_seeds
 from cache_service.format.spec import Layout, Scales
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 
 MAX_SEEDS = 100_000
 """Largest number of seeds in one request. The limit of a server's own configuration is lower."""

@@ -17,9 +17,9 @@ from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.builds.worker import BuildMetrics, DeviceWorker, WorkerSettings
 from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError, KdCacheError
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.jobs import Shard
+from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND
+from cache_service.recording.shards import Shard
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")

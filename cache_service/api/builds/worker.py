@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from cache_service.api.builds.queue import Build, BuildError, BuildProgress, BuildQueue, State
 from cache_service.errors import ConfigError, KdCacheError, StorageError
 from cache_service.processes import ChildProcess, Report, Supervisor
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND, job_message, start_worker
 
 LOG = logging.getLogger("kdcache.builds")

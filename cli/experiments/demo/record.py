@@ -14,10 +14,10 @@ from cache_service.datasets import DatasetConfig, open_dataset
 from cache_service.format.cells import expand_cells
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
-from cache_service.recording.config import BuildConfig
-from cache_service.recording.engine import prepare, run_local
-from cache_service.recording.opened import open_build
-from cache_service.recording.progress import Progress
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import open_build
+from cache_service.recording.engines import prepare, run_local
+from cache_service.recording.shards import Progress
 from cache_service.rows.reader import Cache, open_cache
 from cache_service.storage.local import LocalStorage
 from cache_service.views.replay import Views
@@ -36,7 +36,7 @@ def record(out: str, document: dict[str, Any], say: Callable[[str], None]) -> Re
     storage = LocalStorage(out)
     started = time.perf_counter()
     opened = open_build(config)
-    prepare(opened, say=lambda line: say(f"  {line}"))
+    prepare(opened, on_message=lambda line: say(f"  {line}"))
 
     told = 0
 

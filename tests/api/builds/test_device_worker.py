@@ -27,7 +27,7 @@ from cache_service import processes
 from cache_service.api.builds import worker
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.settings import BuildsConfig
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 
 FINISHES = "say(progress=progress(9)); say(done=True)"
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -245,7 +245,7 @@ def test_a_worker_ends_when_its_server_is_killed(tmp_path):
     # The real worker, which watches its input while it still loads torch.
     server = (
         "import sys, time\n"
-        "from cache_service.recording.config import BuildConfig\n"
+        "from cache_service.recording.build_config import BuildConfig\n"
         "from cache_service.recording.pool import job_message, start_worker\n"
         "config = BuildConfig.model_validate_json(sys.argv[1])\n"
         "print(start_worker(job_message(config, config.seeds)).pid, flush=True)\n"

@@ -16,7 +16,7 @@ from cache_service.api.builds.queue import (
     QueueFullError,
 )
 from cache_service.errors import ConfigError, OutOfSpaceError, SpecMismatchError, StorageError
-from cache_service.recording.jobs import Shard
+from cache_service.recording.shards import Shard
 
 PROGRESS = BuildProgress(
     rows_done=32,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from support.builds import open_toy, record_toy, tree_bytes
 
-from cache_service.recording.engine import prepare
-from cache_service.recording.jobs import Shard, all_shards
-from cache_service.recording.order import ShardOrder
+from cache_service.recording.engines import prepare
 from cache_service.recording.record import open_writer, record
+from cache_service.recording.shards import Shard, ShardOrder, all_shards
 from cache_service.rows.writer import CacheWriter
 
 PLANNED = [Shard(seed, shard) for seed in range(2) for shard in range(3)]
@@ -21,7 +20,7 @@ def test_shards_come_as_planned_where_nobody_waits():
 def test_awaited_shards_come_first_in_the_order_of_asking_and_each_once():
     order = ShardOrder()
     for shard in [Shard(1, 2), Shard(0, 1), Shard(1, 2)]:
-        order.front(shard)
+        order.prioritize(shard)
     assert list(order.through(PLANNED)) == [(1, 2), (0, 1), (0, 0), (0, 2), (1, 0), (1, 1)]
 
 
@@ -31,10 +30,10 @@ def test_a_shard_can_be_moved_at_any_time_until_it_is_taken():
     for shard in order.through(PLANNED):
         taken.append(shard)
         if len(taken) == 2:
-            order.front(Shard(1, 1))
+            order.prioritize(Shard(1, 1))
         if len(taken) == 4:
-            order.front(Shard(1, 1))  # taken already
-            order.front(Shard(7, 7))  # of another plan
+            order.prioritize(Shard(1, 1))  # taken already
+            order.prioritize(Shard(7, 7))  # of another plan
     assert taken == [(0, 0), (0, 1), (1, 1), (0, 2), (1, 0), (1, 2)]
 
 
@@ -52,7 +51,7 @@ def test_a_steered_build_records_the_awaited_shard_next_and_the_same_bytes(
     def noted(self, seed, shard, *rest):
         written.append((seed, shard))
         if len(written) == 1:
-            order.front(last)
+            order.prioritize(last)
         return write_shard(self, seed, shard, *rest)
 
     monkeypatch.setattr(CacheWriter, "write_shard", noted)

@@ -8,17 +8,18 @@ from pydantic import Field, field_validator
 
 from cache_service.config import Frozen
 from cache_service.datasets.dataset_config import DatasetConfig
+from cache_service.errors import ConfigError
 from cache_service.format.codecs import Codec, DenseCodec
 from cache_service.format.recipe import AugmentConfig
-from cache_service.format.seeds import Seeds
+from cache_service.format.seeds import Seeds, parse_seeds
 from cache_service.format.spec import Layout, Scales
 from cache_service.teacher.settings import TeacherConfig
 
 
 class BuildConfig(Frozen):
-    """One recording: what, of which images, by whom, and how it is kept.
+    """One recording: images, views, teacher, and how its logits are stored.
 
-    The first block is identity: changing it means another cache. The second is operation.
+    The first block of settings is the identity of the cache. The second says how the work is done.
     """
 
     cache: Annotated[str, Field(min_length=1, description="A path or s3://bucket/prefix.")]
@@ -56,3 +57,23 @@ class BuildConfig(Frozen):
                 "image"
             )
         return scales
+
+    def choose_seeds(self, text: str | None) -> tuple[tuple[int, ...], BuildConfig]:
+        """The seeds to record now, and the config whose seeds include them.
+
+        Seeds beyond those of the file extend the cache: its arrays grow.
+
+        Args:
+            text: such as 0:8; None for the seeds of the file.
+
+        Raises:
+            ConfigError: `text` is not of that form.
+        """
+        if text is None:
+            return self.seeds, self
+        try:
+            chosen = parse_seeds(text)
+        except ValueError as problem:
+            raise ConfigError(f"--seeds: {problem}") from problem
+        every = tuple(sorted({*self.seeds, *chosen}))
+        return chosen, self.model_copy(update={"seeds": every})

@@ -6,7 +6,7 @@ import pytest
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
 from cache_service.errors import SpecMismatchError, UnsupportedError
-from cache_service.recording.engine import prepare
+from cache_service.recording.engines import prepare
 from cache_service.recording.plan import make_plan
 
 CODECS = [{"kind": "dense"}, {"kind": "int8"}, {"kind": "topk", "k": 3}, {"kind": "features"}]
@@ -109,7 +109,7 @@ def test_averaged_weights_are_named_by_plan_and_build(tmp_path):
     }
     build = open_toy(str(tmp_path / "c"), **changes)
     lines = []
-    prepare(build, say=lines.append)
+    prepare(build, on_message=lines.append)
     told = "averaged weights, state_dict_ema of best.pth"
     assert lines[0] == f"teacher: support.toys:tiny_net, {told}"
     assert make_plan(build).teacher_weights == told

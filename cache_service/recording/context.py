@@ -1,4 +1,4 @@
-"""A build file becomes an opened build: dataset, teacher, spec, views. Nothing is written here."""
+"""Opens what a build file names: dataset, teacher, spec and views. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cache_service.format.codecs import BaseCodec, Head
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, Layout
-from cache_service.recording.config import BuildConfig
+from cache_service.recording.build_config import BuildConfig
 from cache_service.teacher.score import Score, samples_to_score, score_teacher
 from cache_service.teacher.teacher import Teacher, load_teacher
 from cache_service.views.draws import epoch_order
@@ -25,8 +25,8 @@ SCORED_SAMPLES = 512
 
 
 @dataclass(frozen=True)
-class OpenedBuild:
-    """Everything that recording needs, ready.
+class BuildContext:
+    """Everything that recording needs.
 
     Attributes:
         config: the build file.
@@ -49,14 +49,14 @@ class OpenedBuild:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How to open dataset and teacher again, for `verify --recompute`."""
+        """The sections that open dataset and teacher again, for `verify --recompute`."""
         teacher = self.config.teacher.model_dump(mode="json")
         if teacher["checkpoint_weights"] is None:
-            del teacher["checkpoint_weights"]  # caches are older than this key
+            del teacher["checkpoint_weights"]  # so that caches look like those before this key
         return {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """What the codec encodes: stored cells' logits, or the head's inputs for `features`."""
+        """What the codec encodes: logits of the stored cells, or the inputs of the head."""
         if self.spec.codec.stores_features:
             return self.teacher.features(pixels_BHW3)
         return self.teacher.answer(pixels_BHW3)
@@ -82,7 +82,7 @@ class OpenedBuild:
         )
 
 
-def open_build(config: BuildConfig) -> OpenedBuild:
+def open_build(config: BuildConfig) -> BuildContext:
     """Open what a build file names.
 
     Raises:
@@ -101,7 +101,7 @@ def open_build(config: BuildConfig) -> OpenedBuild:
         store_all=config.codec.drops_classes,
     )
     spec = _spec(config, dataset, teacher)
-    return OpenedBuild(config, dataset, teacher, spec, Views(spec.recipe, dataset))
+    return BuildContext(config, dataset, teacher, spec, Views(spec.recipe, dataset))
 
 
 def resolve_device(device: str) -> str:

@@ -1,0 +1,374 @@
+"""Compares a teacher's answers with each other and with those that are recorded.
+
+Before a build records, `check_teacher` refuses teachers whose answers are not repeatable, and
+teachers that answer recorded views otherwise than they were recorded. `recompute` does the second
+for as many views as wanted, for `verify --recompute`.
+
+Shape letters: B views, R cells, C classes, X classes or channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_service.errors import (
+    ConfigError,
+    CorruptError,
+    RowsNotBuiltError,
+    SpecMismatchError,
+    UnsupportedError,
+)
+from cache_service.format.cells import expand_cells
+from cache_service.format.codecs import Arrays, Floats
+from cache_service.format.group import ROOT_KEY
+from cache_service.format.seeds import describe_seeds
+from cache_service.format.spec import CacheSpec
+from cache_service.models.weights import one_line
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.context import BuildContext, open_build
+from cache_service.recording.shards import all_shards
+from cache_service.rows.reader import Cache, open_cache
+from cache_service.rows.writer import refuse_other_spec
+from cache_service.storage import open_storage
+
+NUM_PROBES = 64
+"""Views that the teacher is asked about twice before a build."""
+
+MAX_SHARDS = 4
+"""Recorded shards, spread over the cache, whose witnesses the teacher is asked about again."""
+
+MIN_AGREEMENT = 0.99
+"""Smallest fraction of cells in which teacher and cache must name the same class. Rounding to
+float16 changes a class only where two logits are within 0.1 % of each other."""
+
+ALLOWED_ERROR = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.05}
+"""By `teacher.precision`: largest root-mean-square difference of two answers to the same views, as
+a fraction of the standard deviation of the logits over the classes of a cell. Other batches and
+other devices sum in another order, which half precision amplifies; float32 stays below 0.001.
+Another teacher is near 1, and the same one with a wrong scale shows its factor."""
+
+FLOAT16_ROUNDING = 2.0**-10
+"""Relative difference that rounding to float16 makes at most, with some room."""
+
+
+class Difference(NamedTuple):
+    """How far two answers to the same views are apart, beyond rounding to float16.
+
+    Attributes:
+        squares_B: sum of the squared differences of each view.
+        variances_B: sum of the squared deviations from the mean of each view's cells.
+    """
+
+    squares_B: NDArray[np.float64]
+    variances_B: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, answer_BRX: Floats, reference_BRX: Floats) -> Difference:
+        """The difference of an answer from a reference."""
+        rounding_BRX = FLOAT16_ROUNDING * np.abs(reference_BRX)
+        beyond_BRX = np.maximum(np.abs(answer_BRX - reference_BRX) - rounding_BRX, 0)
+        return cls(
+            np.square(beyond_BRX, dtype=np.float64).sum(axis=(1, 2)),
+            reference_BRX.var(axis=-1, dtype=np.float64).sum(axis=-1) * reference_BRX.shape[-1],
+        )
+
+    @property
+    def overall(self) -> float:
+        """Root-mean-square difference of all views, in standard deviations of their logits."""
+        return float(np.sqrt(self.squares_B.sum() / max(self.variances_B.sum(), 1e-12)))
+
+    @property
+    def worst(self) -> float:
+        """The same of the view with the largest difference."""
+        scale_B = np.maximum(self.variances_B, max(self.variances_B.mean(), 1e-12))
+        return float(np.sqrt((self.squares_B / scale_B).max()))
+
+
+def allowed_error(spec: CacheSpec) -> float:
+    """Largest difference of stored logits and the same teacher's logits now."""
+    return ALLOWED_ERROR[spec.teacher.precision] + spec.codec.rounding_error
+
+
+# Before a build.
+
+
+def check_teacher(build: BuildContext) -> None:
+    """Refuse a teacher whose answers cannot be recorded into this build's cache.
+
+    Costs a few batches of at most 64 views, and nothing where every shard is committed.
+
+    Raises:
+        UnsupportedError: it answers the same views differently from call to call, or by what else
+            is in the batch.
+        SpecMismatchError: the cache is of another spec, or what is recorded there was answered by
+            another teacher.
+    """
+    storage = open_storage(build.config.cache)
+    cache = open_cache(build.config.cache) if storage.get(ROOT_KEY) is not None else None
+    if cache is not None:
+        refuse_other_spec(cache.url, requested=build.spec, recorded=cache.spec)
+        committed = {(seed, n) for seed, shards in cache.commits().items() for n in shards}
+        if committed.issuperset(all_shards(build.spec, build.config.seeds)):
+            return
+    # Compiled code is made once a batch size, for what is recorded; the network is the same.
+    compiled = build.config.teacher.compile
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        _require_repeatable(build)
+        if cache is not None:
+            _require_recorded_teacher(build, cache)
+
+
+def _require_repeatable(build: BuildContext) -> None:
+    count, size = min(NUM_PROBES, len(build.dataset)), build.config.batch_size
+    positions = np.arange(count, dtype=np.int64)
+    views = torch.from_numpy(build.views.render(build.config.seeds[0], positions).pixels_BHW3)
+    _answer(build, [views[:1]])  # what a network does on its first run only is done now
+    first, second = (_answer(build, torch.split(views, size)) for _ in range(2))
+    if not np.array_equal(first, second, equal_nan=True):
+        raise UnsupportedError(
+            f"teacher {build.config.teacher.model} answered the same {count} views differently "
+            f"when asked again (by up to {np.nanmax(np.abs(first - second)):.3g}), so that its "
+            "recording could not be resumed or verified.",
+            hint="Switch off dropout, sampling and test-time augmentation in its forward, and call "
+            "eval() on networks that it keeps in a list.",
+        )
+    if min(count, size) < 2 or not np.isfinite(first).all():
+        return  # encoding refuses numbers that are not finite, by sample
+    # In another order, and two views first: few views have other statistics than many.
+    backward = torch.flip(views, (0,))
+    apart = _answer(build, [backward[:2], *torch.split(backward[2:], size)])[::-1]
+    if Difference.of(apart, first).worst > ALLOWED_ERROR[build.spec.teacher.precision]:
+        raise UnsupportedError(
+            f"teacher {build.config.teacher.model} answers a view by what else is in its batch: "
+            f"the same {count} views in other batches differ by up to "
+            f"{np.abs(apart - first).max():.3g}.",
+            hint="It probably normalizes by batch statistics: call eval() on networks that it "
+            "keeps in a list, and do not call train() in its forward.",
+        )
+
+
+def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
+    """Ask about the witnesses of a few shards: pixels that the teacher saw, stored as they are."""
+    shards = [(seed, n) for seed, shards in cache.commits().items() for n in shards]
+    spread = np.linspace(0, len(shards) - 1, min(MAX_SHARDS, len(shards))).round().astype(int)
+    for seed, shard in (shards[index] for index in spread.tolist()):
+        positions_B = cache.layout.witness_positions(shard)
+        try:
+            rows = cache.gather(seed, positions_B)
+            views_BHW3 = torch.from_numpy(np.array(cache.witnesses(seed, shard)))
+        except CorruptError:  # `verify` finds it; it says nothing about the teacher
+            continue
+        stored_BRC, now_BRC = _both_answers(build, cache, rows, views_BHW3)
+        error = Difference.of(stored_BRC, now_BRC).overall
+        if error <= allowed_error(cache.spec):
+            continue
+        raise SpecMismatchError(
+            f"teacher {build.config.teacher.model} does not answer recorded views of {cache.url} "
+            f"as they were recorded: in shard {shard} of seed {seed} its logits differ by "
+            f"{error:.2f} standard deviations ({allowed_error(cache.spec):.2f} are allowed), "
+            "although the digest of its weights is the same. It is another teacher, whose weights "
+            "are not in state_dict(), or this machine computes otherwise.",
+            hint="Use the teacher and the settings (device, library versions) of the recording, or "
+            "give the build another `cache:` path.",
+        )
+
+
+def _answer(build: BuildContext, batches: Sequence[torch.Tensor]) -> Floats:
+    try:
+        return np.concatenate([build.answer(batch) for batch in batches if len(batch)])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise UnsupportedError(
+            f"teacher {build.config.teacher.model} cannot answer views on {build.teacher.device}: "
+            f"{one_line(error)}",
+            hint="Register every tensor and network that it uses (register_buffer, "
+            "nn.ModuleList), so that they are in evaluation mode and on its device.",
+        ) from error
+
+
+def _both_answers(
+    build: BuildContext, cache: Cache, rows: Arrays, views_BHW3: torch.Tensor
+) -> tuple[Floats, Floats]:
+    """Logits of rows as stored and as the teacher computes them now, of what the codec keeps."""
+    codec = cache.spec.codec
+    stored_BRC = cache.spec.decode(rows, head=cache.head())
+    now_BRC = build.teacher.answer(views_BHW3)
+    return codec.kept_logits(rows, stored_BRC), codec.kept_logits(rows, now_BRC)
+
+
+# On request.
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference between the stored answers and the teacher's answers now.
+
+    Attributes:
+        num_views: views that were compared.
+        num_seeds: seeds that they belong to.
+        num_shards: shards that they lie in.
+        views_equal: views whose pixels were reproduced exactly.
+        max_abs_diff: largest difference of a stored logit.
+        top1_agreement: fraction of cells in which both name the same class.
+        relative_error: of each seed; see `ALLOWED_ERROR`.
+        allowed_error: largest relative error of the recorded teacher.
+    """
+
+    num_views: int
+    num_seeds: int
+    num_shards: int
+    views_equal: int
+    max_abs_diff: float
+    top1_agreement: float
+    relative_error: dict[int, float]
+    allowed_error: float
+
+    @property
+    def other_seeds(self) -> list[int]:
+        """Seeds whose stored logits are not those of this teacher, ascending."""
+        return [s for s, error in self.relative_error.items() if not error <= self.allowed_error]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every view replays and the answers of every seed are this teacher's."""
+        replayed = self.views_equal == self.num_views
+        return replayed and self.top1_agreement >= MIN_AGREEMENT and not self.other_seeds
+
+    def lines(self) -> list[str]:
+        """The result in words, a sentence a line."""
+        counts = f"{self.num_views} views of {self.num_shards} shards and {self.num_seeds} seeds"
+        lines = [
+            (
+                f"recomputed {counts}: {self.views_equal} replay exactly, largest difference "
+                f"{self.max_abs_diff:.4f}, same class in {self.top1_agreement:.2%} of cells"
+            )
+        ]
+        if self.other_seeds:
+            lines.append(
+                f"refused: the stored logits of seeds {describe_seeds(self.other_seeds)} are not "
+                "those that the teacher computes now (relative error "
+                f"{max(self.relative_error.values()):.2f}, allowed {self.allowed_error:.2f})"
+            )
+        return lines
+
+
+def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparison:
+    """Run `num_views` recorded views, spread over all seeds and shards, through the teacher again.
+
+    Dataset and teacher are opened as the cache's provenance says, from the current folder.
+
+    Raises:
+        SpecMismatchError: what opens there is another dataset or teacher.
+        RowsNotBuiltError: no shard is recorded.
+    """
+    chosen = spread_views(cache.spec, cache.commits(), num_views)
+    if not chosen:
+        raise RowsNotBuiltError(f"no shard of {cache.url} is recorded.")
+    build = _open_recorded(cache, device)
+    scales, stored_scales = cache.spec.scales, cache.spec.stored_scales
+    total, equal, worst = 0, 0, 0.0
+    agreements: list[NDArray[np.bool_]] = []
+    errors: dict[int, float] = {}
+    shards: set[tuple[int, int]] = set()
+    for seed, positions in chosen.items():
+        differences = []
+        for start in range(0, len(positions), build.config.batch_size):
+            batch = positions[start : start + build.config.batch_size]
+            views = build.views.render(seed, batch)
+            rows = cache.gather(seed, batch)
+            stored, now = (
+                expand_cells(answer, scales, stored_scales)
+                for answer in _both_answers(build, cache, rows, torch.from_numpy(views.pixels_BHW3))
+            )
+            total += len(batch)
+            equal += int((rows["digest"] == views.digests_B).sum())
+            shards |= {(seed, shard) for shard in (batch // cache.spec.layout.shard_rows).tolist()}
+            agreements.append((stored.argmax(-1) == now.argmax(-1)).ravel())
+            worst = max(worst, float(np.abs(stored - now).max()))
+            differences.append(Difference.of(stored, now))
+        squares, variances = (np.concatenate(parts) for parts in zip(*differences, strict=True))
+        errors[seed] = Difference(squares, variances).overall
+    return Comparison(
+        total,
+        len(chosen),
+        len(shards),
+        equal,
+        worst,
+        float(np.concatenate(agreements).mean()),
+        errors,
+        allowed_error(cache.spec),
+    )
+
+
+def spread_views(
+    spec: CacheSpec, commits: Mapping[int, Sequence[int]], num_views: int
+) -> dict[int, NDArray[np.int64]]:
+    """Positions to compare of each seed, ascending: `num_views` in all, or every recorded one.
+
+    Views are divided evenly over the seeds, and evenly spaced over the recorded shards of each.
+    The first position differs from seed to seed, so that few views of many seeds still reach
+    every part of the epoch.
+
+    Args:
+        spec: of the cache.
+        commits: recorded shards by seed.
+        num_views: wanted.
+    """
+    recorded = {
+        seed: np.concatenate([np.arange(*spec.shard_range(shard)) for shard in shards])
+        for seed, shards in commits.items()
+    }
+    chosen = {}
+    left = num_views
+    # Seeds with the fewest rows first: what they cannot give is divided over the others.
+    by_size = sorted(recorded, key=lambda seed: (len(recorded[seed]), seed))
+    counts = {}
+    for done, seed in enumerate(by_size):
+        counts[seed] = min(len(recorded[seed]), left // (len(by_size) - done))
+        left -= counts[seed]
+    for number, seed in enumerate(recorded):
+        if counts[seed]:
+            places = np.arange(counts[seed]) + (number + 0.5) / len(recorded)
+            places = (places * len(recorded[seed]) / counts[seed]).astype(np.int64)
+            chosen[seed] = recorded[seed][places]
+    return chosen
+
+
+def _open_recorded(cache: Cache, device: str) -> BuildContext:
+    """The dataset and the teacher of a cache, opened as its provenance says."""
+    provenance: dict[str, Any] = cache.group.provenance
+    if not provenance:
+        raise ConfigError(f"{cache.url} does not say how to open its dataset and teacher.")
+    spec = cache.spec
+    recipe = spec.recipe.model_dump(mode="json")
+    views = "callable" if recipe["callable"] is not None else "ops"
+    config = BuildConfig.model_validate(
+        {
+            "cache": cache.url,
+            "dataset": provenance["dataset"],
+            "teacher": provenance["teacher"],
+            "augment": {"size": recipe["size"], views: recipe[views]},
+            "scales": spec.scales,
+            "codec": spec.codec,
+            "layout": spec.layout,
+            "seeds": 0,
+            "device": device,
+        }
+    )
+    build = open_build(config)
+    for field in ("dataset", "teacher"):
+        opened, recorded = getattr(build.spec, field), getattr(spec, field)
+        if opened != recorded:
+            raise SpecMismatchError(
+                f"the {field} that opens now is not the one that {cache.url} was recorded with: "
+                f"{opened.model_dump_json()} against {recorded.model_dump_json()}."
+            )
+    return build

@@ -1,0 +1,144 @@
+"""Runs a build in this process, in several on this machine, or as Ray tasks.
+
+Every engine records a part of the shards with `record`, which may be repeated, killed and resumed
+at any time. An engine may therefore run a part again whenever in doubt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cache_service.errors import ConfigError
+from cache_service.format.group import ROOT_KEY
+from cache_service.interrupts import stop_on_signal
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.comparison import check_teacher
+from cache_service.recording.context import BuildContext, open_build, resolve_device
+from cache_service.recording.pool import RecordingWorker
+from cache_service.recording.record import open_writer, record
+from cache_service.recording.shards import WHOLE, OnProgress, Part, Progress
+from cache_service.storage import open_storage
+from cache_service.teacher.score import require_trained
+
+POLL_S = 0.2
+"""How often the worker processes are checked."""
+
+MAX_RETRIES = 3
+"""Times that Ray starts a part again after a lost worker."""
+
+
+def prepare(build: BuildContext, *, on_message: Callable[[str], None] = lambda _: None) -> None:
+    """Make or extend the cache, after checks of the teacher that cost a few batches.
+
+    Where something is left to record, the teacher must answer repeatably, and must answer views
+    that are recorded already as it did. A new cache also needs a score above chance.
+
+    Raises:
+        UnsupportedError: the teacher answers the same views differently.
+        UntrainedTeacherError: the teacher scores like chance.
+        SpecMismatchError: another cache is there, or one of another teacher.
+    """
+    on_message(f"teacher: {build.config.teacher.model}, {build.teacher.weights_from}")
+    check_teacher(build)
+    if open_storage(build.config.cache).get(ROOT_KEY) is None:
+        score = build.score()
+        on_message(
+            f"teacher: {score.accuracy:.1%} of {score.num_samples} samples right "
+            f"(chance {score.chance:.1%})"
+        )
+        require_trained(score, build.config.teacher)
+    open_writer(build)
+
+
+def run_local(
+    build: BuildContext,
+    *,
+    seeds: tuple[int, ...],
+    part: Part = WHOLE,
+    on_progress: OnProgress = lambda _: None,
+) -> int:
+    """Record a part with `config.processes` worker processes. Returns the shards committed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is committed stays.
+        KdCacheError: whatever stopped a worker.
+    """
+    config = build.config
+    if config.processes == 1:
+        return record(build, open_writer(build), seeds=seeds, part=part, on_progress=on_progress)
+    device = resolve_device(config.device)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    workers = [
+        RecordingWorker(
+            config.model_copy(update={"device": f"cuda:{number % gpus}" if gpus else device}),
+            seeds,
+            each,
+        )
+        for number, each in enumerate(part.split(config.processes))
+    ]
+    try:
+        with stop_on_signal() as stop:
+            while not all(worker.is_done for worker in workers):
+                if stop.requested:
+                    raise KeyboardInterrupt
+                time.sleep(POLL_S)
+                for worker in workers:
+                    worker.check()
+                on_progress(Progress.sum([w.progress for w in workers if w.progress]))
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.stop()
+        open_storage(config.cache).sweep()
+    return sum(worker.committed for worker in workers)
+
+
+def run_ray(
+    build: BuildContext,
+    *,
+    seeds: tuple[int, ...],
+    part: Part = WHOLE,
+    on_progress: OnProgress = lambda _: None,
+) -> int:
+    """Record a part as `config.processes` Ray tasks. Returns the shards committed.
+
+    The cache must lie where every node reaches it. `on_progress` is not called: tasks report to
+    Ray's own log.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        KdCacheError: whatever stopped a task.
+    """
+    del on_progress
+    try:
+        import ray
+    except ImportError as missing:
+        raise ConfigError(
+            "--engine ray: Ray is not installed.", hint="pip install 'kd-cache[ray]'"
+        ) from missing
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    gpus = 1 if resolve_device(build.config.device).startswith("cuda") else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_record_part)
+    try:
+        results: list[Any] = [
+            task.remote(build.config, seeds, each) for each in part.split(build.config.processes)
+        ]
+        return sum(ray.get(results))
+    except ray.exceptions.RayTaskError as problem:
+        raise problem.cause from problem
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _record_part(config: BuildConfig, seeds: tuple[int, ...], part: Part) -> int:
+    build = open_build(config.model_copy(update={"processes": 1}))
+    check_teacher(build)  # another machine may have another file of the same name
+    return record(build, open_writer(build), seeds=seeds, part=part)
