@@ -12,7 +12,9 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -115,10 +117,13 @@ def _watched(loader: DataLoader[Any], stalled_s: float) -> Iterator[Any]:
             warnings.filterwarnings("ignore", message="Got pickle error")
             items = iter(loader)
     except (OSError, EOFError) as error:
+        _discard_frames(error)
         raise WorkersError(
-            f"worker processes cannot start: {_one_line(error)}.", hint=f"{IN_LINE}."
+            f"worker processes cannot start: {_one_line(error)}.",
+            hint=f"{IN_LINE}, or see that {SHARED_MEMORY} is writable and large enough{_sizes()}.",
         ) from error
     except (pickle.PicklingError, TypeError, AttributeError) as error:
+        _discard_frames(error)
         raise WorkersError(
             f"the dataset cannot be sent to worker processes: {_one_line(error)}.",
             hint=f"{IN_LINE}, or make it picklable.",
@@ -130,6 +135,15 @@ def _watched(loader: DataLoader[Any], stalled_s: float) -> Iterator[Any]:
         except StopIteration:
             return
         yield item
+
+
+def _discard_frames(error: BaseException) -> None:
+    """Delete torch's unfinished iterator in silence: its `__del__` fails, and would print why."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def _next(items: Iterator[Any], deadline: float) -> Any:
