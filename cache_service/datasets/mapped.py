@@ -23,6 +23,9 @@ from cache_service.errors import DatasetError
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 """Where torchvision's datasets keep their labels."""
 
+IMAGE_FOLDER = "torchvision.datasets.folder.ImageFolder"
+"""A class whose own loader converts every image to RGB, which clips deep ones."""
+
 
 class MapSource:
     """A map-style dataset.
@@ -41,6 +44,7 @@ class MapSource:
         self._items: Any = _items_of(items, pixel_range)
         self._pixel_range = pixel_range
         self._reopen = reopen
+        _refuse_repeated_folders(self._items)
         self.labels = _find_labels(self._items)
         self.classes = _find_classes(self._items)
         self.paths = _find_paths(self._items)
@@ -124,21 +128,30 @@ class _FolderItems:
             return to_rgb(image, self._pixel_range), target
 
 
-def _is_plain_folder(items: Any) -> bool:
-    kind, loader = type(items), getattr(items, "loader", None)
-    return (
-        f"{kind.__module__}.{kind.__name__}" == "torchvision.datasets.folder.ImageFolder"
-        and getattr(loader, "__module__", "") == kind.__module__
-        and items.transform is None
-    )
+class _SubsetItems:
+    """torch's Subset, over a dataset that is read as it would be alone."""
+
+    def __init__(self, subset: Any, pixel_range: PixelRange | None) -> None:
+        self.dataset = _items_of(subset.dataset, pixel_range)
+        self.indices = subset.indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, sample: int) -> Any:
+        return self.dataset[self.indices[sample]]
 
 
 def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(items).__mro__}
+    """The dataset, or a way around what its library would do to images in silence."""
+    kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(items).__mro__]
     if "timm.data.dataset.ImageDataset" in kinds:
         return _TimmItems(items, pixel_range)
-    if _is_plain_folder(items):
+    loader = getattr(getattr(items, "loader", None), "__module__", "")
+    if kinds[0] == IMAGE_FOLDER and items.transform is None and IMAGE_FOLDER.startswith(loader):
         return _FolderItems(items, pixel_range)
+    if kinds[0] == "torch.utils.data.dataset.Subset":
+        return _SubsetItems(items, pixel_range)
     is_stream = any(kind.endswith(".IterableDataset") for kind in kinds)
     if is_stream or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DatasetError(
@@ -205,12 +218,35 @@ def _find_classes(items: Any) -> tuple[str, ...]:
     if _is_subset(items):
         return _find_classes(items.dataset)
     names = getattr(items, "classes", None)
-    if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
-        return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
     numbers = getattr(items, "class_to_idx", None)
-    if isinstance(numbers, dict) and sorted(numbers.values()) == list(range(len(numbers))):
-        return tuple(str(name) for name, _ in sorted(numbers.items(), key=lambda item: item[1]))
-    return ()
+    classes: tuple[str, ...] = ()
+    if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
+        classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+    elif isinstance(numbers, dict) and sorted(numbers.values()) == list(range(len(numbers))):
+        classes = tuple(str(name) for name, _ in sorted(numbers.items(), key=lambda item: item[1]))
+    transform = getattr(items, "target_transform", None)
+    return classes if transform is None else _renumbered(classes, transform)
+
+
+def _renumbered(classes: tuple[str, ...], transform: Callable[[int], Any]) -> tuple[str, ...]:
+    """Class names by the label that a target transform makes; () if it merges or drops classes."""
+    try:
+        names = {_label(transform(label)): name for label, name in enumerate(classes)}
+    except (DatasetError, LookupError, ValueError):
+        return ()
+    is_order = sorted(names) == list(range(len(classes)))
+    return tuple(names[label] for label in range(len(classes))) if is_order else ()
+
+
+def _refuse_repeated_folders(items: Any) -> None:
+    if _is_subset(items):
+        _refuse_repeated_folders(items.dataset)
+    paths = [str(path) for path, _ in _listed_samples(items)]
+    above = Path(getattr(items, "root", None) or getattr(items, "reader_root", None) or "")
+    folders = DistinctFolders()
+    for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
+        if (above / folder).is_dir():  # some list paths below a root that they do not name
+            folders.add(above / folder)
 
 
 def _find_paths(items: Any) -> bytes:
@@ -220,11 +256,6 @@ def _find_paths(items: Any) -> bytes:
         return b""
     root = getattr(items, "root", None)
     paths = [os.fspath(path) for path, _ in samples]
-    folders = DistinctFolders()
-    above = Path(root or getattr(items, "reader_root", None) or "")
-    for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
-        if (above / folder).is_dir():  # some list paths below a root that they do not name
-            folders.add(above / folder)
     if root is not None:
         paths = [os.path.relpath(path, root) for path in paths]
     return b"\0".join(os.fsencode(path.replace(os.sep, "/")) for path in paths)

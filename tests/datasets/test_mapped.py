@@ -163,3 +163,27 @@ def test_a_timm_dataset_with_a_transform_is_refused(folder):
 def test_a_dataset_that_is_open_already_is_returned_as_it_is():
     dataset = wrap_dataset([(IMAGE, 0), (IMAGE, 1)])
     assert wrap_dataset(dataset) is dataset
+
+
+def test_class_names_follow_a_target_transform_that_renumbers_them(folder):
+    order = {0: 2, 1: 0, 2: 1}
+    dataset = wrap_dataset(ImageFolder(folder, target_transform=order.__getitem__))
+    plain = wrap_dataset(ImageFolder(folder))
+    named = [dataset.classes[label] for label in dataset.labels]
+    assert named == [plain.classes[label] for label in plain.labels]
+
+
+def test_a_target_transform_that_merges_classes_leaves_them_without_names(folder):
+    dataset = wrap_dataset(ImageFolder(folder, target_transform=lambda label: label // 2))
+    assert dataset.classes == ()
+
+
+def test_a_subset_of_an_image_folder_is_read_like_the_folder(folder):
+    for sample in range(4):
+        PIL.Image.fromarray(np.full((4, 4), 300, np.uint16)).save(folder / "ant" / f"{sample}.png")
+    subset = Subset(ImageFolder(folder), [0, 4])
+    with pytest.raises(DatasetError, match="nothing says which value is white"):
+        wrap_dataset(subset)
+    (folder / "ant" / "again").symlink_to(".")
+    with pytest.raises(DatasetError, match="is the same folder as"):
+        wrap_dataset(Subset(ImageFolder(folder), [0, 4]))
