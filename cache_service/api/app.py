@@ -15,7 +15,7 @@ from cache_service.api.builds import routes as build_routes
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http import caches, rows, zarr
 from cache_service.api.http import service as operations
-from cache_service.api.http.auth import AuthMiddleware, LoopbackHostMiddleware, Tokens
+from cache_service.api.http.auth import AuthMiddleware
 from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.limits import (
     BodyLimitMiddleware,
@@ -70,9 +70,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
-    app.add_middleware(AuthMiddleware, tokens=Tokens(config.tokens), login=login)
-    if not config.tokens:
-        app.add_middleware(LoopbackHostMiddleware)
+    app.add_middleware(AuthMiddleware, tokens=config.tokens, login=login)
     observers = (metrics.observe, service.traffic.observe, log_request)
     app.add_middleware(RequestLogMiddleware, observers=observers)
     return app

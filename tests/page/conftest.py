@@ -18,7 +18,7 @@ from support.builds import record_toy
 from support.caches import make_spec, open_writer, write_shard
 from support.page_service import PageService
 
-from cache_service.api.http.auth import AuthMiddleware, Tokens
+from cache_service.api.http.auth import AuthMiddleware
 from cache_service.api.http.problems import add_problem_handlers
 from cache_service.api.http.settings import TokenConfig
 from cache_service.api.page import routes, sign_in
@@ -59,7 +59,7 @@ def serving(pages: Pages, tokens: tuple[TokenConfig, ...] = ()) -> Iterator[str]
     app.include_router(sign_in.router)
     app.add_middleware(
         AuthMiddleware,
-        tokens=Tokens(tokens),
+        tokens=tokens,
         login=lambda request: sign_in.sign_in_form(pages, request),
     )
     add_problem_handlers(app)

@@ -118,7 +118,12 @@ class ConcurrencyLimiter:
 
 
 class ConcurrencyLimitMiddleware:
-    """Answers 503 to requests above the limits."""
+    """Answers 503 to requests above the limits, and to large responses above the bytes held.
+
+    The server would copy a response into the buffer of its connection and call the request done:
+    clients that read slowly could then fill the memory, whatever the limit on requests in flight.
+    So the bytes of a large response are counted until its client has received it.
+    """
 
     def __init__(self, app: ASGIApp, limiter: ConcurrencyLimiter) -> None:
         self.app = app
@@ -133,60 +138,47 @@ class ConcurrencyLimitMiddleware:
         if not self._limiter.enter(stream=stream):
             await _busy(scope)(scope, receive, send)
             return
-        response = _LimitedResponse(self._limiter, scope, receive, send)
+        start: Message | None = None
+        held_bytes, refused = 0, False
+
+        async def limited_send(message: Message) -> None:
+            """Pass a message on. The first one waits for the second, which tells the size."""
+            nonlocal start, held_bytes, refused
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                size = _copied_bytes(scope, message)
+                if size > UNCOUNTED_BYTES:
+                    refused = not self._limiter.hold(size)
+                    held_bytes = 0 if refused else size
+                first, start = start, None
+                await (_busy(scope)(scope, receive, send) if refused else send(first))
+            if refused:
+                return
+            if message.get("more_body") or not held_bytes:
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await send({"type": "http.response.body"})  # returns when the client has the bytes
+
         try:
-            await self.app(scope, receive, send if stream else response.send)
+            await self.app(scope, receive, send if stream else limited_send)
         finally:
             self._limiter.leave(stream=stream)
-            self._limiter.held_bytes -= response.held_bytes
+            self._limiter.held_bytes -= held_bytes
 
 
-class _LimitedResponse:
-    """Counts the bytes of one large response until its client has received it, or refuses it.
+def _copied_bytes(scope: Scope, body: Message) -> int:
+    """Memory of a response, by its first body message.
 
-    The server would copy a response into the buffer of its connection and call the request done:
-    clients that read slowly could then fill the memory, whatever the limit on requests in flight.
-    Objects that are sent piece by piece are not counted, because each piece is awaited before the
-    next one is read. Rows that are sent from memory maps are not counted either.
+    Objects that are sent piece by piece count as 0, because each piece is awaited before the next
+    one is read. Rows that are sent from memory maps do not count either, see COPIED_BYTES.
     """
-
-    __slots__ = ("_limiter", "_receive", "_refused", "_scope", "_send", "_start", "held_bytes")
-
-    def __init__(
-        self, limiter: ConcurrencyLimiter, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        self._limiter = limiter
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._start: Message | None = None
-        self._refused = False
-        self.held_bytes = 0
-
-    async def send(self, message: Message) -> None:
-        """Pass a message on. The first one waits for the second, which tells the size."""
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        start, self._start = self._start, None
-        if start is not None:
-            size = self._scope["state"].get(COPIED_BYTES)
-            if size is None:
-                size = 0 if message.get("more_body") else len(message.get("body", b""))
-            if size > UNCOUNTED_BYTES:
-                if not self._limiter.hold(size):
-                    self._refused = True
-                    await _busy(self._scope)(self._scope, self._receive, self._send)
-                    return
-                self.held_bytes = size
-            await self._send(start)
-        if self._refused:
-            return
-        if message.get("more_body") or not self.held_bytes:
-            await self._send(message)
-            return
-        await self._send({**message, "more_body": True})
-        await self._send({"type": "http.response.body"})  # returns when the client has the bytes
+    size: int | None = scope["state"].get(COPIED_BYTES)
+    if size is None:
+        return 0 if body.get("more_body") else len(body.get("body", b""))
+    return size
 
 
 def _busy(scope: Scope) -> JSONResponse:
@@ -201,10 +193,7 @@ def _busy(scope: Scope) -> JSONResponse:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body that is too long, whatever length it declares.
-
-    FastAPI has such a limit, too, but answers in plain text.
-    """
+    """Answers 413 to a body that is too long. FastAPI's own limit answers in plain text."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app

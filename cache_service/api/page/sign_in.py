@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from cache_service.api.http.auth import COOKIE, Tokens
+from cache_service.api.http.auth import COOKIE, find_token
 from cache_service.api.page.rendering import Pages
 from cache_service.api.page.routes import pages_of, sign_in_response
 
@@ -99,7 +99,7 @@ async def sign_in(request: Request) -> Response:
         response = RedirectResponse("/", 303)
         response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
         return response
-    tokens = Tokens(request.app.state.service.config.tokens)
+    tokens = request.app.state.service.config.tokens
     if not tokens:
         return RedirectResponse(next_path, 303)
     address = request.client.host if request.client else ""
@@ -107,7 +107,7 @@ async def sign_in(request: Request) -> Response:
     if wait_s:
         return form_again(f"Too many tokens were wrong. Try again in {wait_s:.0f} s.", 429)
     secret = fields.get("token", [""])[0].strip()
-    token = tokens.find(secret)
+    token = find_token(tokens, secret)
     if token is None or "read" not in token.scopes or not secret.isascii():
         attempts.add(address)
         unknown = "This server does not know the token."
