@@ -97,7 +97,7 @@ def test_many_caches_and_rows_add_no_series(metrics):
     metrics.observe(seen())
     before = metrics.render().count(b"\n")
     for number in range(100):
-        metrics.observe(seen()._replace(path_params={"name": f"cache-{number}"}))
+        metrics.observe(seen()._replace(names={"name": f"cache-{number}"}))
     assert metrics.render().count(b"\n") == before
 
 

@@ -19,12 +19,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
-from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.http.problems import problem_response
-
-REQUEST_ID_HEADER = b"x-request-id"
 
 CLIENT_GONE = 499
 """Status of a request whose client closed the connection. It is counted, never sent."""
@@ -44,7 +42,7 @@ MIN_SECRET_CHARS = 8
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the current request; empty outside of one."""
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)[A-Za-z0-9._~+/=-]+")
 _log = logging.getLogger(f"{LOGGER}.requests")
 
@@ -53,15 +51,13 @@ class RequestRecord(NamedTuple):
     """A request that has ended.
 
     Attributes:
-        request_id: sent by the client, or generated here.
-        method: as sent.
         route: template of the route, never the path.
         status: of the response; 499 if the client left before one began.
         code: of the problem document, or empty.
         seconds: from the end of the request's header to the last byte passed to the server.
-        num_bytes: of the response body.
+        bytes: of the response body.
         client: address without port.
-        path_params: parts of the path that the route names; empty for an error.
+        names: parts of the path that the route names; empty for an error.
     """
 
     request_id: str
@@ -70,9 +66,9 @@ class RequestRecord(NamedTuple):
     status: int
     code: str
     seconds: float
-    num_bytes: int
+    bytes: int
     client: str
-    path_params: dict[str, Any]
+    names: dict[str, Any]
 
 
 class RequestLogMiddleware:
@@ -88,8 +84,9 @@ class RequestLogMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        this_id = _id_of(scope)
-        header = (REQUEST_ID_HEADER, this_id.encode())
+        this_id = Headers(scope=scope).get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(this_id):
+            this_id = secrets.token_hex(8)
         token = request_id.set(this_id)
         state = scope.setdefault("state", {})
         status = num_bytes = 0
@@ -98,8 +95,9 @@ class RequestLogMiddleware:
             nonlocal status, num_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
+                header = (b"x-request-id", this_id.encode())
                 message["headers"] = [*message.get("headers", ()), header]
-            elif message["type"] == "http.response.body":
+            else:
                 num_bytes += len(message.get("body", b""))
             await send(message)
 
@@ -109,7 +107,13 @@ class RequestLogMiddleware:
             _log.exception("a request failed with an unexpected error")
             if status:
                 raise  # the response has begun: only a closed connection can mark it as broken
-            await _internal_error(scope, this_id)(scope, receive, counting_send)
+            error = problem_response(
+                scope,
+                500,
+                "The service failed with an unexpected error.",
+                hint=f"Its log has the reason under request id {this_id}.",
+            )
+            await error(scope, receive, counting_send)
         finally:
             status = status or CLIENT_GONE
             client = scope.get("client")
@@ -119,30 +123,14 @@ class RequestLogMiddleware:
                 route=getattr(scope.get("route"), "path", "") or UNMATCHED,
                 status=status,
                 code=str(state.get("problem_code", "")),
-                seconds=time.perf_counter() - started,
-                num_bytes=num_bytes,
+                seconds=round(time.perf_counter() - started, 6),
+                bytes=num_bytes,
                 client=client[0] if client else "",
-                path_params=dict(scope.get("path_params") or {}) if status < 400 else {},
+                names=dict(scope.get("path_params") or {}) if status < 400 else {},
             )
             for observer in self._observers:
                 observer(record)
             request_id.reset(token)
-
-
-def _id_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID_HEADER and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return secrets.token_hex(8)
-
-
-def _internal_error(scope: Scope, this_id: str) -> JSONResponse:
-    return problem_response(
-        scope,
-        500,
-        "The service failed with an unexpected error.",
-        hint=f"Its log has the reason under request id {this_id}.",
-    )
 
 
 class Redactor:
@@ -162,7 +150,7 @@ class Redactor:
         )
 
     def __call__(self, text: str) -> str:
-        """Return the text without secrets."""
+        """The text without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return _BEARER.sub(r"\1\2***", text)
@@ -199,21 +187,11 @@ class JsonFormatter(logging.Formatter):
 def log_request(record: RequestRecord) -> None:
     """Log a request that has ended."""
     level = logging.ERROR if record.status >= 500 else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
-    fields: dict[str, object] = {
-        "request_id": record.request_id,
-        "method": record.method,
-        "route": record.route,
-        "status": record.status,
-        "seconds": round(record.seconds, 6),
-        "bytes": record.num_bytes,
-        "client": record.client,
+    fields = {
+        key: value
+        for key, value in record._asdict().items()
+        if value or key not in ("code", "names")
     }
-    if record.code:
-        fields["code"] = record.code
-    if record.path_params:
-        fields["names"] = record.path_params
     _log.log(level, "request", extra={"fields": fields})
 
 

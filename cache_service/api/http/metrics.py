@@ -59,47 +59,31 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
-        self._bytes = Counter(
-            "kdcache_response_bytes", "Bytes of response bodies.", registry=registry
-        )
+        self._bytes = Counter("kdcache_response_bytes", "Bytes sent.", registry=registry)
         self._read_errors = Counter(
             "kdcache_read_errors", "Responses with a status of 5xx.", ("code",), registry=registry
         )
         self.rows = Counter("kdcache_rows", "Rows sent.", registry=registry)
         self._refused_connections = Counter(
-            "kdcache_refused_connections",
-            "Connections closed by the connection limits.",
-            ("reason",),
-            registry=registry,
+            "kdcache_refused_connections", "Closed connections.", ("reason",), registry=registry
         )
-        build_info = Gauge(
-            "kdcache_build_info", "The running version.", ("version",), registry=registry
-        )
+        build_info = Gauge("kdcache_build_info", "Running now.", ("version",), registry=registry)
         build_info.labels(version("kd-cache")).set(1)
 
     def watch(self, limiter: ConcurrencyLimiter) -> None:
         """Show the counts of a limiter as they are at each scrape."""
-        gauges: list[tuple[str, str, Callable[[], float]]] = [
+        for name, meaning, value in (
             ("inflight_requests", "Requests in flight.", lambda: limiter.in_flight),
-            (
-                "held_answer_bytes",
-                "Bytes of large responses that clients have not received yet.",
-                lambda: limiter.held_bytes,
-            ),
+            ("held_answer_bytes", "Large responses not yet sent.", lambda: limiter.held_bytes),
             ("event_streams", "Open event streams.", lambda: limiter.event_streams),
-            (
-                "reading_threads",
-                "Threads that read storage.",
-                lambda: limiter.reading.borrowed_tokens,
-            ),
-        ]
-        for name, help_text, value in gauges:
-            Gauge(f"kdcache_{name}", help_text, registry=self.registry).set_function(value)
+            ("reading_threads", "Busy threads.", lambda: limiter.reading.borrowed_tokens),
+        ):
+            Gauge(f"kdcache_{name}", meaning, registry=self.registry).set_function(value)
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         self._requests.labels(record.route, str(record.status)).inc()
-        self._bytes.inc(record.num_bytes)
+        self._bytes.inc(record.bytes)
         if not record.route.endswith(STREAM_SUFFIX):
             self._seconds.labels(record.route).observe(record.seconds)
         if record.status >= 500:
@@ -134,7 +118,7 @@ class RecentTraffic:
         last = self._seconds[-1]
         last[1] += 1
         last[2] += record.status >= 500 or record.status == CLIENT_GONE
-        last[3] += record.num_bytes
+        last[3] += record.bytes
         self._latencies.append((now, record.seconds))
 
     def figures(self) -> dict[str, Any]:

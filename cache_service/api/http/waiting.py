@@ -40,6 +40,12 @@ class RowsAwaitedError(RowsNotBuiltError):
 class ShardWaiter:
     """Polls for the commits of shards, whichever process writes them.
 
+    Args:
+        stopping: ends every wait when it is set.
+        max_wait_s: the longest wait of one request, seconds.
+        max_waiting: requests that may wait at a time; any more of them do not wait at all.
+        prioritize: tells the server's own build queue which shards a client needs.
+
     Attributes:
         waiting: requests that wait now.
     """
@@ -53,15 +59,6 @@ class ShardWaiter:
         max_waiting: int,
         prioritize: Prioritize | None = None,
     ) -> None:
-        """Create a waiter of a server.
-
-        Args:
-            catalog: the caches.
-            stopping: ends every wait when it is set.
-            max_wait_s: the longest wait of one request, seconds.
-            max_waiting: requests that may wait at a time; any more of them do not wait at all.
-            prioritize: tells the server's own build queue which shards a client needs.
-        """
         self._catalog = catalog
         self._stopping = stopping
         self._max_wait_s = max_wait_s
