@@ -7,14 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from cache_service.api.http.catalog import Catalog, OpenCache
+from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.problems import responses
 from cache_service.api.http.rows import entity_tag, matches
 from cache_service.api.http.service import TheService
 from cache_service.config import Frozen
 from cache_service.errors import KdCacheError
 from cache_service.format.canonical import canonical_json
-from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import FORMAT_VERSION
 
 router = APIRouter(tags=["caches"])
@@ -87,7 +86,35 @@ class Manifest(Frozen):
 @router.get("/v1/caches", response_model=CacheList, responses=responses(503))
 async def listed(request: Request, service: TheService) -> CacheList:
     """The caches of this service."""
-    return await service.limiter.read(request, _listing, service.catalog)
+
+    def read() -> CacheList:
+        catalog = service.catalog
+        return CacheList(caches=tuple(_line(catalog, name) for name in catalog.names()))
+
+    return await service.limiter.read(request, read)
+
+
+def _line(catalog: Catalog, name: str) -> CacheLine:
+    try:
+        opened = catalog.open(name)
+        commits, planned = opened.commits(), opened.cache.num_seeds()
+    except KdCacheError as error:
+        return CacheLine(name=name, error=error.message)
+    spec = opened.cache.spec
+    ranges = [spec.shard_range(shard) for shards in commits.values() for shard in shards]
+    rows = sum(stop - start for start, stop in ranges)
+    complete = sum(len(shards) == spec.num_shards for shards in commits.values())
+    return CacheLine(
+        name=name,
+        fingerprint=opened.cache.fingerprint,
+        dataset=f"{spec.dataset.name} {spec.dataset.split}",
+        num_samples=spec.dataset.num_samples,
+        teacher=spec.teacher.model,
+        codec=spec.codec.kind,
+        seeds=SeedCounts(complete=complete, planned=planned),
+        rows=rows,
+        bytes=rows * opened.cache.layout.row_bytes,
+    )
 
 
 @router.head("/v1/caches/{name}", response_class=Response, include_in_schema=False)
@@ -104,7 +131,22 @@ async def manifest(request: Request, service: TheService, name: str) -> Response
     """What one cache holds now. It grows while a build runs."""
 
     def read() -> bytes:
-        return canonical_json(manifest_of(service.catalog.open(name)).model_dump(mode="json"))
+        cache = service.catalog.open(name).cache
+        document = Manifest(
+            name=name,
+            fingerprint=cache.fingerprint,
+            format=FORMAT_VERSION,
+            spec=cache.spec.model_dump(mode="json"),
+            versions=cache.versions,
+            num_seeds=cache.num_seeds(),
+            num_shards=cache.spec.num_shards,
+            commits={str(seed): shards for seed, shards in cache.commits().items()},
+            arrays=tuple(
+                ArrayLine(name=array.name, dtype=array.dtype, row_shape=array.row_shape)
+                for array in cache.layout.arrays
+            ),
+        )
+        return canonical_json(document.model_dump(mode="json"))
 
     body = await service.limiter.read(request, read)
     etag = entity_tag(body.decode())
@@ -112,50 +154,3 @@ async def manifest(request: Request, service: TheService, name: str) -> Response
     if matches(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
-
-
-def manifest_of(opened: OpenCache) -> Manifest:
-    """Create the manifest of a cache with its commits as they are now."""
-    cache = opened.cache
-    return Manifest(
-        name=opened.name,
-        fingerprint=cache.fingerprint,
-        format=FORMAT_VERSION,
-        spec=cache.spec.model_dump(mode="json"),
-        versions=cache.versions,
-        num_seeds=cache.num_seeds(),
-        num_shards=cache.spec.num_shards,
-        commits={str(seed): shards for seed, shards in cache.commits().items()},
-        arrays=tuple(
-            ArrayLine(name=array.name, dtype=array.dtype, row_shape=array.row_shape)
-            for array in cache.layout.arrays
-        ),
-    )
-
-
-def _listing(catalog: Catalog) -> CacheList:
-    return CacheList(caches=tuple(_line(catalog, name) for name in catalog.names()))
-
-
-def _line(catalog: Catalog, name: str) -> CacheLine:
-    try:
-        opened = catalog.open(name)
-        commits, planned = opened.commits(), opened.cache.num_seeds()
-    except KdCacheError as refusal:
-        return CacheLine(name=name, error=refusal.message)
-    spec = opened.cache.spec
-    rows = sum(
-        stop - start for shards in commits.values() for start, stop in map(spec.shard_range, shards)
-    )
-    complete = sum(len(shards) == spec.num_shards for shards in commits.values())
-    return CacheLine(
-        name=name,
-        fingerprint=opened.cache.fingerprint,
-        dataset=f"{spec.dataset.name} {spec.dataset.split}",
-        num_samples=spec.dataset.num_samples,
-        teacher=spec.teacher.model,
-        codec=spec.codec.kind,
-        seeds=SeedCounts(complete=complete, planned=planned),
-        rows=rows,
-        bytes=rows * CacheLayout(spec).row_bytes,
-    )

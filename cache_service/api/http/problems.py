@@ -86,7 +86,7 @@ def problem_response(
     scope.setdefault("state", {})["problem_code"] = code
     problem = Problem(
         type="about:blank",
-        title=_title(status),
+        title=HTTPStatus(status).phrase if status != 499 else "Error",
         status=status,
         detail=detail[:MAX_DETAIL_CHARS],
         instance=scope["path"][:MAX_DETAIL_CHARS],
@@ -101,39 +101,32 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the errors of a route for OpenAPI: the given statuses, and those of all routes."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     every = sorted({400, 401, 403, 421, 422, 500, 503, *statuses})
-    return {status: {"description": _title(status), "content": content} for status in every}
+    return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in every}
 
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Make the application answer every error with a problem document."""
-    app.add_exception_handler(KdCacheError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
+    for kind in (KdCacheError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, KdCacheError)
-    retry: int | None = getattr(error, "retry_after_s", None)
-    return problem_response(
-        request.scope,
-        error.http_status,
-        error.message,
-        code=error.code,
-        hint=error.hint,
-        headers={"Retry-After": str(retry)} if retry is not None else None,
-    )
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    complaints = []
-    for each in error.errors()[:MAX_REPORTED]:
-        where = ".".join(str(part) for part in each["loc"])
-        complaints.append(f"{where}: {each['msg']}".replace("\n", " ").rstrip("."))
-    return problem_response(request.scope, 422, "; ".join(complaints) + ".")
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, KdCacheError):
+        retry: int | None = getattr(error, "retry_after_s", None)
+        return problem_response(
+            request.scope,
+            error.http_status,
+            error.message,
+            code=error.code,
+            hint=error.hint,
+            headers={"Retry-After": str(retry)} if retry is not None else None,
+        )
+    if isinstance(error, RequestValidationError):
+        complaints = []
+        for each in error.errors()[:MAX_REPORTED]:
+            where = ".".join(str(part) for part in each["loc"])
+            complaints.append(f"{where}: {each['msg']}".replace("\n", " ").rstrip("."))
+        return problem_response(request.scope, 422, "; ".join(complaints) + ".")
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 405:
@@ -145,19 +138,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
             if any(each.matches({**scope, "method": method})[0] is Match.FULL for each in routes)
         )
     return problem_response(request.scope, error.status_code, str(error.detail), headers=headers)
-
-
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
-
-
-UNUSED = ("HTTPValidationError", "ValidationError")
-"""FastAPI's own schemas of a refused request, which this service does not send."""
-
-OPEN_PATHS = ("/healthz", "/readyz")
 
 
 def describe(app: FastAPI) -> None:
@@ -175,7 +155,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for name in UNUSED:
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of an error
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -185,6 +165,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
             for status, problem in responses().items():
                 if MEDIA_TYPE not in described.get(str(status), {}).get("content", {}):
                     described[str(status)] = problem
-            if path not in OPEN_PATHS:
+            if path not in ("/healthz", "/readyz"):
                 operation["security"] = [{"token": []}]
     return document
