@@ -86,7 +86,7 @@ class RangeQuery(Frozen):
 
 
 class LookupQuery(Frozen):
-    """What a binary body does not say of its lookup. A JSON body says everything itself."""
+    """A lookup with a binary body, which has only samples."""
 
     seed: Seed | None = None
     arrays: Names = None
@@ -124,14 +124,11 @@ def _path_and_query(kind: type[Frozen]) -> list[dict[str, Any]]:
     """
     schema = kind.model_json_schema()
     required = schema.get("required", ())
-    parameters: list[dict[str, Any]] = [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    path = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    return [path] + [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
     ]
-    for name, field in schema["properties"].items():
-        parameters.append(
-            {"name": name, "in": "query", "required": name in required, "schema": field}
-        )
-    return parameters
 
 
 _FRAME = {
@@ -182,20 +179,22 @@ async def rows(request: Request) -> Response:
 
     def is_ready(opened: OpenCache) -> bool:
         arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
-        return not as_json and opened.cache.is_ready(seed, start, stop, _names_of(arrays))
+        return not as_json and opened.cache.is_ready(seed, start, stop, tuple(arrays))
 
     def read(opened: OpenCache, ready: bool) -> Response:
         cache = opened.cache
         arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
-        names = _names_of(arrays)
+        names = tuple(arrays)
         etag = entity_tag(cache.fingerprint, seed, start, stop, names, as_json)
         headers = {"ETag": etag, "Cache-Control": immutable(service)}
         metadata = range_metadata(cache.fingerprint, seed, start, stop)
         if as_json:
-            values = cache.read(seed, start, stop, arrays=names)
-            response = _json_response(values, metadata, headers)
+            response = _json_response(
+                cache.read(seed, start, stop, arrays=names), metadata, headers
+            )
         else:
-            pieces: list[Piece] = [(frame_header(arrays, stop - start, metadata), None)]
+            header = frame_header(tuple(arrays.values()), stop - start, metadata)
+            pieces: list[Piece] = [(header, None)]
             for name in names:
                 pieces += cache.pieces(seed, start, stop, name)
             is_mapped = ready or cache.is_ready(seed, start, stop, names)
@@ -227,30 +226,29 @@ async def rows(request: Request) -> Response:
 async def lookup(request: Request) -> Response:
     """Rows of samples under a seed, in request order; the seed is in the query or the body."""
     service: Service = request.app.state.service
-    wanted = await _parse_lookup(request)
-    seed, samples_B = wanted.seed, wanted.samples_B
+    seed, samples_B, array_names, wait_s = await _parse_lookup(request)
     as_json = _wants_json(request)
 
     def is_ready(opened: OpenCache) -> bool:
-        arrays = _select_arrays(service, opened, wanted.arrays, len(samples_B), as_json=as_json)
-        is_small = values_size(arrays, len(samples_B)) <= MAX_LOOP_BYTES
-        return is_small and opened.is_lookup_ready(seed, samples_B, _names_of(arrays))
+        arrays = _select_arrays(service, opened, array_names, len(samples_B), as_json=as_json)
+        is_small = values_size(tuple(arrays.values()), len(samples_B)) <= MAX_LOOP_BYTES
+        return is_small and opened.is_lookup_ready(seed, samples_B, tuple(arrays))
 
-    def read(opened: OpenCache, ready: bool) -> Response:  # noqa: ARG001  as that of a range
-        arrays = _select_arrays(service, opened, wanted.arrays, len(samples_B), as_json=as_json)
-        values = opened.lookup(seed, samples_B, _names_of(arrays))
+    def read(opened: OpenCache, _ready: bool) -> Response:
+        arrays = _select_arrays(service, opened, array_names, len(samples_B), as_json=as_json)
+        values = opened.lookup(seed, samples_B, tuple(arrays))
         metadata = lookup_metadata(opened.cache.fingerprint, seed, len(samples_B))
         headers = {"Cache-Control": "no-store"}
         if as_json:
             return _json_response(values, metadata, headers)
-        pieces: list[Piece] = [(frame_header(arrays, len(samples_B), metadata), None)]
-        pieces += [(values[name].reshape(-1).view(np.uint8).data, None) for name in values]
-        return FrameResponse(pieces, headers)
+        header = frame_header(tuple(arrays.values()), len(samples_B), metadata)
+        rows = [(values[name].reshape(-1).view(np.uint8).data, None) for name in arrays]
+        return FrameResponse([(header, None), *rows], headers)
 
     def shards(opened: OpenCache) -> Sequence[int]:
         return opened.shards_of_samples(seed, samples_B)
 
-    recorded = Recorded(seed, shards, wanted.wait, is_ready)
+    recorded = Recorded(seed, shards, wait_s, is_ready)
     response = await read_recorded(service, request, recorded, read)
     service.metrics.rows.inc(len(samples_B))
     return response
@@ -325,11 +323,6 @@ async def read_recorded(
 
 
 def _parse_query(kind: type[QueryT], request: Request) -> QueryT:
-    """Parse the query of a request.
-
-    Raises:
-        RequestError, RequestValidationError: it does not have the fields of `kind`.
-    """
     text = request.scope["query_string"].decode("latin-1")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
@@ -350,23 +343,17 @@ def _request_error(where: str, error: ValidationError) -> RequestValidationError
     return RequestValidationError([{**each, "loc": (where, *each["loc"])} for each in found])
 
 
-class _Lookup(NamedTuple):
-    """A lookup as the client sent it, in the query and the body."""
-
-    seed: int
-    samples_B: NDArray[np.int64]
-    arrays: list[str] | None
-    wait: float
-
-
-async def _parse_lookup(request: Request) -> _Lookup:
+async def _parse_lookup(
+    request: Request,
+) -> tuple[int, NDArray[np.int64], list[str] | None, float]:
+    """Parse seed, samples, names of arrays and seconds to wait from the query and the body."""
     query = _parse_query(LookupQuery, request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if content_type == OCTETS:
         if query.seed is None:
             raise RequestError("query.seed: missing; a binary body has only samples.")
-        return _Lookup(query.seed, _parse_samples(body), _split(query.arrays), query.wait)
+        return query.seed, _parse_samples(body), _split(query.arrays), query.wait
     if content_type != "application/json":
         raise UnsupportedBodyError(
             f"the body has the content type {content_type[:64]!r}.",
@@ -379,7 +366,7 @@ async def _parse_lookup(request: Request) -> _Lookup:
     except ValidationError as error:
         raise _request_error("body", error) from error
     samples_B = np.array(document.samples, np.int64)
-    return _Lookup(document.seed, samples_B, document.arrays, document.wait)
+    return document.seed, samples_B, document.arrays, document.wait
 
 
 def _parse_samples(body: bytes) -> NDArray[np.int64]:
@@ -397,10 +384,6 @@ def _split(names: str | None) -> list[str] | None:
     return None if names is None else names.split(",")
 
 
-def _names_of(arrays: Sequence[RowArray]) -> tuple[str, ...]:
-    return tuple(array.name for array in arrays)
-
-
 def _wants_json(request: Request) -> bool:
     accept = request.headers.get("accept", "")
     return "application/json" in accept and MEDIA_TYPE not in accept
@@ -413,23 +396,21 @@ def _select_arrays(
     num_rows: int,
     *,
     as_json: bool,
-) -> tuple[RowArray, ...]:
+) -> dict[str, RowArray]:
     """Select the requested arrays in the cache's order, and check how large the response would be.
 
     Raises:
         RequestError: no array or an unknown one is requested, or too many rows as JSON.
         TooLargeError: too many rows, or too many bytes.
     """
-    arrays, limits = opened.cache.arrays, service.config.limits
+    arrays, limits = opened.cache.layout.by_name, service.config.limits
     if names is not None:
-        unknown = sorted(set(names) - set(_names_of(arrays)))
+        unknown = sorted(set(names) - arrays.keys())
         if unknown or not names:
             requested = f"array {unknown[0][:64]!r} was" if unknown else "no array was"
-            raise RequestError(
-                f"{requested} requested; this cache has {', '.join(_names_of(arrays))}."
-            )
-        arrays = tuple(array for array in arrays if array.name in names)
-    row_bytes = values_size(arrays, 1)
+            raise RequestError(f"{requested} requested; this cache has {', '.join(arrays)}.")
+        arrays = {name: array for name, array in arrays.items() if name in names}
+    row_bytes = values_size(tuple(arrays.values()), 1)
     max_rows = max(1, min(limits.max_rows, limits.max_response_bytes // row_bytes))
     if num_rows > max_rows:
         raise TooLargeError(

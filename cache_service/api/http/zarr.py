@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
@@ -161,6 +161,12 @@ class NoSuchKeyError(NotACacheError):
     code = "no_such_key"
 
 
+class MissingCommitError(NotACacheError):
+    """A commit was requested by its own key. It is no Zarr array, so 404 reads as no fill value."""
+
+    code = RowsNotBuiltError.code
+
+
 class StoredObject(NamedTuple):
     """A checked object.
 
@@ -173,15 +179,19 @@ class StoredObject(NamedTuple):
     key: str
     size: int
     etag: str
-    media_type: str
     is_immutable: bool
     content: bytes | None
 
+    @property
+    def media_type(self) -> str:
+        """For the Content-Type header."""
+        is_json = self.key.endswith(".json")
+        return "application/json" if is_json else "application/octet-stream"
+
 
 class ShardKey(NamedTuple):
-    """A key of a shard: an object of one of its arrays, or its commit."""
+    """A key of a shard: an object of the array `name`, or its commit (`name` is empty)."""
 
-    kind: Literal["object", "commit"]
     name: str
     seed: int
     shard: int
@@ -189,11 +199,11 @@ class ShardKey(NamedTuple):
 
 def shard_of_key(key: str) -> ShardKey | None:
     """The shard that a key belongs to; None for metadata and for anything else."""
-    found = _SHARD_OBJECT.fullmatch(key)
-    if found is not None:
-        return ShardKey("object", found[1], int(found[2]), int(found[3]))
-    found = _COMMIT.fullmatch(key)
-    return None if found is None else ShardKey("commit", "", int(found[1]), int(found[2]))
+    match = _SHARD_OBJECT.fullmatch(key)
+    if match is not None:
+        return ShardKey(match[1], int(match[2]), int(match[3]))
+    match = _COMMIT.fullmatch(key)
+    return None if match is None else ShardKey("", int(match[1]), int(match[2]))
 
 
 def find(opened: OpenCache, key: str) -> StoredObject:
@@ -201,69 +211,52 @@ def find(opened: OpenCache, key: str) -> StoredObject:
 
     Raises:
         NoSuchKeyError: no cache with this spec has that key.
-        RowsNotBuiltError: its shard is not recorded.
+        MissingCommitError, RowsNotBuiltError: its shard is not recorded.
         CorruptError: it is missing, has another size, or is not what was written.
     """
+    cache, layout, storage = opened.cache, opened.cache.layout, opened.cache.storage
     place = shard_of_key(key)
-    if place is None or place.name in opened.cache.layout.heads:
-        return _metadata(opened, key)
-    layout = opened.cache.layout
-    if place.shard >= layout.spec.num_shards:
-        raise _no_such_key(key)
-    if place.kind == "commit":
-        return _commit(opened, key, place)
-    if layout.object_keys(place.seed, place.shard).get(place.name) != key:
-        raise _no_such_key(key)
-    commit = opened.cache.commit(place.seed, place.shard)
-    table = commit.objects[place.name]
-    storage = opened.cache.storage
+    head_keys = layout.head_keys().values()
+    if place is None or place.name in layout.heads:
+        place, is_key = None, key in head_keys or key in documents_of(cache)
+    else:
+        is_key = place.shard < layout.spec.num_shards
+        if place.name:
+            is_key &= key == layout.object_keys(place.seed, place.shard).get(place.name)
+    if not is_key:
+        raise NoSuchKeyError(f"no cache has a key {key[:200]!r}.")
     opened.refuse_links(key)
+    if place is not None and place.name:
+        return _shard_object(opened, key, place)
+    content = storage.get(key)
+    if place is not None:
+        if content is None:
+            raise MissingCommitError(
+                f"shard {place.shard} of seed {place.seed} of {opened.name} is not recorded."
+            )
+        cache.commit(place.seed, place.shard)  # checks it
+    elif key in head_keys:
+        cache.head()  # checks all of its arrays
+    elif content != _as_written(cache, key, content):
+        raise CorruptError(
+            f"{opened.name}/{key} is missing or does not describe this cache.",
+            hint="Run the same `kd-cache build` again: it rewrites the metadata.",
+        )
+    content = content or b""
+    return StoredObject(storage, key, len(content), _etag(content), key in head_keys, content)
+
+
+def _shard_object(opened: OpenCache, key: str, place: ShardKey) -> StoredObject:
+    commit = opened.cache.commit(place.seed, place.shard)
+    table, storage = commit.objects[place.name], opened.cache.storage
     size = storage.size(key)
     if size != table.size:
         raise CorruptError(
             f"{opened.name}/{key} has {size or 0} bytes, but {table.size} were committed.",
             hint=REPAIR,
         )
-    tag = [commit.fingerprint, key, size, table.index_crc32c, table.checksums.tolist()]
-    return StoredObject(
-        storage, key, size, _etag(canonical_json(tag)), "application/octet-stream", True, None
-    )
-
-
-def _commit(opened: OpenCache, key: str, place: ShardKey) -> StoredObject:
-    opened.refuse_links(key)
-    content = opened.cache.storage.get(key)
-    if content is None:
-        raise MissingCommitError(
-            f"shard {place.shard} of seed {place.seed} of {opened.name} is not recorded."
-        )
-    opened.cache.commit(place.seed, place.shard)
-    return _small(opened, key, content, is_immutable=False)
-
-
-class MissingCommitError(NotACacheError):
-    """A commit was requested by its own key. It is no Zarr array, so 404 reads as no fill value."""
-
-    code = RowsNotBuiltError.code
-
-
-def _metadata(opened: OpenCache, key: str) -> StoredObject:
-    cache = opened.cache
-    if key in cache.layout.head_keys().values():
-        opened.refuse_links(key)
-        cache.head()  # checks all of its arrays
-        content = cache.storage.get(key) or b""
-        return _small(opened, key, content, is_immutable=True)
-    if key not in documents_of(cache):
-        raise _no_such_key(key)
-    opened.refuse_links(key)
-    content = cache.storage.get(key) or b""
-    if not _is_as_written(cache, key, content):
-        raise CorruptError(
-            f"{opened.name}/{key} is missing or does not describe this cache.",
-            hint="Run the same `kd-cache build` again: it rewrites the metadata.",
-        )
-    return _small(opened, key, content, is_immutable=False)
+    identity = [commit.fingerprint, key, size, table.index_crc32c, table.checksums.tolist()]
+    return StoredObject(storage, key, size, _etag(canonical_json(identity)), True, None)
 
 
 def documents_of(cache: Cache) -> set[str]:
@@ -271,26 +264,15 @@ def documents_of(cache: Cache) -> set[str]:
     return {ROOT_KEY, *cache.layout.documents(1)}
 
 
-def _is_as_written(cache: Cache, key: str, content: bytes) -> bool:
+def _as_written(cache: Cache, key: str, content: bytes | None) -> bytes:
     if key == ROOT_KEY:
-        return content == encode_group(cache.group)
+        return encode_group(cache.group)
     # The seed axis of a row array; for other documents the number does not matter.
-    return content == cache.layout.documents(described_seeds(content))[key]
-
-
-def _small(opened: OpenCache, key: str, content: bytes, *, is_immutable: bool) -> StoredObject:
-    kind = "application/json" if key.endswith(".json") else "application/octet-stream"
-    return StoredObject(
-        opened.cache.storage, key, len(content), _etag(content), kind, is_immutable, content
-    )
+    return cache.layout.documents(described_seeds(content))[key]
 
 
 def _etag(content: bytes) -> str:
     return f'"{sha256_hex(content)[:32]}"'
-
-
-def _no_such_key(key: str) -> NoSuchKeyError:
-    return NoSuchKeyError(f"no cache has a key {key[:200]!r}.")
 
 
 @router.api_route(
