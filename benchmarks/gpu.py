@@ -27,7 +27,7 @@ from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.context import open_build
 from cache_service.recording.engines import prepare, run_local
 from cache_service.views.identity import library_versions
-from cli.experiments.demo.way import Measured, WayJob
+from cli.experiments.demo.measure import Measured, VariantJob
 from distill.config import TrainConfig
 
 
@@ -54,7 +54,7 @@ PAIRS = {
     ),
 }
 
-WAYS = {
+VARIANTS = {
     "alone": ("ce", False, False),
     "live teacher, KD": ("kd", True, False),
     "cache, KD": ("kd", False, True),
@@ -118,7 +118,7 @@ def _measure_pair(pair: Pair, out: Path, options: argparse.Namespace) -> list[di
     prepare(opened)
     run_local(opened, seeds=(0,))
     found = []
-    for way, (method, is_live, is_cached) in WAYS.items():
+    for variant, (method, is_live, is_cached) in VARIANTS.items():
         if method == "sd-kd" and build.scales == (1,):
             continue
         source = (
@@ -131,7 +131,7 @@ def _measure_pair(pair: Pair, out: Path, options: argparse.Namespace) -> list[di
             "out": str(folder / method / ("live" if is_live else "plain")),
         }
         train = TrainConfig.model_validate(_train_file(pair, build, options) | source | named)
-        job = WayJob(
+        job = VariantJob(
             train=train,
             teacher=build.teacher if is_live else None,
             threads=torch.get_num_threads(),
@@ -142,7 +142,7 @@ def _measure_pair(pair: Pair, out: Path, options: argparse.Namespace) -> list[di
                 "teacher": pair.teacher,
                 "student": pair.student,
                 "size": pair.size,
-                "way": way,
+                "variant": variant,
                 "views_per_s": round(pair.batch_size / measured.seconds_per_step, 1),
                 "peak_memory_bytes": measured.peak_memory_bytes,
             }
@@ -188,18 +188,18 @@ def _train_file(pair: Pair, build: BuildConfig, options: argparse.Namespace) -> 
     }
 
 
-def _run(job: WayJob) -> Measured:
+def _run(job: VariantJob) -> Measured:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.experiments.demo.way"],
-        input=job.model_dump_json(),
+        [sys.executable, "-m", "cli.experiments.demo.measure"],
+        input=job.model_dump_json() + "\n",  # a message of `cache_service.processes` is a line
         capture_output=True,
         text=True,
         check=False,
     )
     for line in done.stdout.splitlines():
-        told = json.loads(line)
-        if "measured" in told:
-            return Measured.model_validate(told["measured"])
+        message = json.loads(line)
+        if "measured" in message:
+            return Measured.model_validate(message["measured"])
     raise SystemExit(f"a run ended with {done.returncode}: {done.stdout}{done.stderr[-2000:]}")
 
 
@@ -216,17 +216,18 @@ def _table(document: dict[str, Any]) -> str:
         "",
         f"Command: `{' '.join(['python', *sys.argv])}`.",
         "",
-        "| teacher -> student | px | way | views/s | of alone | peak memory |",
+        "| teacher -> student | px | variant | views/s | of alone | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     alone = 1.0
     for row in document["rows"]:
-        if row["way"] == "alone":
+        if row["variant"] == "alone":
             alone = row["views_per_s"]
-        share = row["views_per_s"] / alone
+        fraction = row["views_per_s"] / alone
         lines.append(
-            f"| {row['teacher']} -> {row['student']} | {row['size']} | {row['way']} | "
-            f"{row['views_per_s']:,.0f} | {share:.0%} | {row['peak_memory_bytes'] / 1e6:,.0f} MB |"
+            f"| {row['teacher']} -> {row['student']} | {row['size']} | {row['variant']} | "
+            f"{row['views_per_s']:,.0f} | {fraction:.0%} | "
+            f"{row['peak_memory_bytes'] / 1e6:,.0f} MB |"
         )
     return "\n".join(lines) + "\n"
 

@@ -75,19 +75,20 @@ def demo(
         )
     from rich.console import Console
 
-    from cli.experiments.demo.run import report_path, run_demo
-    from cli.experiments.demo.table import caption, make_table, summary
+    from cli.experiments.demo import report
+    from cli.experiments.demo.run import run_demo
 
-    result = run_demo(out, say=_on_message)
-    report = report_path(out)
+    result = run_demo(out, on_message=_on_message)
+    path = report.write_report(result)
     if json:
-        emit(result.document(report), as_json=True, text="")
+        emit(result.document(path), as_json=True, text="")
         return
     console = Console(highlight=False)
-    console.print(caption(result), soft_wrap=True)
-    console.print(make_table(result))
-    for line in summary(result, report):
+    console.print(report.caption(result), soft_wrap=True)
+    console.print(report.terminal_table(result))
+    for line in (report.describe_costs(result), report.describe_agreement(result)):
         console.print(line, soft_wrap=True)
+    console.print(f"Report: {path}", soft_wrap=True)
 
 
 def reproduce(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cache_service.config import Frozen, override_document, read_yaml, validate_config
+from cache_service.config import Frozen, override_document, parse_yaml, read_yaml, validate_config
 from cache_service.errors import ConfigError
 from cache_service.recording.build_config import BuildConfig
 from distill.config import TrainConfig
@@ -200,32 +201,37 @@ class ExperimentConfig(Frozen):
         """The name of a row in the table."""
         return self.titles.get(row, row.replace("/", ", "))
 
-    def build_config(self, name: str, *, where: str) -> BuildConfig | None:
-        """The build file of a recording; None of one that was recorded elsewhere.
-
-        Raises:
-            ConfigError: one line that lists each bad key.
-        """
-        recording = self.recordings[name]
-        if isinstance(recording, str):
-            return None
-        document = self._recorded(name) | {
-            key: value for key, value in recording.items() if value is not None
-        }
-        document["cache"] = self.cache_of(name)
-        teacher = recording.get("teacher")
-        if isinstance(teacher, str):
-            network = self.teachers[teacher].get("student", {})
-            document["teacher"] = {key: network[key] for key in TEACHER_KEYS if key in network}
-            document["teacher"]["checkpoint"] = str(Path(self.teacher_out(teacher), STUDENT_NAME))
-        return validate_config(BuildConfig, document, where=f"{where}: recording {name}")
-
     def teacher_config(self, name: str, *, where: str) -> TrainConfig:
         """The train file of a teacher.
 
         Raises:
             ConfigError: one line that lists each bad key.
         """
+        document = self.teacher_document(name)
+        return validate_config(TrainConfig, document, where=f"{where}: teacher {name}")
+
+    def build_config(self, name: str, *, where: str) -> BuildConfig | None:
+        """The build file of a recording; None of one that was recorded elsewhere.
+
+        Raises:
+            ConfigError: one line that lists each bad key.
+        """
+        if isinstance(self.recordings[name], str):
+            return None
+        document = self.build_document(name)
+        return validate_config(BuildConfig, document, where=f"{where}: recording {name}")
+
+    def train_config(self, variant: Variant, seed: int, *, where: str) -> TrainConfig:
+        """The train file of one run.
+
+        Raises:
+            ConfigError: one line that lists each bad key.
+        """
+        document = self.train_document(variant, seed)
+        return validate_config(TrainConfig, document, where=f"{where}: {variant.name}")
+
+    def teacher_document(self, name: str) -> Document:
+        """The train file of a teacher before it is validated."""
         document = {
             "dataset": self.dataset,
             "augment": self.augment,
@@ -235,14 +241,23 @@ class ExperimentConfig(Frozen):
             **self.teachers[name],
             "out": self.teacher_out(name),
         }
-        return validate_config(TrainConfig, document, where=f"{where}: teacher {name}")
+        return {key: value for key, value in document.items() if value is not None}
 
-    def train_config(self, variant: Variant, seed: int, *, where: str) -> TrainConfig:
-        """The train file of one run.
+    def build_document(self, name: str) -> Document:
+        """The build file of a recording of this file before it is validated."""
+        recording = self.recordings[name]
+        assert isinstance(recording, dict)
+        document = {"cache": self.cache_of(name), **self._recorded(name)}
+        document |= {key: value for key, value in recording.items() if value is not None}
+        teacher = recording.get("teacher")
+        if isinstance(teacher, str):
+            network = self.teachers[teacher].get("student", {})
+            document["teacher"] = {key: network[key] for key in TEACHER_KEYS if key in network}
+            document["teacher"]["checkpoint"] = str(Path(self.teacher_out(teacher), STUDENT_NAME))
+        return document
 
-        Raises:
-            ConfigError: one line that lists each bad key.
-        """
+    def train_document(self, variant: Variant, seed: int) -> Document:
+        """The train file of one run before it is validated."""
         document: Document = {"dataset": self.dataset}
         names = self.recordings_of(variant)
         if names:
@@ -253,15 +268,15 @@ class ExperimentConfig(Frozen):
         elif self.augment is not None:
             document["augment"] = self.augment
         document |= {
-            **self.train,
             "student": self.students[variant.student],
             "method": variant.entry.method,
-            "evaluate": self.evaluate,
+            **self.train,
             "seed": seed,
+            "evaluate": self.evaluate,
             "out": str(Path(self.out, "runs", variant.student, variant.method, f"seed-{seed}")),
             **variant.entry.train,
         }
-        return validate_config(TrainConfig, document, where=f"{where}: {variant.name}")
+        return document
 
     def recordings_of(self, variant: Variant) -> tuple[str, ...]:
         """Names of the recordings that teach a variant."""
@@ -341,6 +356,13 @@ def load_experiment(
     return validate_config(
         ExperimentConfig, override_document(document, overrides), where=str(path)
     )
+
+
+def read_shipped(name: str) -> Document:
+    """The experiment file of this name that comes with the program."""
+    file = resources.files("cli.experiments").joinpath("shipped", f"{name}.yaml")
+    document: Document = parse_yaml(file.read_text(encoding="utf-8"), where=name)
+    return document
 
 
 def quick_form(document: Document, *, where: str) -> Document:

@@ -300,8 +300,8 @@ def record(config: BuildConfig, *, title: str, on_message: OnMessage) -> float:
     committed = run_local(opened, seeds=config.seeds, on_progress=on_progress)
     seconds = float(storage.get(name) or 0)
     if committed:
-        seconds += time.perf_counter() - started
-        storage.put(name, f"{seconds:.3f}\n".encode())
+        seconds = round(seconds + time.perf_counter() - started, 3)
+        storage.put(name, f"{seconds}\n".encode())
         storage.sweep()
     else:
         on_message(f"{title}: recorded before")

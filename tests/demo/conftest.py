@@ -1,4 +1,4 @@
-"""One tiny demo, run once: 8 px views, two epochs, every way in this process."""
+"""One tiny demo, run once: 8 px views, two epochs, every student in this process."""
 
 from __future__ import annotations
 
@@ -7,38 +7,48 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.experiments.demo.result import DemoResult
-from cli.experiments.demo.run import run_demo
-from cli.experiments.demo.settings import DemoSettings
-from cli.experiments.demo.way import measure_way
+from cli.experiments.demo.measure import measure_variant
+from cli.experiments.demo.report import write_report
+from cli.experiments.demo.run import DemoResult, run_demo
+from cli.experiments.experiment_file import merge_documents
 
-TINY = DemoSettings(
-    view_size=8, padding=1, scales=(1, 2), teacher_epochs=2, epochs=2, batch_size=128, device="cpu"
-)
+BATCH_SIZE = 128
+TINY = {
+    "augment": {"size": 8, "ops": [{"op": "pad_crop", "padding": 1}]},
+    "train": {"epochs": 2, "batch_size": BATCH_SIZE, "device": "cpu"},
+    "teachers": {"teacher": {"epochs": 2}},
+    "recordings": {"cache": {"seeds": "0:2", "scales": [1, 2], "device": "cpu"}},
+}
 
 
 class InThisProcess:
-    """Trains and measures here, and remembers what it was asked for."""
+    """Trains and measures here, and remembers its jobs."""
 
     def __init__(self):
         self.jobs = []
 
     def measure(self, job, on_epoch):
         self.jobs.append(job)
-        return measure_way(job, on_epoch)
+        return measure_variant(job, on_epoch)
 
 
 class Demo(NamedTuple):
     out: str
     result: DemoResult
-    said: list[str]
+    messages: list[str]
     jobs: list
 
 
-def run_tiny(out, *, settings=TINY):
-    workers, said = InThisProcess(), []
-    result = run_demo(out, settings=settings, say=said.append, workers=nullcontext(workers))
-    return Demo(out, result, said, workers.jobs)
+def run_tiny(out, *, changes=None):
+    workers, messages = InThisProcess(), []
+    result = run_demo(
+        out,
+        changes=merge_documents(TINY, changes or {}),
+        on_message=messages.append,
+        workers=nullcontext(workers),
+    )
+    write_report(result)
+    return Demo(out, result, messages, workers.jobs)
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.html_page import Page
 
-from cli.experiments.demo.run import report_path
-from cli.experiments.demo.table import COLUMNS, cells
+from cli.experiments.demo.report import COLUMNS, cells, render_report
 
 
 @pytest.fixture(scope="module")
 def html(demo):
-    return Path(report_path(demo.out)).read_text()
+    return render_report(demo.result)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_headings_descend_and_sections_are_named_by_them(page):
         assert used["href"].removeprefix("#") in ids
 
 
-def test_the_cells_are_told_in_words_with_their_kind(demo, page):
+def test_the_cells_are_described_in_words_with_their_kind(demo, page):
     said = [svg.get("aria-label", "") for svg in page.all("svg")]
     (quarters,) = [text for text in said if text.startswith("Cells of scale 2")]
     marked = demo.result.sample.grids[1].complementary
@@ -96,11 +96,7 @@ def test_commands_and_files_are_there_as_they_are(demo, page):
 
 
 def test_losses_that_disagree_are_not_called_equal(demo):
-    from dataclasses import replace
-
-    from cli.experiments.demo.page import render_page
-
     found = demo.result.agreement
     wrong = found._replace(cached=tuple(loss + 0.01 for loss in found.cached))
-    assert "NOT within" in render_page(replace(demo.result, agreement=wrong))
-    assert "NOT within" not in render_page(demo.result)
+    assert "NOT within" in render_report(replace(demo.result, agreement=wrong))
+    assert "NOT within" not in render_report(demo.result)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cache_service.api.page.drawing import SCALE, SIDE, hex_color, scale_color
-from cli.experiments.demo.heatmap import cell_map, scale_bar, view_symbol
-from cli.experiments.demo.result import CellGrid
+from cli.experiments.demo.report import grid_map, scale_bar, view_symbol
+from cli.experiments.demo.sample_view import CellGrid
 from cli.experiments.svg import (
     LEFT,
     MAX_MARKED,
@@ -108,7 +108,7 @@ def test_names_cannot_break_out_of_the_drawing():
     for svg in (
         line_chart(chart(label=name, x_name=name, reference=(name, 0.5)), [Series(name, (1,), 0)]),
         bar_chart(name, [Series(name, (1.0,), 0)], str),
-        cell_map(grid, label=name, low=0, high=1),
+        grid_map(grid, label=name, low=0, high=1),
     ):
         assert ET.fromstring(svg).get("aria-label") == name
 
@@ -144,7 +144,7 @@ def test_the_scale_grows_lighter_all_the_way():
 
 def test_each_cell_lies_in_its_place_with_its_prediction_logit_and_kind():
     grid = CellGrid(2, (7, 1, 7, 3), (9.0, -1.0, 4.0, 0.5), (False, True, False, True))
-    svg = cell_map(grid, label="cells", low=-1.0, high=9.0)
+    svg = grid_map(grid, label="cells", low=-1.0, high=9.0)
     half = SIDE / 2
     tints = re.findall(r'<rect x="(\S+)" y="(\S+)" width="\S+" height="\S+" fill="(#\w+)"', svg)
     assert [(float(x), float(y)) for x, y, _ in tints] == [
@@ -162,7 +162,7 @@ def test_each_cell_lies_in_its_place_with_its_prediction_logit_and_kind():
 
 def test_equal_logits_have_a_color_too():
     grid = CellGrid(1, (0,), (2.0,), (False,))
-    assert scale_color(0.5) in cell_map(grid, label="one", low=2.0, high=2.0)
+    assert scale_color(0.5) in grid_map(grid, label="one", low=2.0, high=2.0)
 
 
 def test_the_color_scale_says_its_ends():

@@ -12,7 +12,7 @@ from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.rows.reader import open_cache
-from cli.experiments.experiment_file import merge_documents
+from cli.experiments.experiment_file import merge_documents, read_shipped
 from cli.experiments.reproduce import shipped
 from cli.experiments.reproduce.reproductions import REPRODUCTIONS, find_reproduction
 from cli.experiments.reproduce.shipped import Options
@@ -256,4 +256,4 @@ def test_every_reproduction_has_an_experiment_file():
         "ddgsd-cifar100",
     }
     for name in REPRODUCTIONS:
-        assert shipped.read_shipped(name)["quick"]
+        assert read_shipped(name)["quick"]

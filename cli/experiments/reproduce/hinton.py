@@ -227,6 +227,7 @@ def student_logits(config: TrainConfig, dataset: DatasetConfig) -> tuple[Logits,
         view_size=payload["view_size"],
         batch_size=1000,
         workers=0,
+        classes=payload.get("classes", ()),
     )
     logits, labels = [], []
     for batch in batches:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_service.config import parse_yaml, validate_config
+from cache_service.config import validate_config
 from cli.experiments.experiment_file import (
     Document,
     ExperimentConfig,
     merge_documents,
     quick_form,
+    read_shipped,
 )
 from cli.experiments.html_report import Curve
 from cli.experiments.result_table import Table
@@ -61,13 +61,6 @@ class Made(NamedTuple):
 
     table: Table
     curves: dict[str, Curve]
-
-
-def read_shipped(name: str) -> Document:
-    """The experiment file of this name that comes with the program."""
-    file = resources.files("cli.experiments").joinpath("shipped", f"{name}.yaml")
-    document: Document = parse_yaml(file.read_text(encoding="utf-8"), where=name)
-    return document
 
 
 def shipped_document(options: Options, *, root: str) -> Document:

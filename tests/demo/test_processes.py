@@ -1,4 +1,4 @@
-"""Ways in processes of their own, and the command from outside.
+"""Students in processes of their own, and the command from outside.
 
 Both tests with processes take as long as these take to import torch, 3 to 6 seconds: nothing short
 of a process shows that a refusal, a measurement and Ctrl-C get out of one.
@@ -17,9 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cache_service.errors import ConfigError, NotACacheError
-from cli.experiments.demo.children import STOP_S, Children
-from cli.experiments.demo.runs import loss_curve
-from cli.experiments.demo.way import WayJob
+from cli.experiments.demo.measure import STOP_S, MeasuringProcesses, VariantJob
+from cli.experiments.demo.run import loss_curve
 from cli.main import app
 from distill.config import TrainConfig
 
@@ -30,12 +29,12 @@ def job_of(demo, *, out, cache=None):
     if cache is not None:
         changes["caches"] = str(cache)
     settings = job.train.model_dump(mode="json") | changes
-    return WayJob(train=TrainConfig.model_validate(settings))
+    return VariantJob(train=TrainConfig.model_validate(settings))
 
 
 def test_a_child_measures_or_refuses_as_this_process_would(demo, tmp_path):
     told = []
-    with Children(2, threads=1) as children:
+    with MeasuringProcesses(2, threads=1) as children:
         with pytest.raises(NotACacheError, match=r"no cache at .*nowhere"):
             children.measure(job_of(demo, out=tmp_path / "a", cache=tmp_path / "nowhere"), print)
         found = children.measure(job_of(demo, out=tmp_path / "b"), lambda *news: told.append(news))
