@@ -110,7 +110,7 @@ def _create_service(
 
 def _prioritize_in(builds: Builds) -> Prioritize:
     async def prioritize(name: str, seed: int, shards: Sequence[int]) -> None:
-        await builds.on_thread(builds.prioritize, name, seed, shards)
+        await builds.on_thread(builds.queue.prioritize, name, seed, shards)
 
     return prioritize
 

@@ -50,7 +50,7 @@ def test_probabilities_follow_from_the_stored_row(tmp_path, codec):
     assert [each.label for each in figures.likeliest] == wanted[0].argsort(descending=True)[
         :5
     ].tolist()
-    shown = [cell.target_probability for grid in figures.grids for cell in grid.cells]
+    shown = [cell.target_probability for cells in figures.grids.values() for cell in cells]
     assert shown == pytest.approx(wanted[:, 3].tolist())
     assert figures.whole.logit == pytest.approx(float(logits[0, 3]))
 
@@ -66,8 +66,8 @@ def test_complementary_cells_are_those_that_training_counts_double():
             weights = sdd_weights(torch.from_numpy(logits), torch.tensor([label]))[0]
             shown = [
                 cell.complementary
-                for grid in row_figures(spec, logits[0], label).grids
-                for cell in grid.cells
+                for cells in row_figures(spec, logits[0], label).grids.values()
+                for cell in cells
             ]
             assert shown == (weights > 1).tolist()
 
@@ -78,7 +78,7 @@ def test_without_a_label_the_maps_show_the_prediction_and_mark_nothing():
     figures = row_figures(spec, logits, None)
     assert figures.target == int(logits[0].argmax())
     assert figures.target_rank == 1
-    assert {cell.complementary for grid in figures.grids for cell in grid.cells} == {None}
+    assert {cell.complementary for cells in figures.grids.values() for cell in cells} == {None}
 
 
 def test_a_sample_is_found_at_its_position_under_every_seed(plain):

@@ -104,4 +104,4 @@ def until(true: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
 
 
 def until_final(builds: Builds, build_id: str, patience_s: float = PATIENCE_S) -> Any:
-    return until(lambda: (b := builds.get(build_id)).is_final and b, patience_s)
+    return until(lambda: (b := builds.queue.get(build_id)).is_final and b, patience_s)

@@ -83,7 +83,8 @@ class PageService:
         self.service = create_app(config).state.service
         self.service.traffic = self
         self.service.catalog.is_expected = lambda _: False  # the real queue is not started
-        self.queue = self if runs_builds else None
+        self.queue = self
+        self._builds = self if runs_builds else None
         self.builds: list[Build] = []
         self.traffic_figures = QUIET
 
@@ -94,7 +95,7 @@ class PageService:
         return self.traffic_figures
 
     def pages(self, **settings: Any) -> Pages:
-        return Pages(self.service, self.queue, **settings)  # type: ignore[arg-type]
+        return Pages(self.service, self._builds, **settings)  # type: ignore[arg-type]
 
 
 def no_images() -> ImageRenderer:

@@ -321,14 +321,17 @@ class BuildQueue:
                 )
             return self._get(database, build)
 
-    def prioritize(self, cache: str, shards: Sequence[Shard]) -> bool:
-        """Have shards recorded first. Returns whether an active build will record one of them."""
+    def prioritize(self, cache: str, seed: int, shards: Sequence[int]) -> bool:
+        """Have shards recorded before others of their build, and their build before other builds.
+
+        Returns whether an active build will record one of them.
+        """
         entries: list[tuple[str, int, int]] = []
         with self._reading() as database:
             rows = database.execute(f"{ACTIVE} AND cache = ?", (cache,))
             for build in map(_build_of, rows.fetchall()):
-                seeds = set(build.request.seeds)
-                entries += [(build.id, *shard) for shard in shards if shard.seed in seeds]
+                if seed in build.request.seeds:
+                    entries += [(build.id, seed, shard) for shard in shards]
             known = {
                 tuple(row)
                 for build_id in {build_id for build_id, _, _ in entries}

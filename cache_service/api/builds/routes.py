@@ -60,7 +60,7 @@ BuildId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="As in `id` 
 
 async def existing_build(builds: TheBuilds, build_id: BuildId) -> Build:
     """The build of the path. Raises NoSuchBuildError."""
-    return await builds.on_thread(builds.get, build_id)
+    return await builds.on_thread(builds.queue.get, build_id)
 
 
 ExistingBuild = Annotated[Build, Depends(existing_build)]
@@ -83,7 +83,7 @@ async def list_builds(
     builds: TheBuilds, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100
 ) -> BuildList:
     """Builds, the newest first."""
-    return BuildList(builds=tuple(await builds.on_thread(builds.newest, limit)))
+    return BuildList(builds=tuple(await builds.on_thread(builds.queue.newest, limit=limit)))
 
 
 @router.get("/{build_id}", responses=responses(404))
@@ -120,7 +120,7 @@ async def events(
     sent_version = 0
     with suppress(NoSuchBuildError):  # the server may drop old builds
         while not stopping.is_set():
-            current = await builds.on_thread(builds.get, build.id)
+            current = await builds.on_thread(builds.queue.get, build.id)
             if current.version != sent_version:
                 sent_version = current.version
                 yield ServerSentEvent(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,7 +19,6 @@ from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError, KdCacheError
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND
-from cache_service.recording.shards import Shard
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -36,8 +35,8 @@ THREADS = 4
 class Builds:
     """The builds of a server.
 
-    Everything may be called from any thread and waits for SQLite. An event loop has to call it
-    with `on_thread`.
+    Everything, and every method of `queue`, may be called from any thread and waits for SQLite. An
+    event loop has to call it with `on_thread`.
     """
 
     def __init__(
@@ -99,6 +98,12 @@ class Builds:
         for worker in self._workers:
             worker.begin_to_stop()
 
+    @property
+    def queue(self) -> BuildQueue:
+        """The queue, between `start` and `stop`."""
+        assert self._open_queue is not None, "call start() first"
+        return self._open_queue
+
     async def on_thread(
         self, call: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
     ) -> Result:
@@ -117,23 +122,11 @@ class Builds:
         """
         self._config_for(request, "auto")
         limits = self._config.limits
-        build = self._queue.submit(request, max_queued=limits.max_queued, max_kept=limits.max_kept)
-        self._metrics.set_queued(self.counts().get("queued", 0))
+        build = self.queue.submit(request, max_queued=limits.max_queued, max_kept=limits.max_kept)
+        self._metrics.set_queued(self.queue.counts().get("queued", 0))
         for worker in self._workers:
             worker.wake()
         return build
-
-    def get(self, build: str) -> Build:
-        """A build by id. Raises NoSuchBuildError."""
-        return self._queue.get(build)
-
-    def newest(self, limit: int = 100) -> Sequence[Build]:
-        """Builds, the newest first."""
-        return self._queue.newest(limit=limit)
-
-    def counts(self) -> dict[str, int]:
-        """Number of builds by state."""
-        return self._queue.counts()
 
     def cancel(self, build: str) -> Build:
         """End a build: at once if it waits, after its present shard if it runs.
@@ -141,29 +134,17 @@ class Builds:
         Raises:
             NoSuchBuildError: there is none of that id.
         """
-        canceled = self._queue.cancel(build)
-        self._metrics.set_queued(self.counts().get("queued", 0))
+        canceled = self.queue.cancel(build)
+        self._metrics.set_queued(self.queue.counts().get("queued", 0))
         return canceled
-
-    def prioritize(self, cache: str, seed: int, shards: Iterable[int]) -> bool:
-        """Have shards recorded before others of their build, and their build before other builds.
-
-        Returns whether a build that waits or runs will record one of them.
-        """
-        return self._queue.prioritize(cache, [Shard(seed, shard) for shard in shards])
 
     def expects(self, cache: str) -> bool:
         """Whether a build that waits or runs will record a cache; False if that is not known."""
         try:
-            return self._queue.has_active_build(cache)
+            return self.queue.has_active_build(cache)
         except KdCacheError as problem:  # an error of the queue must not change what is refused
             LOG.warning("whether %s is queued is not known: %s", cache, problem)
             return False
-
-    @property
-    def _queue(self) -> BuildQueue:
-        assert self._open_queue is not None, "call start() first"
-        return self._open_queue
 
     def _config_for(self, request: BuildRequest, device: str) -> BuildConfig:
         url = f"{self._root}/{request.cache}"

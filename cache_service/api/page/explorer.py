@@ -158,13 +158,6 @@ class CellFigures(NamedTuple):
     complementary: bool | None
 
 
-class Grid(NamedTuple):
-    """The cells of one scale, m x m, row by row."""
-
-    scale: int
-    cells: tuple[CellFigures, ...]
-
-
 class RowFigures(NamedTuple):
     """The figures of one row.
 
@@ -173,14 +166,14 @@ class RowFigures(NamedTuple):
         likeliest: over the whole view, best first.
         target_rank: of the target over the whole view, from 1.
         whole: the target over the whole view.
-        grids: by scale.
+        grids: the m x m cells of each scale m, row by row.
     """
 
     target: int
-    likeliest: tuple[ClassFigures, ...]
+    likeliest: list[ClassFigures]
     target_rank: int
     whole: ClassFigures
-    grids: tuple[Grid, ...]
+    grids: dict[int, list[CellFigures]]
 
 
 def cell_logits(spec: CacheSpec, arrays: Arrays, head: Head | None) -> Floats:
@@ -205,9 +198,10 @@ def row_figures(spec: CacheSpec, logits_RC: Floats, label: int | None) -> RowFig
     target = int(tops_R[0]) if label is None else label
     ranked = np.argsort(-logits_RC[0], kind="stable")
     right_R = tops_R == target
-    grids, first = [], 0
+    grids: dict[int, list[CellFigures]] = {}
+    first = 0
     for scale in spec.scales:
-        cells = tuple(
+        grids[scale] = [
             CellFigures(
                 row=number // scale,
                 column=number % scale,
@@ -218,8 +212,7 @@ def row_figures(spec: CacheSpec, logits_RC: Floats, label: int | None) -> RowFig
                 complementary=None if label is None else bool(right_R[first + number] ^ right_R[0]),
             )
             for number in range(scale * scale)
-        )
-        grids.append(Grid(scale, cells))
+        ]
         first += scale * scale
 
     def whole(label: int) -> ClassFigures:
@@ -227,10 +220,10 @@ def row_figures(spec: CacheSpec, logits_RC: Floats, label: int | None) -> RowFig
 
     return RowFigures(
         target=target,
-        likeliest=tuple(whole(int(label)) for label in ranked[:NUM_LIKELIEST]),
+        likeliest=[whole(int(label)) for label in ranked[:NUM_LIKELIEST]],
         target_rank=int(np.flatnonzero(ranked == target)[0]) + 1,
         whole=whole(target),
-        grids=tuple(grids),
+        grids=grids,
     )
 
 
@@ -349,13 +342,6 @@ class OtherSeed(NamedTuple):
     image: str
 
 
-class StoredView(NamedTuple):
-    """A view that the cache stores as pixels (a witness)."""
-
-    sample: int
-    image: str
-
-
 class Explored(NamedTuple):
     """Everything that the page shows of one sample under one seed.
 
@@ -366,7 +352,7 @@ class Explored(NamedTuple):
         is_stored: whether `view` comes from the cache itself.
         replay: None without the dataset.
         names: of classes, by class, if the dataset has any.
-        stored_views: of the same shard, if the view itself cannot be shown.
+        stored_views: images of the shard's witnesses by sample, if the view cannot be shown.
         note: what is missing.
     """
 
@@ -379,8 +365,8 @@ class Explored(NamedTuple):
     is_stored: bool
     replay: Replay | None
     names: Mapping[int, str]
-    others: tuple[OtherSeed, ...]
-    stored_views: tuple[StoredView, ...]
+    others: list[OtherSeed]
+    stored_views: dict[int, str]
     note: Note | None
 
     def name(self, label: int) -> str:
@@ -443,15 +429,15 @@ def explore(
         is_stored=sample in stored,
         replay=own,
         names={int(key): name for key, name in images["names"].items()} if images else {},
-        others=tuple(
+        others=[
             OtherSeed(
                 each,
                 row_figures(cache.spec, each.logits_RC, replay.label if replay else label),
                 replay.image if replay else "",
             )
             for each, replay in zip(others, replays[1:], strict=True)
-        ),
-        stored_views=() if sample in stored else tuple(map(StoredView._make, stored.items())),
+        ],
+        stored_views={} if sample in stored else stored,
         note=note,
     )
 

@@ -14,7 +14,6 @@ from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.catalog import OpenCache
 from cache_service.api.http.service import Service
 from cache_service.errors import KdCacheError
-from cache_service.format.recipe import Recipe
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.human_format import human_bytes, human_seconds
@@ -175,7 +174,8 @@ def cache_card(name: str, opened: OpenCache, *, rows: int = 40, columns: int = 6
         rows, columns: largest size of its picture, in boxes.
     """
     cache, commits = opened.cache, opened.commits()
-    spec = cache.spec
+    spec, recipe = cache.spec, cache.spec.recipe
+    steps = [op.op for op in recipe.ops] or [f"code of its own: {recipe.callable}"]
     count, size = spec.num_shards, cache.group.layout.row_bytes
     missing = count * spec.layout.shard_rows - spec.dataset.num_samples
     recorded = sum(
@@ -198,7 +198,7 @@ def cache_card(name: str, opened: OpenCache, *, rows: int = 40, columns: int = 6
         seeds=describe_seeds([seed for seed, shards in commits.items() if len(shards) == count]),
         incomplete=_describe_incomplete(commits, count),
         codec=spec.codec.describe(),
-        recipe=_describe_recipe(spec.recipe),
+        recipe=f"{', '.join(steps)}; {recipe.size} px",
     )
 
 
@@ -212,91 +212,58 @@ def _describe_incomplete(commits: Mapping[int, Sequence[int]], count: int) -> st
     return ", ".join(begun[:MAX_LISTED_SEEDS] + ([f"{more:,} more"] if more > 0 else []))
 
 
-def _describe_recipe(recipe: Recipe) -> str:
-    """The names of its steps, in order, and the view's size."""
-    steps: list[str] = [op.op for op in recipe.ops] or [f"code of its own: {recipe.callable}"]
-    return f"{', '.join(steps)}; {recipe.size} px"
-
-
-class BuildSummary(NamedTuple):
-    """A build of the server's queue. The event stream sends it as it is.
-
-    Attributes:
-        state: `queued`, `running`, `done`, `failed` or `canceled`.
-        rows_per_s, eta_s: None if they are not known (yet).
-        rows_total: 0 before it has begun.
-        error: why it failed; empty otherwise.
-    """
-
-    id: str
-    cache: str
-    teacher: str
-    dataset: str
-    state: str
-    rows_done: int
-    rows_total: int
-    rows_per_s: float | None
-    eta_s: float | None
-    error: str
-
-
-class Traffic(NamedTuple):
-    """Requests of the last minute. The event stream sends it as it is.
-
-    Attributes:
-        failed_per_s: answered with a server error, or abandoned by the client.
-        p50_s, p99_s: quantiles of the latency; None if there was no request.
-    """
-
-    requests_per_s: float
-    failed_per_s: float
-    bytes_per_s: float
-    p50_s: float | None
-    p99_s: float | None
-
-
 class Activity(NamedTuple):
-    """Builds and traffic at one moment."""
+    """Builds and traffic at one moment, as the event stream sends them.
 
-    builds: tuple[BuildSummary, ...]
-    traffic: Traffic
+    Attributes:
+        builds: the newest first. Rates and times are None if they are not known (yet), `rows_total`
+            is 0 before a build has begun, and `error` is empty unless it failed.
+        traffic: requests of the last minute. The latencies are None if there was no request.
+    """
+
+    builds: list[dict[str, Any]]
+    traffic: dict[str, float | None]
 
 
 def activity(service: Service, builds: Builds | None) -> Activity:
-    """The server's newest builds and its traffic. Raises StorageError if the queue cannot be read.
+    """The server's newest builds and its traffic.
 
     Args:
         service: the service.
         builds: its builds; None if its configuration has none.
+
+    Raises:
+        StorageError: the queue cannot be read.
     """
-    newest = () if builds is None else builds.newest(MAX_BUILDS)
     figures = service.traffic.figures()
-    seconds = [
+    p50_s, p99_s = (
         None if figures[name] is None else figures[name] / 1000 for name in ("p50_ms", "p99_ms")
-    ]
-    traffic = Traffic(
-        figures["requests_per_second"],
-        figures["errors_per_second"],
-        figures["bytes_per_second"],
-        *seconds,
     )
-    return Activity(tuple(_summary(build) for build in newest), traffic)
+    traffic = {
+        "requests_per_s": figures["requests_per_second"],
+        "failed_per_s": figures["errors_per_second"],
+        "bytes_per_s": figures["bytes_per_second"],
+        "p50_s": p50_s,
+        "p99_s": p99_s,
+    }
+    newest = () if builds is None else builds.queue.newest(limit=MAX_BUILDS)
+    return Activity([_summary(build) for build in newest], traffic)
 
 
-def _summary(build: Build) -> BuildSummary:
+def _summary(build: Build) -> dict[str, Any]:
     progress, error = build.progress, build.error
-    return BuildSummary(
-        id=build.id,
-        cache=build.cache,
-        teacher=build.teacher,
-        dataset=build.dataset,
-        state=build.state,
-        rows_done=progress.rows_done if progress else 0,
-        rows_total=progress.rows_total if progress else 0,
-        rows_per_s=progress.rows_per_s if progress else None,
-        eta_s=progress.eta_s if progress else None,
-        error=f"{error.detail} {error.hint}".strip() if error else "",
-    )
+    return {
+        "id": build.id,
+        "cache": build.cache,
+        "teacher": build.teacher,
+        "dataset": build.dataset,
+        "state": build.state,
+        "rows_done": progress.rows_done if progress else 0,
+        "rows_total": progress.rows_total if progress else 0,
+        "rows_per_s": progress.rows_per_s if progress else None,
+        "eta_s": progress.eta_s if progress else None,
+        "error": f"{error.detail} {error.hint}".strip() if error else "",
+    }
 
 
 class LiveFigures(NamedTuple):
@@ -320,40 +287,37 @@ def live_figures(now: Activity) -> LiveFigures:
     shown: dict[str, str] = {}
     progress: dict[str, float] = {}
     for number, build in enumerate(now.builds, start=1):
-        name, total, rate = f"build-{number}", build.rows_total, build.rows_per_s
-        running = build.state == "running"
-        rows = f"{count(build.rows_done)} of {count(total)}"
-        shown[f"{name}-state"] = build.state
-        shown[f"{name}-rows"] = rows if total else UNKNOWN
-        shown[f"{name}-rate"] = f"{count(rate)} rows/s" if running and rate is not None else UNKNOWN
-        eta_known = running and build.eta_s is not None
-        shown[f"{name}-eta"] = human_seconds(build.eta_s) if eta_known else UNKNOWN
-        progress[f"{name}-bar"] = round(min(build.rows_done / total, 1.0), 4) if total else 0.0
+        name, done, total = f"build-{number}", build["rows_done"], build["rows_total"]
+        running = build["state"] == "running"
+        rate, eta_s = build["rows_per_s"], build["eta_s"]
+        shown |= {
+            f"{name}-state": build["state"],
+            f"{name}-rows": f"{count(done)} of {count(total)}" if total else UNKNOWN,
+            f"{name}-rate": f"{count(rate)} rows/s" if running and rate is not None else UNKNOWN,
+            f"{name}-eta": human_seconds(eta_s) if running and eta_s is not None else UNKNOWN,
+        }
+        progress[f"{name}-bar"] = round(min(done / total, 1.0), 4) if total else 0.0
     traffic = now.traffic
     shown |= {
-        "traffic-requests": f"{traffic.requests_per_s:,.1f}",
-        "traffic-median": latency(traffic.p50_s),
-        "traffic-slow": latency(traffic.p99_s),
-        "traffic-bytes": human_bytes(traffic.bytes_per_s),
-        "traffic-failed": f"{traffic.failed_per_s:,.1f}",
+        "traffic-requests": f"{traffic['requests_per_s']:,.1f}",
+        "traffic-median": latency(traffic["p50_s"]),
+        "traffic-slow": latency(traffic["p99_s"]),
+        "traffic-bytes": human_bytes(traffic["bytes_per_s"] or 0),
+        "traffic-failed": f"{traffic['failed_per_s']:,.1f}",
     }
-    elements = [(build.id, build.state, build.error) for build in now.builds]
-    structure = repr((elements, traffic.p50_s is None))
+    elements = [(build["id"], build["state"], build["error"]) for build in now.builds]
+    structure = repr((elements, traffic["p50_s"] is None))
     return LiveFigures(
         shown=shown,
         progress=progress,
-        active=str(sum(build.state in ACTIVE for build in now.builds)),
+        active=str(sum(build["state"] in ACTIVE for build in now.builds)),
         structure=hashlib.blake2b(structure.encode(), digest_size=8).hexdigest(),
     )
 
 
 def event_document(now: Activity) -> dict[str, Any]:
     """The document of one event: texts for the page, and the figures themselves for programs."""
-    return {
-        **live_figures(now)._asdict(),
-        "builds": [build._asdict() for build in now.builds],
-        "traffic": now.traffic._asdict(),
-    }
+    return live_figures(now)._asdict() | now._asdict()
 
 
 def count(number: float) -> str:
@@ -368,40 +332,29 @@ def latency(seconds: float | None) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-class BrokenCache(NamedTuple):
-    """A cache that cannot be opened, and why."""
-
-    name: str
-    message: str
-    hint: str
-
-
 class Overview(NamedTuple):
     """The first page.
 
     Attributes:
         root: where the caches are, if visitors may know it.
+        broken: the reason why a cache cannot be opened, by its name.
     """
 
     root: str
-    cards: tuple[CacheCard, ...]
-    broken: tuple[BrokenCache, ...]
+    cards: list[CacheCard]
+    broken: dict[str, KdCacheError]
     runs_builds: bool
     activity: Activity
 
 
 def overview(service: Service, builds: Builds | None) -> Overview:
     """Open every cache; one that cannot be opened is listed with the reason."""
-    cards, broken = [], []
+    cards: list[CacheCard] = []
+    broken: dict[str, KdCacheError] = {}
     for name in service.catalog.names():
         try:
             cards.append(cache_card(name, service.catalog.open(name)))
         except KdCacheError as refusal:
-            broken.append(BrokenCache(name, refusal.message, refusal.hint))
-    return Overview(
-        root=HIDDEN_ROOT if service.config.tokens else service.config.root,
-        cards=tuple(cards),
-        broken=tuple(broken),
-        runs_builds=builds is not None,
-        activity=activity(service, builds),
-    )
+            broken[name] = refusal
+    root = HIDDEN_ROOT if service.config.tokens else service.config.root
+    return Overview(root, cards, broken, builds is not None, activity(service, builds))

@@ -19,18 +19,10 @@ from markupsafe import Markup
 
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.service import Service
-from cache_service.api.page.drawing import (
-    SIDE,
-    Cell,
-    cell_map,
-    coverage_picture,
-    drawing,
-    scale_bar,
-)
+from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
 from cache_service.api.page.explorer import (
     CellFigures,
     Explored,
-    Grid,
     explore,
     first_recorded,
     neighbor_seeds,
@@ -42,13 +34,12 @@ from cache_service.api.page.overview import (
     cache_card,
     count,
     event_document,
-    latency,
     live_figures,
     overview,
 )
 from cache_service.errors import ConfigError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
-from cache_service.human_format import human_bytes, human_seconds
+from cache_service.human_format import human_bytes
 
 WAIT_S = 8.0
 """How long a page waits for its images. Without them it is sent, and loads itself again."""
@@ -63,9 +54,6 @@ HEADINGS = {404: "Not found", 422: "Invalid request"}
 
 TONES = {"queued": "", "running": "busy", "done": "good", "failed": "bad", "canceled": ""}
 """CSS class of a build's state."""
-
-VIEW_ID = "the-view"
-"""Id of the one copy of the view's pixels, which lies below every map."""
 
 MEDIA_TYPES = {
     "icon.svg": "image/svg+xml",
@@ -248,21 +236,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=human_bytes,
-        seconds=human_seconds,
-        count=count,
-        percent=percent,
-        latency=latency,
-        prose=prose,
-        coverage=_draw_coverage,
+        bytes=human_bytes, count=count, percent=percent, prose=prose, coverage=_coverage_picture
     )
-    environment.globals.update(
-        tones=TONES,
-        view_symbol=_view_symbol,
-        view_drawing=_view_drawing,
-        grid_drawing=_grid_drawing,
-        probability_scale=_probability_scale,
-    )
+    environment.globals.update(tones=TONES, cell_map=_cell_map, scale_bar=_scale_bar)
     return environment
 
 
@@ -286,62 +262,33 @@ def prose(text: str) -> Markup:
     )
 
 
-def _draw_coverage(recorded: Coverage) -> Markup:
+def _coverage_picture(recorded: Coverage) -> Markup:
     return _safe(coverage_picture(recorded.levels_YX, f"{recorded.summary}."))
 
 
-def _view_symbol(view: str) -> Markup:
-    """The view's pixels, once and hidden, for `_under`."""
-    if not view:
-        return Markup()
-    return _safe(
-        '<svg class="hidden" aria-hidden="true" width="0" height="0"><defs>'
-        f'<symbol id="{VIEW_ID}" viewBox="0 0 {SIDE} {SIDE}"><image class="pixels" '
-        f'width="{SIDE}" height="{SIDE}" preserveAspectRatio="none" href="{escape(view)}"/>'
-        "</symbol></defs></svg>"
-    )
+def _scale_bar(low: str, high: str, label: str) -> Markup:
+    return _safe(scale_bar(low, high, label))
 
 
-def _view_drawing(explored: Explored) -> Markup:
-    row = explored.row
-    label = f"View of sample {row.sample} under seed {row.seed}"
-    return _safe(drawing("map", label, _under(explored)))
-
-
-def _grid_drawing(explored: Explored, grid: Grid) -> Markup:
+def _cell_map(explored: Explored, scale: int, figures: list[CellFigures], under: Markup) -> Markup:
     """The predictions from the cells of one scale, over the view."""
+    target = explored.name(explored.figures.target)
+    kinds = {True: ", complementary", False: ", consistent", None: ""}
     cells = [
         Cell(
             fraction=cell.target_probability,
             prediction=explored.short_name(cell.top),
             value=percent(cell.target_probability),
             complementary=cell.complementary,
-            description=_describe_cell(explored, cell),
+            description=(
+                f"row {cell.row + 1} column {cell.column + 1}: {explored.name(cell.top)}, "
+                f"{target} {percent(cell.target_probability)}{kinds[cell.complementary]}"
+            ),
         )
-        for cell in grid.cells
+        for cell in figures
     ]
-    label = f"Cells of scale {grid.scale}. {'; '.join(cell.description for cell in cells)}."
-    return _safe(cell_map(grid.scale, cells, under=_under(explored), label=label))
-
-
-def _describe_cell(explored: Explored, cell: CellFigures) -> str:
-    kind = {True: ", complementary", False: ", consistent", None: ""}[cell.complementary]
-    target = explored.name(explored.figures.target)
-    return (
-        f"row {cell.row + 1} column {cell.column + 1}: {explored.name(cell.top)}, "
-        f"{target} {percent(cell.target_probability)}{kind}"
-    )
-
-
-def _probability_scale(name: str) -> Markup:
-    label = f"Color scale: probability of {name} from 0, dark, to 100 percent, bright"
-    return _safe(scale_bar("0%", "100%", label))
-
-
-def _under(explored: Explored) -> str:
-    if explored.view:
-        return f'<use href="#{VIEW_ID}" width="{SIDE}" height="{SIDE}"/>'
-    return f'<rect class="blank" width="{SIDE}" height="{SIDE}"/>'
+    label = f"Cells of scale {scale}. {'; '.join(cell.description for cell in cells)}."
+    return _safe(cell_map(scale, cells, under=under, label=label))
 
 
 def _safe(html: str) -> Markup:

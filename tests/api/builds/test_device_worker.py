@@ -151,7 +151,7 @@ def test_a_worker_that_cannot_be_started_fails_its_build(tmp_path):
 def test_a_canceled_build_ends_as_soon_as_its_worker_does(tmp_path):
     with running_builds(tmp_path, scripted(tmp_path, OBEYS)) as builds:
         build = builds.submit(wanted())
-        until(lambda: builds.get(build.id).progress)
+        until(lambda: builds.queue.get(build.id).progress)
         assert builds.cancel(build.id).canceling
         canceled = until_final(builds, build.id)
         assert (canceled.state, canceled.error) == ("canceled", None)
@@ -162,7 +162,7 @@ def test_a_canceled_worker_that_does_not_end_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "CANCEL_S", 0.2)
     with running_builds(tmp_path, scripted(tmp_path, f"life(); {DEAF}")) as builds:
         build = builds.submit(wanted())
-        until(lambda: builds.get(build.id).progress)
+        until(lambda: builds.queue.get(build.id).progress)
         builds.cancel(build.id)
         assert until_final(builds, build.id).state == "canceled"
         assert not any(map(is_alive, lives_of(tmp_path)))
@@ -174,7 +174,7 @@ def test_a_stopping_server_ends_its_workers_within_five_seconds_and_the_next_one
 ):
     with running_builds(tmp_path, scripted(tmp_path, f"life(); {script}")) as builds:
         build = builds.submit(wanted())
-        until(lambda: builds.get(build.id).progress)
+        until(lambda: builds.queue.get(build.id).progress)
         started = time.monotonic()
     assert time.monotonic() - started < 5
     assert not any(map(is_alive, lives_of(tmp_path)))
@@ -193,11 +193,11 @@ say(done=True)
 """
     with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
         build = builds.submit(wanted(seeds="0:2"))
-        assert builds.prioritize("toy", 1, [2, 1])
+        assert builds.queue.prioritize("toy", 1, [2, 1])
         until(lambda: (tmp_path / "heard").exists())
-        assert builds.prioritize("toy", 0, [2])
-        assert builds.prioritize("toy", 0, [2, 1])
-        assert not builds.prioritize("toy", 2, [0])
+        assert builds.queue.prioritize("toy", 0, [2])
+        assert builds.queue.prioritize("toy", 0, [2, 1])
+        assert not builds.queue.prioritize("toy", 2, [0])
         assert until_final(builds, build.id).state == "done"
     assert (tmp_path / "heard").read_text() == "[[1, 2], [1, 1], [0, 2], [0, 1]]"
 
@@ -211,7 +211,7 @@ say(done=True)
 """
     with running_builds(tmp_path, scripted(tmp_path, script)) as builds:
         build = builds.submit(wanted())
-        builds.prioritize("toy", 1, [2])
+        builds.queue.prioritize("toy", 1, [2])
         until_final(builds, build.id)
     assert (tmp_path / "heard").read_text().strip() == '{"prioritize": [[1, 2]]}'
 
@@ -222,10 +222,10 @@ def test_devices_run_side_by_side_and_one_cache_on_one_of_them(tmp_path):
     ) as builds:
         ids = [builds.submit(wanted(cache=name, seeds=s)).id for name, s in (("a", 0), ("a", 1))]
         other = builds.submit(wanted(cache="b")).id
-        until(lambda: builds.counts() == {"queued": 1, "running": 2})
+        until(lambda: builds.queue.counts() == {"queued": 1, "running": 2})
         time.sleep(0.2)
-        assert builds.counts() == {"queued": 1, "running": 2}
-        running = [builds.get(each) for each in (ids[0], other)]
+        assert builds.queue.counts() == {"queued": 1, "running": 2}
+        running = [builds.queue.get(each) for each in (ids[0], other)]
         assert len({each.device for each in running}) == 2
         for each in (*ids, other):
             builds.cancel(each)

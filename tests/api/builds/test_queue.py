@@ -16,7 +16,6 @@ from cache_service.api.builds.queue import (
     QueueFullError,
 )
 from cache_service.errors import ConfigError, OutOfSpaceError, SpecMismatchError, StorageError
-from cache_service.recording.shards import Shard
 
 PROGRESS = BuildProgress(
     rows_done=32,
@@ -59,7 +58,7 @@ def test_larger_priorities_go_first_and_equal_ones_in_the_order_of_asking(queue)
 def test_a_build_whose_rows_are_awaited_overtakes_every_priority(queue):
     submit(queue, cache="a", priority=100)
     awaited = submit(queue, cache="b", priority=-100)
-    assert queue.prioritize("b", [Shard(1, 2), Shard(1, 0)])
+    assert queue.prioritize("b", 1, [2, 0])
     assert queue.claim("cpu").id == awaited.id
     assert [shard for _, shard in queue.prioritized(awaited.id)] == [(1, 2), (1, 0)]
     (first, _), *_ = queue.prioritized(awaited.id)
@@ -68,17 +67,17 @@ def test_a_build_whose_rows_are_awaited_overtakes_every_priority(queue):
 
 def test_shards_that_no_build_will_record_are_not_noted(queue):
     build = submit(queue, cache="a", seeds="0:2")
-    assert not queue.prioritize("a", [Shard(2, 0)])
-    assert not queue.prioritize("b", [Shard(0, 0)])
+    assert not queue.prioritize("a", 2, [0])
+    assert not queue.prioritize("b", 0, [0])
     assert queue.prioritized(build.id) == []
     queue.cancel(build.id)
-    assert not queue.prioritize("a", [Shard(0, 0)])
+    assert not queue.prioritize("a", 0, [0])
 
 
 def test_asking_twice_for_one_shard_notes_it_once(queue):
     build = submit(queue)
     for _ in range(3):
-        assert queue.prioritize("toy", [Shard(0, 1)])
+        assert queue.prioritize("toy", 0, [1])
     assert len(queue.prioritized(build.id)) == 1
 
 

@@ -1,6 +1,6 @@
-// Live figures and arrow keys. Everything else works without this file.
+// Live figures and arrow keys. The pages work without this file, too.
 
-const REDRAW_MS = 10_000; // how often the pictures are fetched anew while a build runs
+const REDRAW_MS = 10_000; // how often the pictures are fetched again while a build runs
 const status = document.getElementById("live");
 
 function show(figures) {
@@ -8,9 +8,9 @@ function show(figures) {
     const element = document.getElementById(id);
     if (element && element.textContent !== text) element.textContent = text;
   }
-  for (const [id, share] of Object.entries(figures.progress)) {
+  for (const [id, fraction] of Object.entries(figures.progress)) {
     const element = document.getElementById(id);
-    if (element) element.value = share;
+    if (element) element.value = fraction;
   }
   const active = document.getElementById("builds-active");
   if (active) active.textContent = figures.active;
@@ -27,21 +27,21 @@ async function redraw() {
   }
 }
 
-function follow() {
+function watchEvents() {
   let structure = status.dataset.structure;
   let drawn = Date.now();
   let source = null;
 
-  function say(words, on) {
+  function setStatus(text, on) {
     status.hidden = false;
-    status.textContent = words;
+    status.textContent = text;
     status.classList.toggle("on", on);
   }
 
   function open() {
     source = new EventSource("/v1/events");
-    source.onopen = () => say("live", true);
-    source.onerror = () => say("not connected", false);
+    source.onopen = () => setStatus("live", true);
+    source.onerror = () => setStatus("not connected", false);
     source.onmessage = async (event) => {
       const figures = JSON.parse(event.data);
       const changed = structure !== figures.structure;
@@ -49,7 +49,7 @@ function follow() {
       structure = figures.structure;
       if (changed || stale) {
         drawn = Date.now();
-        await redraw().catch(() => say("not connected", false));
+        await redraw().catch(() => setStatus("not connected", false));
       }
       show(figures);
     };
@@ -62,7 +62,7 @@ function follow() {
   open();
 }
 
-function steer(event) {
+function onKey(event) {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.target.closest("input, select, textarea, summary, [tabindex]")) return;
   const key = (event.shiftKey ? "Shift+" : "") + event.key;
@@ -73,9 +73,9 @@ function steer(event) {
   }
 }
 
-if (status) follow();
+if (status) watchEvents();
 const keys = document.querySelector(".keys");
 if (keys) {
   keys.hidden = false;
-  document.addEventListener("keydown", steer);
+  document.addEventListener("keydown", onKey);
 }
