@@ -175,7 +175,7 @@ def cache_card(name: str, opened: OpenCache, *, rows: int = 40, columns: int = 6
     """
     cache, commits = opened.cache, opened.commits()
     spec, recipe = cache.spec, cache.spec.recipe
-    steps = [op.op for op in recipe.ops] or [f"code of its own: {recipe.callable}"]
+    steps: list[str] = [op.op for op in recipe.ops] or [f"code of its own: {recipe.callable}"]
     count, size = spec.num_shards, cache.group.layout.row_bytes
     missing = count * spec.layout.shard_rows - spec.dataset.num_samples
     recorded = sum(
