@@ -1,12 +1,12 @@
 """Distillation losses: pure functions of tensors, by family.
 
-There is no settings object, no state and no input or output. Every loss is summed in float32
-(float64 where the logits already are), also under autocast; is in nats unless it says otherwise; is
-returned as a () tensor averaged over the batch (`*_rows` as one value per view); and is finite for
-finite logits at any T > 0 that is in use. Gradients stop at whatever teaches, except for two views
-that teach each other. A non-finite value is never replaced: the trainer stops on it. Which T,
-weights and labels make sense is checked by the settings of each method, not here. A dict given as
-`report` gets detached () tensors that are worth logging.
+Logits are raw, of any float type; those of student and teacher are of the same views; temperatures
+T are positive, and labels int64. Every loss is summed in float32 (float64 where the logits already
+are), also under autocast; is in nats unless it says otherwise; is returned as a () tensor averaged
+over the batch (`*_rows` as one value per view); and is finite for finite logits. Gradients stop at
+whatever teaches, except for two views that teach each other. A non-finite value is never replaced:
+the trainer stops on it. Which T, weights and labels make sense is checked by the settings of each
+method, not here. A dict given as `report` gets detached () tensors that are worth logging.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from distill.losses.decoupled import (
     tckd_rows,
 )
 from distill.losses.dist import (
-    DistTerms,
     dist_loss,
     dist_terms,
     inter_class_loss,
@@ -53,7 +52,6 @@ from distill.losses.self_distillation import (
 )
 from distill.losses.specialists import (
     Combination,
-    SpecialistTerms,
     active_specialists,
     combine_specialists,
     correct_dustbin,
@@ -63,57 +61,18 @@ from distill.losses.specialists import (
     specialist_terms,
 )
 
+# fmt: off
 __all__ = [
-    "Combination",
-    "DdgsdTerms",
-    "Direction",
-    "DistTerms",
-    "EnsembleMean",
-    "SelfView",
-    "SoftClasses",
-    "SpecialistTerms",
-    "active_specialists",
-    "combine_specialists",
-    "correct_dustbin",
-    "cskd_loss",
-    "ddgsd_loss",
-    "ddgsd_terms",
-    "dist_loss",
-    "dist_terms",
-    "dkd_loss",
-    "dkd_rows",
-    "dustbin_labels",
-    "dustbin_logits",
-    "ensemble_log_probabilities",
-    "ensemble_logits",
-    "inter_class_loss",
-    "intra_class_loss",
-    "kd_loss",
-    "kd_rows",
-    "label_loss",
-    "label_targets",
-    "logit_matching_loss",
-    "majority_labels",
-    "mmd_loss",
-    "multi_teacher_hard_loss",
-    "multi_teacher_soft_loss",
-    "nckd_rows",
-    "nkd_loss",
-    "nkd_rows",
-    "peer_losses",
-    "peer_match_loss",
-    "pskd_alpha",
-    "pskd_loss",
-    "sdd_dkd_loss",
-    "sdd_kd_loss",
-    "sdd_nkd_loss",
-    "sdd_weights",
-    "soft_cross_entropy",
-    "soften_targets",
-    "specialist_loss",
-    "specialist_terms",
-    "standardize_logits",
-    "tckd_rows",
-    "virtual_teacher",
+    "Combination", "DdgsdTerms", "Direction", "EnsembleMean", "SelfView", "SoftClasses",
+    "active_specialists", "combine_specialists", "correct_dustbin", "cskd_loss", "ddgsd_loss",
+    "ddgsd_terms", "dist_loss", "dist_terms", "dkd_loss", "dkd_rows", "dustbin_labels",
+    "dustbin_logits", "ensemble_log_probabilities", "ensemble_logits", "inter_class_loss",
+    "intra_class_loss", "kd_loss", "kd_rows", "label_loss", "label_targets",
+    "logit_matching_loss", "majority_labels", "mmd_loss", "multi_teacher_hard_loss",
+    "multi_teacher_soft_loss", "nckd_rows", "nkd_loss", "nkd_rows", "peer_losses",
+    "peer_match_loss", "pskd_alpha", "pskd_loss", "sdd_dkd_loss", "sdd_kd_loss", "sdd_nkd_loss",
+    "sdd_weights", "soft_cross_entropy", "soften_targets", "specialist_loss",
+    "specialist_terms", "standardize_logits", "tckd_rows", "virtual_teacher",
     "virtual_teacher_loss",
 ]
+# fmt: on

@@ -92,18 +92,11 @@ def dkd_loss(
     Plain distillation is TCKD + (1 - p_target) NCKD with the teacher's p_target at T: the NCKD
     part vanishes exactly where the teacher is certain. alpha and beta weigh both independently.
 
-    Args:
-        student_logits_XC: raw logits.
-        teacher_logits_XC: raw logits of the same views; taken as constants.
-        labels_X: int64 target classes.
-        temperature: T > 0.
-        alpha: weight of TCKD, the target against the rest.
-        beta: weight of NCKD, the rest; published 8, 6 from vgg13 and most pairs from wrn_40_2, 2
-            for resnet56 -> 20 and resnet110 -> 32.
-        report: gets the unweighted means of TCKD and NCKD, detached, as `tckd` and `nckd`.
+    `report` gets the unweighted means of TCKD and NCKD as `tckd` and `nckd`.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022; settings of mdistiller,
-    where a warm-up over 20 epochs and a label loss of weight 1 go with it. Departures: that code
+    where a warm-up over 20 epochs and a label loss of weight 1 go with it; beta is 8, 6 from vgg13
+    and most pairs from wrn_40_2, 2 for resnet56 -> 20 and resnet110 -> 32. Departures: that code
     takes log(p_target), infinite once p underflows, and hides the target by subtracting 1000.
     """
     rows = (student_logits_XC, teacher_logits_XC, labels_X)
@@ -159,11 +152,6 @@ def nkd_loss(
     are cross-entropies, so the loss is not zero for equal logits. The label loss is not included.
 
     Args:
-        student_logits_XC: raw logits.
-        teacher_logits_XC: raw logits of the same views; taken as constants.
-        labels_X: int64 target classes y.
-        temperature: T > 0 of the second term only.
-        gamma: weight of the second term.
         classes: "all" keeps y in the second term, which is then T**2 times plain soft targets.
         teacher_at_1_XC: the teacher's logits for p_y, where those for T differ: a `topk` cache
             gives dropped classes logits that have the right joint weight at one temperature only.

@@ -5,8 +5,6 @@ Shape letters: B batch, C classes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -27,29 +25,26 @@ def pearson(a: Tensor, b: Tensor, *, dim: int, eps: float = EPS) -> Tensor:
     return (a * b).sum(dim=dim) / (norm_a * norm_b + eps)
 
 
+def _correlation_loss(
+    student_BC: Tensor, teacher_BC: Tensor, temperature: float, *, dim: int
+) -> Tensor:
+    q_BC = log_probabilities(student_BC, temperature=temperature).exp()
+    p_BC = log_probabilities(teacher_BC.detach(), temperature=temperature).exp()
+    return temperature**2 * (1.0 - pearson(q_BC, p_BC, dim=dim)).mean()
+
+
 def inter_class_loss(
     student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Return T**2 (1 - correlation over each sample's classes), batch mean; see `dist_loss`."""
-    student_BC = log_probabilities(student_logits_BC, temperature=temperature).exp()
-    teacher_BC = log_probabilities(teacher_logits_BC.detach(), temperature=temperature).exp()
-    return temperature**2 * (1.0 - pearson(student_BC, teacher_BC, dim=1)).mean()
+    return _correlation_loss(student_logits_BC, teacher_logits_BC, temperature, dim=1)
 
 
 def intra_class_loss(
     student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Return T**2 (1 - correlation over the batch of each class), class mean; see `dist_loss`."""
-    student_BC = log_probabilities(student_logits_BC, temperature=temperature).exp()
-    teacher_BC = log_probabilities(teacher_logits_BC.detach(), temperature=temperature).exp()
-    return temperature**2 * (1.0 - pearson(student_BC, teacher_BC, dim=0)).mean()
-
-
-class DistTerms(NamedTuple):
-    """The two weighted terms of `dist_loss`, () tensors without a unit."""
-
-    inter: Tensor
-    intra: Tensor
+    return _correlation_loss(student_logits_BC, teacher_logits_BC, temperature, dim=0)
 
 
 def dist_terms(
@@ -59,10 +54,10 @@ def dist_terms(
     temperature: float = 1.0,
     beta: float = 1.0,
     gamma: float = 1.0,
-) -> DistTerms:
-    """Return `beta * inter` and `gamma * intra`; arguments as in `dist_loss`."""
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted terms `beta * inter` and `gamma * intra` of `dist_loss`."""
     logits = (student_logits_BC, teacher_logits_BC)
-    return DistTerms(
+    return (
         beta * inter_class_loss(*logits, temperature=temperature),
         gamma * intra_class_loss(*logits, temperature=temperature),
     )
@@ -78,13 +73,9 @@ def dist_loss(
 ) -> Tensor:
     """Return beta * inter + gamma * intra; without a unit, 0 for equal logits.
 
-    Args:
-        student_logits_BC: raw logits.
-        teacher_logits_BC: raw logits of the same views; taken as constants.
-        temperature: T > 0 of both softmaxes; both terms carry T**2.
-        beta: weight of the correlations within each sample.
-        gamma: weight of the correlations within each class. It needs batches of several samples:
-            of a single one every column is constant, and the term stays at T**2.
+    inter correlates the classes of each sample, intra the samples of each class, both with T**2.
+    intra needs batches of several samples: of a single one every column is constant, and the term
+    stays at T**2.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, with the
     T**2, the eps and the default weights of its code, which the paper does not mention.

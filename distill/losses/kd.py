@@ -41,14 +41,9 @@ def kd_loss(
 ) -> Tensor:
     """Return T**2 KL(teacher || student) at temperature T, in nats, averaged over X.
 
-    T**2 keeps the gradient's size as T changes. As T grows the loss tends to half of
-    `logit_matching_loss` and its gradient, per sample, to (z - v) / C with zero-mean logits.
-
-    Args:
-        student_logits_XC: raw logits z, any float type.
-        teacher_logits_XC: raw logits v of the same views; taken as constants.
-        temperature: T > 0.
-        direction: "reverse" gives T**2 KL(student || teacher), which is mode-seeking.
+    `direction="reverse"` gives T**2 KL(student || teacher), which is mode-seeking. T**2 keeps the
+    size of the gradient as T changes. As T grows the loss tends to half of `logit_matching_loss`
+    and its gradient, per sample, to (z - v) / C with zero-mean logits z and v.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. T = 4 is
     the value of the CIFAR-100 tables of RepDistiller and mdistiller.

@@ -56,9 +56,7 @@ def majority_labels(labels_B: Tensor, partner_labels_B: Tensor, weights_B: Tenso
 def soft_cross_entropy(logits_XC: Tensor, targets_XC: Tensor) -> Tensor:
     """Return -sum targets * log softmax(logits), in nats, averaged over X.
 
-    Args:
-        logits_XC: raw logits.
-        targets_XC: class distributions, taken as constants; rows sum to 1.
+    Targets are class distributions whose rows sum to 1, taken as constants.
     """
     return -(targets_XC.detach() * log_probabilities(logits_XC)).sum(dim=-1).mean()
 
@@ -73,19 +71,10 @@ def label_loss(
 ) -> Tensor:
     """Return the cross-entropy against hard, mixed or smoothed labels, in nats.
 
-    Args:
-        logits_BC: raw logits.
-        labels_B: with `partner_labels_B`, `weights_B` and `smoothing`, as in `label_targets`.
-        partner_labels_B: given exactly when `weights_B` is.
-        weights_B: weight of the own label.
-        smoothing: probability spread evenly over all classes.
+    Labels, partners, weights and smoothing are those of `label_targets`.
     """
+    labels, form = (labels_B, partner_labels_B, weights_B), widen(logits_BC)
     targets_BC = label_targets(
-        labels_B,
-        partner_labels_B,
-        weights_B,
-        num_classes=logits_BC.shape[-1],
-        smoothing=smoothing,
-        dtype=widen(logits_BC).dtype,
+        *labels, num_classes=form.shape[-1], smoothing=smoothing, dtype=form.dtype
     )
     return soft_cross_entropy(logits_BC, targets_BC)

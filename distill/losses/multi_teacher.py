@@ -28,10 +28,8 @@ def ensemble_log_probabilities(
 ) -> Tensor:
     """Return the log-probabilities at T of the averaged teachers, [X, C], in nats.
 
-    Args:
-        teacher_logits: raw logits [X, C] of each of N >= 1 teachers on the same views.
-        temperature: T > 0. The arithmetic mean is taken at T, so it depends on T beyond scaling.
-        mean: the geometric mean gives a class little where any member gives it little.
+    The arithmetic mean is taken at T, so it depends on T beyond scaling. The geometric mean gives
+    a class little where any member gives it little.
 
     Source: Hinton et al. 2015, section 1, which allows for both.
     """
@@ -75,12 +73,7 @@ def multi_teacher_soft_loss(
 ) -> Tensor:
     """Return T**2 / N sum_i KL(teacher_i || head_i) at T, in nats, averaged over the batch.
 
-    Args:
-        student_heads: raw logits [B, C] of one distillation head shared by all teachers, or of
-            as many heads as there are teachers, in their order.
-        teacher_logits: raw logits [B, C] of each of N >= 1 teachers; taken as constants.
-        temperature: T > 0.
-        direction: as in `kd_loss`.
+    Heads are one that is shared by all teachers, or as many as there are teachers, in their order.
 
     Raises:
         ValueError: from `zip`, if there are several heads but not N.

@@ -23,10 +23,7 @@ def peer_match_loss(
     Its gradient is that of one teacher whose probabilities are the arithmetic mean of the
     others'; the values differ by how much the others disagree.
 
-    Args:
-        logits_BC: raw logits of this student.
-        other_logits: raw logits [B, C] of each other student; taken as constants.
-        temperature: T > 0.
+    The others' logits [B, C] are constants.
     """
     if not other_logits:
         return widen(logits_BC).new_zeros(())
@@ -48,11 +45,7 @@ def peer_losses(
 
     The gradient of each loss reaches its own student only, so their sum may be backpropagated.
 
-    Args:
-        student_logits: raw logits [B, C] of each of k >= 1 students on the same views.
-        labels_B: with `partner_labels_B`, `weights_B` and `smoothing`, as in `label_loss`.
-        temperature: T > 0 of the match.
-        peer_weight: weight of the match.
+    Labels and smoothing are those of `label_loss`.
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018; T = 1, weight 1. Departure: they
     update the students in turn, each against the others' new logits; here all update at once.

@@ -27,14 +27,11 @@ def sdd_weights(
 
     A cell is complementary where exactly one of the teacher's two predictions, for the cell and
     for the whole image, is the label. All other cells are consistent and have weight 1.
+    Predictions are the argmax of logits, so no temperature enters.
 
-    Args:
-        teacher_logits_BRC: raw logits. Predictions are their argmax, so no temperature enters.
-        labels_B: int64 target classes.
-        complementary_weight: weight of a complementary cell; 1 switches the decoupling off.
-        report: gets the fraction of complementary cells as `complementary`, and the total weight
-            of either kind divided by the number of all cells as `weight_consistent` and
-            `weight_complementary`.
+    `report` gets the fraction of complementary cells as `complementary`, and the total weight of
+    either kind divided by the number of all cells as `weight_consistent` and
+    `weight_complementary`.
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. Its beta is a literal 2 in the
     published code.
@@ -63,14 +60,8 @@ def sdd_kd_loss(
 ) -> Tensor:
     """Return the mean over cells and batch of w T**2 KL(teacher || student), in nats.
 
-    Args:
-        student_logits_BRC: raw logits of every cell.
-        teacher_logits_BRC: raw logits of the same cells and views; taken as constants.
-        labels_B: int64 target classes, which only decide the weights.
-        temperature: T > 0.
-        complementary_weight: w of a complementary cell; 1 switches the decoupling off.
-        standardize: compare the z-scores of each cell's logits; weights are those of raw logits.
-        report: see `sdd_weights`.
+    w is 1 or the complementary weight; 1 switches the decoupling off. `standardize` compares the
+    z-scores of each cell's logits, under the weights of raw logits. `report`: see `sdd_weights`.
 
     Source: Wei et al. 2024, SD-KD of the published code: weights 0.1 for the label loss and 0.9
     for this, no warm-up. The sum is divided by R * B, not by the sum of the weights, as there.

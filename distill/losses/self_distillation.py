@@ -20,11 +20,8 @@ from distill.losses.logspace import kl_rows, log_probabilities, widen
 class SelfView(NamedTuple):
     """The network's output for one view of each sample; row i of both views is one sample.
 
-    Attributes:
-        logits_BC: raw logits.
-        features_BD: global features, the pooled input of the classifier.
-        targets_BC: class distributions of this view, from `label_targets`. The two views may be
-            mixed differently.
+    Features are the pooled input of the classifier, and targets those of `label_targets`; the two
+    views may be mixed differently.
     """
 
     logits_BC: Tensor
@@ -43,13 +40,8 @@ class DdgsdTerms(NamedTuple):
 
     def weighted(self, *, kl_weight: float, mmd_weight: float) -> DdgsdTerms:
         """Return the terms as they are added up in `ddgsd_loss`."""
-        return DdgsdTerms(
-            self.label_a,
-            self.label_b,
-            kl_weight * self.kl_ab,
-            kl_weight * self.kl_ba,
-            mmd_weight * self.mmd,
-        )
+        kl_ab, kl_ba = kl_weight * self.kl_ab, kl_weight * self.kl_ba
+        return self._replace(kl_ab=kl_ab, kl_ba=kl_ba, mmd=mmd_weight * self.mmd)
 
 
 def mmd_loss(features_a_BD: Tensor, features_b_BD: Tensor) -> Tensor:
@@ -63,12 +55,8 @@ def ddgsd_terms(
 ) -> DdgsdTerms:
     """Return the label losses of both views, KL(a || b), KL(b || a) and the MMD of features.
 
-    Args:
-        a: one view of each sample.
-        b: another view of the same samples, in the same order, through the same network.
-        temperature: T > 0 of both KL terms, which carry T**2.
-        detach_targets: take the first side of each KL as a constant. Otherwise gradients flow
-            both ways, as in the paper.
+    Both KL terms carry T**2. `detach_targets` takes the first side of each KL as a constant;
+    otherwise gradients flow both ways, as in the paper.
 
     Source: Xu & Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI
     2019, at T = 1. The authors published no code. Departures of two other implementations:
@@ -100,11 +88,8 @@ def ddgsd_loss(terms: DdgsdTerms, *, kl_weight: float = 1.0, mmd_weight: float =
 def cskd_loss(logits_BC: Tensor, pair_logits_BC: Tensor, *, temperature: float = 4.0) -> Tensor:
     """Return T**2 KL(pair || sample) at T, in nats, averaged over the batch.
 
-    Args:
-        logits_BC: raw logits of each sample.
-        pair_logits_BC: raw logits, by the same network, of another sample of the same class in
-            each row. They are constants: no gradient reaches them.
-        temperature: T > 0.
+    Row i of `pair_logits_BC` is another sample of the class of row i, through the same network.
+    They are constants: no gradient reaches them.
 
     Source: Yun et al., "Regularizing Class-wise Predictions via Self-knowledge Distillation",
     CVPR 2020, and its code: T = 4, weight 1, label loss of weight 1 on `logits_BC` only, so half
@@ -116,10 +101,7 @@ def cskd_loss(logits_BC: Tensor, pair_logits_BC: Tensor, *, temperature: float =
 def pskd_alpha(epoch: float, *, epochs: int, final: float = 0.8) -> float:
     """Return the weight of the past predictions: `final * t / epochs`, one value per epoch.
 
-    Args:
-        epoch: fractional, 0.0 at the start of training; t = floor(epoch) + 1, at most `epochs`.
-        epochs: length of training.
-        final: the weight in the last epoch.
+    `epoch` is fractional and 0.0 at the start; t = floor(epoch) + 1, at most `epochs`.
 
     Source: Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV
     2021, and its code.
@@ -136,12 +118,9 @@ def soften_targets(
 ) -> Tensor:
     """Return `(1 - alpha) targets + alpha softmax(previous)`, [B, C]; rows sum to 1.
 
-    Args:
-        targets_BC: class distributions of the views, from `label_targets`.
-        previous_logits_BC: this student's raw logits of the same samples, an epoch ago.
-        alpha: 0..1.
-        known_B: bool; samples without a previous prediction keep their targets, whatever finite
-            logits are given for them. None: all samples have one.
+    Targets are those of `label_targets`, and previous logits this student's, of the same samples
+    an epoch ago. Where the bool `known_B` is False there is no previous prediction, and the target
+    stays as it is, whatever finite logits are given.
     """
     previous_BC = log_probabilities(previous_logits_BC.detach()).exp()
     softened_BC = (1.0 - alpha) * targets_BC + alpha * previous_BC
@@ -178,11 +157,7 @@ def virtual_teacher(
 ) -> Tensor:
     """Return probability `correct` for the label and the rest spread evenly, [B, C].
 
-    Args:
-        labels_B: int64 target classes; for mixed views pass `majority_labels`.
-        num_classes: C >= 2.
-        correct: at least 0.9 in the paper, 0.99 in its code.
-        dtype: of the result.
+    `correct` is at least 0.9 in the paper and 0.99 in its code.
     """
     others = (1.0 - correct) / (num_classes - 1)
     return others + (correct - others) * one_hot(labels_B, num_classes).to(dtype)
@@ -193,14 +168,8 @@ def virtual_teacher_loss(
 ) -> Tensor:
     """Return KL(softmax(u / T) || softmax(z)), u the virtual teacher, in nats, batch mean.
 
-    The other form of the paper, Tf-KD self, is `kd_loss` from a cache of the student's own
-    checkpoint.
-
-    Args:
-        logits_BC: raw logits z.
-        labels_B: int64 target classes; for mixed views pass `majority_labels`.
-        correct: probability of the label in u.
-        temperature: T > 0, of the teacher only.
+    T is the teacher's only. For mixed views pass `majority_labels`. The other form of the paper,
+    Tf-KD self, is `kd_loss` from a cache of the student's own checkpoint.
 
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization",
     CVPR 2020, Tf-KD reg. The paper softens both sides; the code, followed here, takes the

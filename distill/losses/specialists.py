@@ -30,10 +30,7 @@ def dustbin_logits(logits_BC: Tensor, subset: Tensor, *, temperature: float = 1.
     Softmax of the result at this same T has the members' probabilities unchanged and in the last
     place the sum of all others'. -inf there if the subset leaves no class out.
 
-    Args:
-        logits_BC: raw logits over all classes.
-        subset: int64, distinct classes of the specialist.
-        temperature: T > 0 at which probabilities are added up.
+    `subset` holds distinct int64 classes.
     """
     scaled_BC = scale_logits(logits_BC, temperature=temperature)
     outside_BC = scaled_BC.masked_fill(_is_member(subset, logits_BC.shape[-1]), -torch.inf)
@@ -47,13 +44,6 @@ def dustbin_labels(labels_B: Tensor, subset: Tensor) -> Tensor:
     return torch.where(hit_BS.any(dim=-1), hit_BS.int().argmax(dim=-1), len(subset))
 
 
-class SpecialistTerms(NamedTuple):
-    """The two weighted terms of `specialist_loss`, () tensors in nats."""
-
-    label: Tensor
-    soft: Tensor
-
-
 def specialist_terms(
     specialist_logits_BS: Tensor,
     specialist_at_T_BS: Tensor,
@@ -64,26 +54,17 @@ def specialist_terms(
     temperature: float,
     alpha: float,
     smoothing: float = 0.0,
-) -> SpecialistTerms:
-    """Return the terms of `specialist_loss`, for a specialist that may have all C outputs.
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted label and soft terms of `specialist_loss`, with label smoothing.
 
-    Args:
-        specialist_logits_BS: raw logits of the specialist, dustbin last. Of a network with C
-            outputs they are `dustbin_logits(logits_BC, subset)`.
-        specialist_at_T_BS: the same for the soft term, folded at T; so a network with the
-            generalist's logits has a soft term of 0.
-        generalist_logits_BC: with all other arguments, as in `specialist_loss`.
-        labels_B: int64 classes among all C.
-        subset: int64, distinct classes of the specialist.
-        temperature: T > 0.
-        alpha: weight of the soft targets, 0..1.
-        smoothing: of the label loss.
+    A network with outputs for all C classes has `dustbin_logits` at 1 for the label term and at T
+    for the soft term, which then is 0 for the generalist's own logits.
     """
     folded_BS = dustbin_logits(generalist_logits_BC, subset, temperature=temperature)
     labels_in_S = dustbin_labels(labels_B, subset)
     label = label_loss(specialist_logits_BS, labels_in_S, smoothing=smoothing)
     soft = kd_loss(specialist_at_T_BS, folded_BS, temperature=temperature)
-    return SpecialistTerms((1.0 - alpha) * label, alpha * soft)
+    return (1.0 - alpha) * label, alpha * soft
 
 
 def specialist_loss(
@@ -100,13 +81,8 @@ def specialist_loss(
     Both terms run over the classes of the subset and the dustbin. A specialist has few samples of
     its own classes, and the generalist's soft targets keep it from overfitting them.
 
-    Args:
-        specialist_logits_BS: raw logits of the specialist, dustbin last.
-        generalist_logits_BC: raw logits of the generalist over all classes; constants.
-        labels_B: int64 classes among all C.
-        subset: int64, distinct classes of the specialist.
-        temperature: T > 0.
-        alpha: weight of the soft targets, 0..1.
+    The specialist's logits have the dustbin last; the generalist's and the labels are over all C
+    classes.
 
     Source: Hinton et al. 2015, sections 5.2 and 6.1. They leave T and alpha open.
     """
@@ -145,14 +121,14 @@ def active_specialists(
 
 
 class Combination(NamedTuple):
-    """The result of `combine_specialists`, and a bound on its distance from the optimum."""
+    """Distributions q, float64 with rows that sum to 1, after `num_steps` steps.
+
+    `gap_B` is a proven bound, in nats, of how far the objective at q is above its minimum.
+    """
 
     q_BC: Tensor
-    """Class distribution of each sample, float64; rows sum to 1."""
     gap_B: Tensor
-    """Proven bound, in nats, of how far the objective at q is above its minimum."""
     num_steps: int
-    """Steps taken."""
 
 
 def _events(

@@ -34,23 +34,13 @@ from distill.methods.prediction_history import PredictionHistory
 from distill.methods.requirements import Requirements, ViewSelection, combine_requirements
 from distill.methods.setting_types import with_schedules
 
+# fmt: off
 __all__ = [
-    "METHODS",
-    "Method",
-    "MethodConfig",
-    "MethodSettings",
-    "OtherViews",
-    "PeerLogits",
-    "PredictionHistory",
-    "Requirements",
-    "RunFacts",
-    "Step",
-    "TeacherFacts",
-    "ViewLabels",
-    "ViewSelection",
-    "method_of",
-    "requirements_of",
+    "METHODS", "Method", "MethodConfig", "MethodSettings", "OtherViews", "PeerLogits",
+    "PredictionHistory", "Requirements", "RunFacts", "Step", "TeacherFacts", "ViewLabels",
+    "ViewSelection", "method_of", "requirements_of",
 ]
+# fmt: on
 
 _FAMILIES = (
     kd,
@@ -62,7 +52,7 @@ _FAMILIES = (
     specialist,
 )
 
-METHODS: dict[str, Method[Any]] = {
+METHODS: dict[str, Method] = {
     method.name: with_schedules(method) for family in _FAMILIES for method in family.METHODS
 }
 
@@ -74,7 +64,7 @@ else:
     """`method:` of a train file: the settings of the method with that `name`."""
 
 
-def method_of(settings: MethodSettings) -> Method[Any]:
+def method_of(settings: MethodSettings) -> Method:
     """The method whose settings these are."""
     return METHODS[settings.name]
 
@@ -86,5 +76,5 @@ def requirements_of(*settings: MethodSettings) -> Requirements:
         ConfigError: they require epochs of different samples.
     """
     return combine_requirements(
-        (each.name, method_of(each).requirements(each)) for each in settings
+        [(each.name, method_of(each).requirements(each)) for each in settings]
     )

@@ -7,23 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 from distill.losses import dkd_loss, majority_labels, nkd_loss
-from distill.methods.method import (
-    Method,
-    MethodSettings,
-    Step,
-    depends_on_temperature,
-    label_term,
-    needs_one_teacher,
-)
+from distill.methods.checks import needs_logits_to_standardize, needs_one_teacher
+from distill.methods.method import Method, MethodSettings, Step, label_term
 from distill.methods.setting_types import (
     Classes,
     StandardizeSettings,
     Temperature,
     WarmupEpochs,
     Weight,
-    needs_logits_to_standardize,
-    standardized,
-    warm_up_factor,
 )
 
 
@@ -51,7 +42,7 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
-    student_BC, teacher_BC = standardized(settings, logits_BC, teacher_BC)
+    student_BC, teacher_BC = settings.standardized(logits_BC, teacher_BC)
     loss = dkd_loss(
         student_BC,
         teacher_BC,
@@ -61,10 +52,8 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
         beta=settings.beta,
         report=step.metrics,
     )
-    return {
-        "label": label_term(step, logits_BC),
-        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
-    }
+    factor = step.warm_up(settings.warmup_epochs)
+    return {"label": label_term(step, logits_BC), "soft": factor * loss}
 
 
 class NKD(MethodSettings):
@@ -95,12 +84,10 @@ def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
         temperature=settings.temperature,
         gamma=settings.gamma,
         classes=settings.classes,
-        teacher_at_1_XC=step.teacher_logits()[:, 0] if depends_on_temperature(step) else None,
+        teacher_at_1_XC=step.teacher_logits()[:, 0] if step.teachers[0].drops_classes else None,
     )
-    return {
-        "label": label_term(step, logits_BC),
-        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
-    }
+    factor = step.warm_up(settings.warmup_epochs)
+    return {"label": label_term(step, logits_BC), "soft": factor * loss}
 
 
 METHODS = (

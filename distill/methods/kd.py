@@ -5,28 +5,19 @@ Shape letters: B batch, C classes.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from distill.losses import dist_terms, kd_loss, logit_matching_loss
-from distill.methods.method import (
-    Method,
-    MethodSettings,
-    RunFacts,
-    Step,
-    label_term,
+from distill.methods.checks import (
     needs_every_logit,
+    needs_logits_to_standardize,
     needs_one_teacher,
 )
-from distill.methods.setting_types import (
-    Fraction,
-    StandardizeSettings,
-    Temperature,
-    Weight,
-    needs_logits_to_standardize,
-    standardized,
-)
+from distill.methods.method import Method, MethodSettings, Step, label_and_soft, label_term
+from distill.methods.setting_types import Fraction, StandardizeSettings, Temperature, Weight
 
 
 class CE(MethodSettings):
@@ -61,12 +52,9 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
-    sides = standardized(settings, logits_BC, teacher_BC)
-    soft = kd_loss(*sides, temperature=settings.temperature)
-    return {
-        "label": (1 - settings.alpha) * label_term(step, logits_BC),
-        "soft": settings.alpha * soft,
-    }
+    student_BC, teacher_BC = settings.standardized(logits_BC, teacher_BC)
+    soft = kd_loss(student_BC, teacher_BC, temperature=settings.temperature)
+    return label_and_soft(step, logits_BC, soft, alpha=settings.alpha)
 
 
 class Logits(MethodSettings):
@@ -86,14 +74,7 @@ def match_logits(settings: Logits, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     gap = logit_matching_loss(logits_BC, step.teacher_logits()[:, 0])
-    return {
-        "label": (1 - settings.alpha) * label_term(step, logits_BC),
-        "soft": settings.alpha / 2 * gap,
-    }
-
-
-def _needs_every_logit(settings: Logits, facts: RunFacts) -> None:
-    needs_every_logit(settings, facts, why="matches every logit by itself")
+    return label_and_soft(step, logits_BC, gap / 2, alpha=settings.alpha)
 
 
 class DIST(MethodSettings):
@@ -116,19 +97,23 @@ def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
     """
     logits_BC = step.student(step.images_B3HW)
     label = label_term(step, logits_BC)
-    terms = dist_terms(
+    inter, intra = dist_terms(
         logits_BC,
         step.teacher_logits(temperature=settings.temperature)[:, 0],
         temperature=settings.temperature,
         beta=settings.beta,
         gamma=settings.gamma,
     )
-    return {"label": label, **terms._asdict()}
+    return {"label": label, "inter": inter, "intra": intra}
 
 
 METHODS = (
     Method(CE, ce),
     Method(KD, kd, (needs_one_teacher, needs_logits_to_standardize)),
-    Method(Logits, match_logits, (needs_one_teacher, _needs_every_logit)),
+    Method(
+        Logits,
+        match_logits,
+        (needs_one_teacher, partial(needs_every_logit, why="matches every logit by itself")),
+    ),
     Method(DIST, dist, (needs_one_teacher,)),
 )

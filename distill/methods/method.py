@@ -9,18 +9,24 @@ Shape letters: B batch, R cells (0 is the whole image), C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from cache_service.config import Frozen
-from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.format.spec import Preprocess
 from distill.losses import label_loss, majority_labels
 from distill.methods.prediction_history import PredictionHistory
 from distill.methods.requirements import Pairing, Requirements
+
+TeacherLogits = Callable[..., Tensor]
+"""`teacher_logits(temperature=1.0, cache=0)`: a teacher's raw logits, constants, float32 [B, R, C].
+
+`temperature` is the one that the logits will be used at; it matters to `topk` caches only, which
+choose the logits of dropped classes for it."""
 
 
 class MethodSettings(Frozen):
@@ -67,26 +73,8 @@ class RunFacts(NamedTuple):
     mixes: bool = False
 
 
-class TeacherLogits(Protocol):
-    """`teacher_logits(temperature=1.0, cache=0)`: raw logits of a teacher, float32 [B, R, C].
-
-    They are constants. `temperature` is the one that the logits will be used at; it matters to
-    `topk` caches only, which choose the logits of dropped classes for it.
-    """
-
-    def __call__(self, *, temperature: float = 1.0, cache: int = 0) -> Tensor:
-        """Raw logits."""
-        ...
-
-
 class ViewLabels(NamedTuple):
-    """The labels of a batch, as `label_loss` and `majority_labels` take them.
-
-    Attributes:
-        labels_B: int64.
-        partner_labels_B: int64, of the sample mixed into the view; the own label where unmixed.
-        weights_B: float32 weight of the own label; 1.0 where unmixed.
-    """
+    """Labels of a batch, int64, those of mixing partners, and float32 weights of the own labels."""
 
     labels_B: Tensor
     partner_labels_B: Tensor
@@ -94,24 +82,14 @@ class ViewLabels(NamedTuple):
 
 
 class OtherViews(NamedTuple):
-    """One other view for each view of a batch, in the same order.
-
-    Attributes:
-        images_B3HW: normalized input.
-        teacher_logits: the teachers' logits of these views.
-    """
+    """One other view for each view of a batch, in the same order: normalized input, and logits."""
 
     images_B3HW: Tensor
     teacher_logits: TeacherLogits
 
 
 class PeerLogits(NamedTuple):
-    """Raw logits [B, C] of the students that learn from each other, for one batch.
-
-    Attributes:
-        own_BC: this student's, with gradients.
-        others: those of every other peer, constants.
-    """
+    """Raw logits [B, C] of a student, with gradients, and of all its peers, constants."""
 
     own_BC: Tensor
     others: tuple[Tensor, ...]
@@ -151,42 +129,38 @@ class Step(NamedTuple):
     history: PredictionHistory | None = None
     peers: PeerLogits | None = None
 
+    def warm_up(self, epochs: float) -> float:
+        """min(n / epochs, 1) in the n-th epoch, n from 1; 1 where `epochs` is 0.
 
-SettingsT = TypeVar("SettingsT", bound=MethodSettings)
-
-
-def _no_requirements(_settings: MethodSettings) -> Requirements:
-    return Requirements()
+        The factor of the teacher's term in DKD, NKD and their forms on cells, constant within an
+        epoch, as in mdistiller and the SDD code: 20 epochs on CIFAR-100, 1 on ImageNet.
+        """
+        return min((math.floor(self.epoch) + 1) / epochs, 1.0) if epochs > 0 else 1.0
 
 
 @dataclass(frozen=True)
-class Method(Generic[SettingsT]):
+class Method:
     """A method as the registry holds it.
 
     Attributes:
         settings: its part of the train file, `method: {name: ..., ...}`.
-        terms: the function.
+        terms: the function of settings and step.
         checks: each refuses, with ConfigError or UnsupportedError, what it cannot train from.
         requirements: what it requires beyond one view of each sample.
     """
 
-    settings: type[SettingsT]
-    terms: Callable[[SettingsT, Step], dict[str, Tensor]]
-    checks: tuple[Callable[[SettingsT, RunFacts], None], ...] = ()
-    requirements: Callable[[SettingsT], Requirements] = _no_requirements
+    settings: type[MethodSettings]
+    terms: Callable[[Any, Step], dict[str, Tensor]]
+    checks: tuple[Callable[[Any, RunFacts], None], ...] = ()
+    requirements: Callable[[Any], Requirements] = lambda _settings: Requirements()
 
     @property
     def name(self) -> str:
         """The value of `method.name` in a train file."""
-        name: Any = self.settings.model_fields["name"].default
-        return str(name)
+        return str(self.settings.model_fields["name"].default)
 
-    def check(self, settings: SettingsT, facts: RunFacts) -> None:
-        """Refuse a run that the method cannot train from.
-
-        Raises:
-            ConfigError, UnsupportedError: see the message.
-        """
+    def check(self, settings: MethodSettings, facts: RunFacts) -> None:
+        """Refuse a run that the method cannot train from, with the error of the first check."""
         for check in self.checks:
             check(settings, facts)
 
@@ -200,79 +174,14 @@ def label_term(step: Step, logits_BC: Tensor) -> Tensor:
     return label_loss(logits_BC, *step.labels, smoothing=step.label_smoothing)
 
 
+def label_and_soft(
+    step: Step, logits_BC: Tensor, soft: Tensor, *, alpha: float
+) -> dict[str, Tensor]:
+    """The terms `(1 - alpha) label` and `alpha soft`."""
+    return {"label": (1 - alpha) * label_term(step, logits_BC), "soft": alpha * soft}
+
+
 def report_top1(step: Step, logits_BC: Tensor) -> None:
     """Report the fraction of views whose larger part is classified correctly, as `top1`."""
     right_B = logits_BC.detach().argmax(dim=-1) == majority_labels(*step.labels)
     step.metrics["top1"] = right_B.float().mean()
-
-
-def needs_one_teacher(settings: MethodSettings, facts: RunFacts) -> None:
-    """A check: exactly one teacher, of the student's classes."""
-    if not facts.teachers:
-        raise ConfigError(
-            f"method {settings.name} learns from a teacher, but `caches` is empty.",
-            hint="Name a cache under `caches`, or train with `method: {name: ce}`.",
-        )
-    if len(facts.teachers) > 1:
-        origins = ", ".join(teacher.origin for teacher in facts.teachers)
-        raise ConfigError(
-            f"method {settings.name} learns from one teacher, but `caches` names "
-            f"{len(facts.teachers)}: {origins}."
-        )
-    _needs_the_same_classes(facts)
-
-
-def needs_teachers(settings: MethodSettings, facts: RunFacts) -> None:
-    """A check: one teacher or several, each of the student's classes."""
-    if not facts.teachers:
-        raise ConfigError(
-            f"method {settings.name} learns from one teacher or several, but `caches` is empty.",
-            hint="Name them under `caches`, or train with `method: {name: ce}`.",
-        )
-    _needs_the_same_classes(facts)
-
-
-def _needs_the_same_classes(facts: RunFacts) -> None:
-    for teacher in facts.teachers:
-        if teacher.num_classes != facts.num_classes:
-            raise ConfigError(
-                f"{teacher.origin} has logits for {teacher.num_classes} classes, but the student "
-                f"has {facts.num_classes}."
-            )
-
-
-def needs_unmixed(settings: MethodSettings, facts: RunFacts, *, why: str) -> None:
-    """A check: no sample is mixed into another.
-
-    Args:
-        settings: of the method.
-        facts: of the run.
-        why: what the method does that mixed views do not allow, for the message.
-    """
-    if facts.mixes:
-        raise UnsupportedError(
-            f"method {settings.name} {why}, but the recipe mixes samples (mixup or cutmix).",
-            hint="Leave mixup and cutmix out of `augment`, and record the cache again.",
-        )
-
-
-def needs_every_logit(settings: MethodSettings, facts: RunFacts, *, why: str) -> None:
-    """A check: no teacher's cache dropped classes.
-
-    Args:
-        settings: of the method.
-        facts: of the run.
-        why: what the method does with all logits, for the message.
-    """
-    for teacher in facts.teachers:
-        if teacher.drops_classes:
-            raise UnsupportedError(
-                f"method {settings.name} {why}, but {teacher.origin} keeps only the largest "
-                "(codec topk).",
-                hint="Record another cache with `kd-cache build FILE --set codec.kind=int8`.",
-            )
-
-
-def depends_on_temperature(step: Step) -> bool:
-    """Whether the teacher's logits differ by temperature, because its cache dropped classes."""
-    return step.teachers[0].drops_classes

@@ -20,21 +20,16 @@ from distill.losses import (
     multi_teacher_hard_loss,
     multi_teacher_soft_loss,
 )
+from distill.methods.checks import needs_logits_to_standardize, needs_teachers
 from distill.methods.method import (
     Method,
     MethodSettings,
     RunFacts,
     Step,
+    label_and_soft,
     label_term,
-    needs_teachers,
 )
-from distill.methods.setting_types import (
-    Fraction,
-    StandardizeSettings,
-    Temperature,
-    needs_logits_to_standardize,
-    standardized,
-)
+from distill.methods.setting_types import Fraction, StandardizeSettings, Temperature
 
 
 class HeadLogits(NamedTuple):
@@ -99,15 +94,12 @@ def soft(settings: Soft, step: Step) -> dict[str, Tensor]:
     """
     student = logits_of_heads(step.student, step.images_B3HW)
     loss = multi_teacher_soft_loss(
-        standardized(settings, *student.teachers),
-        standardized(settings, *_every_teacher(step, temperature=settings.temperature)),
+        settings.standardized(*student.teachers),
+        settings.standardized(*_every_teacher(step, temperature=settings.temperature)),
         temperature=settings.temperature,
         direction=settings.direction,
     )
-    return {
-        "label": (1 - settings.alpha) * label_term(step, student.label_BC),
-        "soft": settings.alpha * loss,
-    }
+    return label_and_soft(step, student.label_BC, loss, alpha=settings.alpha)
 
 
 class Hard(HeadSettings):
@@ -159,17 +151,14 @@ def ensemble(settings: Ensemble, step: Step) -> dict[str, Tensor]:
     Source: Hinton et al. 2015, section 1, which allows for both means; T and alpha as in `kd`.
     """
     logits_BC = step.student(step.images_B3HW)
-    (student_BC,) = standardized(settings, logits_BC)
+    (student_BC,) = settings.standardized(logits_BC)
     teacher_BC = ensemble_logits(
-        standardized(settings, *_every_teacher(step, temperature=settings.temperature)),
+        settings.standardized(*_every_teacher(step, temperature=settings.temperature)),
         temperature=settings.temperature,
         mean=settings.mean,
     )
     loss = kd_loss(student_BC, teacher_BC, temperature=settings.temperature)
-    return {
-        "label": (1 - settings.alpha) * label_term(step, logits_BC),
-        "soft": settings.alpha * loss,
-    }
+    return label_and_soft(step, logits_BC, loss, alpha=settings.alpha)
 
 
 def _every_teacher(step: Step, *, temperature: float = 1.0) -> list[Tensor]:

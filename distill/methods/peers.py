@@ -9,14 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.losses import kd_loss, peer_match_loss
-from distill.methods.method import (
-    Method,
-    MethodSettings,
-    RunFacts,
-    Step,
-    label_term,
-    needs_one_teacher,
-)
+from distill.methods.checks import needs_one_teacher
+from distill.methods.method import Method, MethodSettings, RunFacts, Step, label_term
 from distill.methods.requirements import Requirements
 from distill.methods.setting_types import Temperature, Weight
 

@@ -34,11 +34,8 @@ _LOWEST = -65504.0
 
 
 class PastPredictions(NamedTuple):
-    """What a student predicted for the samples of a batch in an earlier epoch.
-
-    Attributes:
-        logits_BC: float32, up to an offset of each row; zeros where there is no prediction.
-        known_B: bool, whether there is one.
+    """A student's predictions for a batch in an earlier epoch: float32 logits, up to an offset of
+    each row, and whether there is a prediction; logits are 0 where there is none.
     """
 
     logits_BC: Tensor

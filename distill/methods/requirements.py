@@ -4,16 +4,16 @@ A method declares `Requirements`. Those of all students on one stream are combin
 and `ViewSelection` applies it: which recorded positions an epoch consists of, and which other views
 are read with each batch. All of it is a pure function of (seeds, epoch, sample), so a resumed run
 goes on with the same views, whatever the number of loader workers. To compare views in a new way,
-write a class with the methods of `Pairing` and name it in the method's requirements.
+write a subclass of `Pairing` and name it in the method's requirements.
 
 Shape letters: B views, N samples, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,27 +32,27 @@ SPECIAL_KEY = int.from_bytes(b"kd-speci", "big")
 """Philox key of the draws that fill the other half of a specialist's epoch."""
 
 
-class Pairing(Protocol):
-    """Chooses another view for each view of a batch. Pickled into loader workers."""
+class Pairing:
+    """Chooses another view for each view of a batch. Pickled into loader workers.
+
+    Attributes:
+        name: key of these views in `Batch.other_views`.
+        seeds_per_epoch: how many different seeds one epoch reads, the epoch's own included.
+
+    Args:
+        labels_N: of the dataset.
+        seeds: of the run, in the order of their use.
+    """
 
     name: ClassVar[str]
-    """Key of these views in `Batch.other_views`."""
-    seeds_per_epoch: ClassVar[int]
-    """How many different seeds one epoch reads, the epoch's own included."""
+    seeds_per_epoch: ClassVar[int] = 1
 
     def __init__(self, labels_N: Samples, seeds: Sequence[int]) -> None:
-        """Prepare for a dataset with these labels and a run over these seeds."""
-        ...
+        self.labels_N, self.seeds = labels_N, seeds
 
     def choose(self, samples_B: Samples, *, seed: int, epoch: int) -> tuple[int, Samples]:
-        """The seed of the other views, and the sample of each.
-
-        Args:
-            samples_B: samples of the batch.
-            seed: seed of the batch.
-            epoch: epochs completed before this one.
-        """
-        ...
+        """The seed of the other views of a batch in an epoch of `seed`, and the sample of each."""
+        raise NotImplementedError
 
 
 class Requirements(NamedTuple):
@@ -76,31 +76,27 @@ class Requirements(NamedTuple):
         return max((pairing.seeds_per_epoch for pairing in self.other_views), default=1)
 
 
-def combine_requirements(by_method: Iterable[tuple[str, Requirements]]) -> Requirements:
-    """The requirements of several methods on one stream.
-
-    Args:
-        by_method: name and requirements of each method.
+def combine_requirements(by_method: Sequence[tuple[str, Requirements]]) -> Requirements:
+    """The requirements of several methods, given with their names, on one stream.
 
     Raises:
         ConfigError: they require epochs of different samples.
     """
-    listed = list(by_method)
-    special_classes = {required.special_classes for _, required in listed}
+    special_classes = {required.special_classes for _, required in by_method}
     if len(special_classes) > 1:
         epochs = "; ".join(
-            f"{name} {'all samples' if classes is None else list(classes)}"
-            for name, (_, _, _, classes) in listed
+            f"{name} {list(required.special_classes or ()) or 'all samples'}"
+            for name, required in by_method
         )
         raise ConfigError(
             f"the students share one stream, but need epochs of different classes: {epochs}.",
             hint="Train each specialist by a train file of its own.",
         )
-    pairings = (pairing for _, required in listed for pairing in required.other_views)
+    pairings = [pairing for _, required in by_method for pairing in required.other_views]
     return Requirements(
         other_views=tuple(dict.fromkeys(pairings)),
-        prediction_history=any(required.prediction_history for _, required in listed),
-        peers=any(required.peers for _, required in listed),
+        prediction_history=any(required.prediction_history for _, required in by_method),
+        peers=any(required.peers for _, required in by_method),
         special_classes=special_classes.pop() if special_classes else None,
     )
 
@@ -149,28 +145,23 @@ class ViewSelection:
         self, samples_B: Samples, *, seed: int, epoch: int
     ) -> dict[str, tuple[int, Positions]]:
         """Seed and recorded positions of the other views of a batch, by name of their pairing."""
-        chosen = {
-            pairing.name: pairing.choose(samples_B, seed=seed, epoch=epoch)
-            for pairing in self._pairings
-        }
-        return {
-            name: (other, positions_in(other, others_B, num_samples=self._num_labels))
-            for name, (other, others_B) in chosen.items()
-        }
+        views = {}
+        for pairing in self._pairings:
+            other, others_B = pairing.choose(samples_B, seed=seed, epoch=epoch)
+            positions_B = positions_in(other, others_B, num_samples=self._num_labels)
+            views[pairing.name] = other, positions_B
+        return views
 
 
-class SecondView:
+class SecondView(Pairing):
     """The same sample under another seed."""
 
-    name: ClassVar[str] = "second_view"
-    seeds_per_epoch: ClassVar[int] = 2
-
-    def __init__(self, labels_N: Samples, seeds: Sequence[int]) -> None:  # noqa: ARG002 - Pairing
-        self._seeds = tuple(seeds)
+    name = "second_view"
+    seeds_per_epoch = 2
 
     def choose(self, samples_B: Samples, *, seed: int, epoch: int) -> tuple[int, Samples]:  # noqa: ARG002
         """The samples themselves, under the seed of `other_seed`."""
-        return other_seed(self._seeds, epoch), samples_B
+        return other_seed(self.seeds, epoch), samples_B
 
 
 def other_seed(seeds: Sequence[int], epoch: int) -> int:
@@ -184,16 +175,16 @@ def other_seed(seeds: Sequence[int], epoch: int) -> int:
     return seeds[(index + distance) % len(seeds)]
 
 
-class SameClassPair:
+class SameClassPair(Pairing):
     """Another sample of the same class, drawn anew each epoch, under the same seed.
 
     The only sample of a class is paired with itself.
     """
 
-    name: ClassVar[str] = "same_class_pair"
-    seeds_per_epoch: ClassVar[int] = 1
+    name = "same_class_pair"
 
-    def __init__(self, labels_N: Samples, seeds: Sequence[int]) -> None:  # noqa: ARG002 - Pairing
+    def __init__(self, labels_N: Samples, seeds: Sequence[int]) -> None:
+        super().__init__(labels_N, seeds)
         by_class_N = np.argsort(labels_N, kind="stable")
         _, first_K, sizes_K = np.unique(labels_N[by_class_N], return_index=True, return_counts=True)
         self._by_class_N = by_class_N

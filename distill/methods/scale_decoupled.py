@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,15 +16,15 @@ from torch import Tensor
 from cache_service.errors import ConfigError
 from cache_service.models.features import answer_cells, cell_logits, check_cells, pool_cells
 from distill.losses import majority_labels, sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
+from distill.methods.checks import needs_logits_to_standardize, needs_one_teacher
 from distill.methods.method import (
     Method,
     MethodSettings,
     RunFacts,
     Step,
     TeacherFacts,
-    depends_on_temperature,
+    label_and_soft,
     label_term,
-    needs_one_teacher,
 )
 from distill.methods.setting_types import (
     Classes,
@@ -34,8 +34,6 @@ from distill.methods.setting_types import (
     Temperature,
     WarmupEpochs,
     Weight,
-    needs_logits_to_standardize,
-    warm_up_factor,
 )
 
 
@@ -75,9 +73,9 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
 
     Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code.
     """
-    student = student_cells(settings, step)
+    logits_BC, cells_BRC = student_cells(settings, step)
     loss = sdd_kd_loss(
-        student.cells_BRC,
+        cells_BRC,
         teacher_cells(settings, step, temperature=settings.temperature),
         majority_labels(*step.labels),
         temperature=settings.temperature,
@@ -85,10 +83,7 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
         standardize=settings.standardize,
         report=step.metrics,
     )
-    return {
-        "label": (1 - settings.alpha) * label_term(step, student.logits_BC),
-        "soft": settings.alpha * loss,
-    }
+    return label_and_soft(step, logits_BC, loss, alpha=settings.alpha)
 
 
 class SDDKD(CellSettings, StandardizeSettings):
@@ -112,9 +107,9 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
     T = 4, alpha 1, w = 2 for complementary cells, 20 epochs of warm-up; beta as in `dkd`.
     Departures: those of `sdd_dkd_loss`.
     """
-    student = student_cells(settings, step)
+    logits_BC, cells_BRC = student_cells(settings, step)
     loss = sdd_dkd_loss(
-        student.cells_BRC,
+        cells_BRC,
         teacher_cells(settings, step, temperature=settings.temperature),
         majority_labels(*step.labels),
         temperature=settings.temperature,
@@ -124,10 +119,8 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
         standardize=settings.standardize,
         report=step.metrics,
     )
-    return {
-        "label": label_term(step, student.logits_BC),
-        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
-    }
+    factor = step.warm_up(settings.warmup_epochs)
+    return {"label": label_term(step, logits_BC), "soft": factor * loss}
 
 
 class SDNKD(CellSettings):
@@ -149,11 +142,12 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
     `classes: all`, because the mask of its published code hides nothing. The paper's own text has
     `classes: others`.
     """
-    student, at_1_BRC = student_cells(settings, step), None
-    if depends_on_temperature(step):
+    logits_BC, cells_BRC = student_cells(settings, step)
+    at_1_BRC = None
+    if step.teachers[0].drops_classes:
         at_1_BRC = teacher_cells(settings, step, temperature=1.0)
     loss = sdd_nkd_loss(
-        student.cells_BRC,
+        cells_BRC,
         teacher_cells(settings, step, temperature=settings.temperature),
         majority_labels(*step.labels),
         temperature=settings.temperature,
@@ -163,30 +157,21 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
         teacher_at_1_BRC=at_1_BRC,
         report=step.metrics,
     )
-    return {
-        "label": label_term(step, student.logits_BC),
-        "soft": warm_up_factor(step, epochs=settings.warmup_epochs) * loss,
-    }
+    factor = step.warm_up(settings.warmup_epochs)
+    return {"label": label_term(step, logits_BC), "soft": factor * loss}
 
 
-class StudentCells(NamedTuple):
-    """The student's ordinary logits, for the label loss, and those of its cells."""
+def student_cells(settings: CellSettings, step: Step) -> tuple[Tensor, Tensor]:
+    """The student's ordinary logits [B, C], and those of its cells [B, R, C], in one forward pass.
 
-    logits_BC: Tensor
-    cells_BRC: Tensor
-
-
-def student_cells(settings: CellSettings, step: Step) -> StudentCells:
-    """Both from one forward pass of the backbone, with cells pooled as the teacher's were.
-
-    Chained pooling derives coarser cells from the finest recorded grid, so the student's are
-    derived from that grid too, even where `scales` leaves it out.
+    Cells are pooled as the teacher's were. Chained pooling derives coarser cells from the finest
+    recorded grid, so the student's are derived from that grid too, even where `scales` omits it.
     """
     teacher = step.teachers[0]
     scales = settings.scales or teacher.scales
     if not _is_chained(teacher):
         cells_BRC = cell_logits(step.student, step.images_B3HW, scales)
-        return StudentCells(cells_BRC[:, 0], cells_BRC)
+        return cells_BRC[:, 0], cells_BRC
 
     def pool(map_BDHW: Tensor) -> Tensor:
         # A chained whole image is not the plain mean where the finest grid does not divide the
@@ -197,7 +182,7 @@ def student_cells(settings: CellSettings, step: Step) -> StudentCells:
 
     both_NC = answer_cells(step.student, step.images_B3HW, pool)
     both_BRC = both_NC.reshape(len(step.images_B3HW), -1, both_NC.shape[-1])
-    return StudentCells(both_BRC[:, 0], both_BRC[:, 1:])
+    return both_BRC[:, 0], both_BRC[:, 1:]
 
 
 def teacher_cells(settings: CellSettings, step: Step, *, temperature: float) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,14 +27,14 @@ from distill.losses import (
     pskd_loss,
     virtual_teacher_loss,
 )
+from distill.methods.checks import needs_one_teacher, needs_unmixed
 from distill.methods.method import (
     Method,
     MethodSettings,
     RunFacts,
     Step,
+    label_and_soft,
     label_term,
-    needs_one_teacher,
-    needs_unmixed,
     report_top1,
 )
 from distill.methods.requirements import Requirements, SameClassPair, SecondView
@@ -105,10 +106,7 @@ def tf_kd(settings: TfKD, step: Step) -> dict[str, Tensor]:
             correct=settings.correct,
             temperature=settings.temperature,
         )
-    return {
-        "label": (1 - settings.alpha) * label_term(step, logits_BC),
-        "soft": settings.alpha * loss,
-    }
+    return label_and_soft(step, logits_BC, loss, alpha=settings.alpha)
 
 
 def _check_tf_kd(settings: TfKD, facts: RunFacts) -> None:
@@ -145,16 +143,16 @@ def ddgsd(settings: DDGSD, step: Step) -> dict[str, Tensor]:
     2019: T = 1, consistency 1, mmd 1e-4 to 5e-4, no teacher. Departures: those of `ddgsd_terms`.
     """
     second = step.other_views(SecondView)
-    both = logits_and_features(step.student, torch.cat([step.images_B3HW, second.images_B3HW]))
-    logits_a_BC, logits_b_BC = both.logits_BC.chunk(2)
-    features_a_BD, features_b_BD = both.features_BD.chunk(2)
+    images_B3HW = torch.cat([step.images_B3HW, second.images_B3HW])
+    logits_BC, features_BD = logits_and_features(step.student, images_B3HW)
+    (logits_a_BC, logits_b_BC), features = logits_BC.chunk(2), features_BD.chunk(2)
     targets_BC = label_targets(
         step.labels.labels_B, num_classes=logits_a_BC.shape[-1], smoothing=step.label_smoothing
     )
     report_top1(step, logits_a_BC)
     unweighted = ddgsd_terms(
-        SelfView(logits_a_BC, features_a_BD, targets_BC),
-        SelfView(logits_b_BC, features_b_BD, targets_BC),
+        SelfView(logits_a_BC, features[0], targets_BC),
+        SelfView(logits_b_BC, features[1], targets_BC),
         temperature=settings.temperature,
     )
     weighted = unweighted.weighted(kl_weight=settings.consistency, mmd_weight=settings.mmd)
@@ -162,9 +160,9 @@ def ddgsd(settings: DDGSD, step: Step) -> dict[str, Tensor]:
     if step.teachers:
         temperature = settings.teacher_temperature
         views = {"a": (logits_a_BC, step.teacher_logits), "b": (logits_b_BC, second.teacher_logits)}
-        for name, (logits_BC, teacher_logits) in views.items():
+        for name, (student_BC, teacher_logits) in views.items():
             teacher_BC = teacher_logits(temperature=temperature)[:, 0]
-            soft = kd_loss(logits_BC, teacher_BC, temperature=temperature)
+            soft = kd_loss(student_BC, teacher_BC, temperature=temperature)
             terms[f"soft_{name}"] = settings.teacher_weight * soft
     return terms
 
@@ -213,11 +211,6 @@ def ps_kd(settings: PSKD, step: Step) -> dict[str, Tensor]:
     return {"label": loss}
 
 
-def _check_ps_kd(settings: PSKD, facts: RunFacts) -> None:
-    """No mixing: a sample has another partner in each epoch."""
-    needs_unmixed(settings, facts, why="uses its past prediction for each sample")
-
-
 class CSKD(MethodSettings):
     """Label loss + consistency x T**2 KL(pair || sample) at T; no teacher."""
 
@@ -243,20 +236,8 @@ def cs_kd(settings: CSKD, step: Step) -> dict[str, Tensor]:
     return {"label": label_term(step, logits_BC), "soft": settings.consistency * loss}
 
 
-def _check_cs_kd(settings: CSKD, facts: RunFacts) -> None:
-    """No mixing: a mixed view has two classes."""
-    needs_unmixed(settings, facts, why="compares views of one class")
-
-
-class LogitsAndFeatures(NamedTuple):
-    """A student's logits, and its global features: the input of its classifier."""
-
-    logits_BC: Tensor
-    features_BD: Tensor
-
-
-def logits_and_features(student: nn.Module, images_B3HW: Tensor) -> LogitsAndFeatures:
-    """Logits and the classifier's input, from one forward pass.
+def logits_and_features(student: nn.Module, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, C] and the classifier's input [B, D], from one forward pass.
 
     Raises:
         UnsupportedError: the network's classifier cannot be found, or does not run exactly once.
@@ -276,7 +257,7 @@ def logits_and_features(student: nn.Module, images_B3HW: Tensor) -> LogitsAndFea
             f"{describe(student)} ran its classifier {len(inputs_seen)} times in one forward "
             "pass; it must run once."
         )
-    return LogitsAndFeatures(logits_BC, inputs_seen[0].flatten(1))
+    return logits_BC, inputs_seen[0].flatten(1)
 
 
 def _needs_features(settings: MethodSettings, facts: RunFacts) -> None:
@@ -316,6 +297,16 @@ def _classifier(model: nn.Module) -> nn.Linear | nn.Conv2d:
 METHODS = (
     Method(TfKD, tf_kd, (_check_tf_kd,)),
     Method(DDGSD, ddgsd, (_check_ddgsd,), lambda _: Requirements(other_views=(SecondView,))),
-    Method(PSKD, ps_kd, (_check_ps_kd,), lambda _: Requirements(prediction_history=True)),
-    Method(CSKD, cs_kd, (_check_cs_kd,), lambda _: Requirements(other_views=(SameClassPair,))),
+    Method(
+        PSKD,
+        ps_kd,
+        (partial(needs_unmixed, why="uses its past prediction for each sample"),),
+        lambda _: Requirements(prediction_history=True),
+    ),
+    Method(
+        CSKD,
+        cs_kd,
+        (partial(needs_unmixed, why="compares views of one class"),),
+        lambda _: Requirements(other_views=(SameClassPair,)),
+    ),
 )

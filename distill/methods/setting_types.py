@@ -13,25 +13,12 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import torch
-from pydantic import (
-    Field,
-    TypeAdapter,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, WrapValidator, model_validator
 from torch import Tensor
 
 from cache_service.config import Frozen
 from distill.losses import SoftClasses, standardize_logits
-from distill.methods.method import (
-    Method,
-    MethodSettings,
-    RunFacts,
-    SettingsT,
-    Step,
-    needs_every_logit,
-)
+from distill.methods.method import Method, MethodSettings, Step
 
 NumberT = TypeVar("NumberT", bound=float)
 
@@ -62,7 +49,7 @@ class Schedule(Frozen, Generic[NumberT]):
         """The value at a fractional epoch, 0.0 at the start of training."""
         if self.end is None or self.epochs is None or self.schedule == "constant":
             return self.start
-        progress = _progress(epoch, self.epochs)
+        progress = min(max(epoch / self.epochs, 0.0), 1.0)
         if self.schedule == "linear":
             return (1.0 - progress) * self.start + progress * self.end
         # Half a cosine, flat at both ends.
@@ -70,55 +57,30 @@ class Schedule(Frozen, Generic[NumberT]):
         return remaining * self.start + (1.0 - remaining) * self.end
 
 
-def _progress(epoch: float, epochs: float) -> float:
-    """The completed fraction, 0..1. A schedule of zero length is complete."""
-    return min(max(epoch / epochs, 0.0), 1.0) if epochs > 0 else 1.0
-
-
-def warm_up_factor(step: Step, *, epochs: float) -> float:
-    """min(n / epochs, 1) in the n-th epoch, n from 1; 1 where `epochs` is 0.
-
-    The factor of the teacher's term in DKD, NKD and their forms on cells. It is constant within an
-    epoch, as in the code that produced the published tables.
-
-    Source: mdistiller and the SDD code; 20 epochs on CIFAR-100, 1 on ImageNet.
-    """
-    return _progress(math.floor(step.epoch) + 1, epochs)
-
-
-def with_schedules(method: Method[SettingsT]) -> Method[SettingsT]:
+def with_schedules(method: Method) -> Method:
     """The method, with settings that may be schedules.
 
     The present value of each schedule is reported under its own name, such as `temperature`.
     """
 
     @wraps(method.terms)
-    def terms(settings: SettingsT, step: Step) -> dict[str, Tensor]:
+    def terms(settings: MethodSettings, step: Step) -> dict[str, Tensor]:
         present = {
             name: value.at(step.epoch) for name, value in settings if isinstance(value, Schedule)
         }
-        if not present:
-            return method.terms(settings, step)
-        # Filled in on the device: copying a number there would wait for the device.
-        reported = {
-            name: torch.full((), value, device=step.images_B3HW.device)
-            for name, value in present.items()
-        }
-        step.metrics.update(reported)
-        return method.terms(settings.model_copy(update=present), step)
+        for name, value in present.items():
+            # Filled in on the device: copying a number there would wait for the device.
+            step.metrics[name] = torch.full((), value, device=step.images_B3HW.device)
+        return method.terms(settings.model_copy(update=present) if present else settings, step)
 
     return replace(method, terms=terms)
 
 
 def number_or_schedule(number: Any) -> Any:
-    """The type of a setting that is a number or moves between two of them.
-
-    Args:
-        number: float, annotated with its bounds.
-    """
+    """The type of a setting that is a number, given as a type with bounds, or a schedule."""
     plain, moving = TypeAdapter(number), TypeAdapter(Schedule[number])
 
-    def choose(written: Any, _union: ValidatorFunctionWrapHandler) -> Any:
+    def choose(written: Any, _union: Any) -> Any:
         # By the form that is written: a plain union would report the errors of both forms.
         if isinstance(written, Schedule):
             written = written.model_dump()
@@ -161,12 +123,11 @@ Classes = Annotated[
 
 
 class StandardizeSettings(MethodSettings):
-    """Settings shared by the methods that can standardize logits.
+    """Settings of the methods that logit standardization was published for.
 
-    These are the methods that logit standardization was published for: `kd`, `dkd`, their forms on
-    cells, `soft` and `ensemble`. Self-distillation and peers were not among them; `hard` uses
-    predictions, which standardization does not change; `nkd` weighs by the teacher's confidence,
-    which it removes; `dist` compares correlations, and `logits` has no softmax.
+    Self-distillation and peers were not among them; `hard` uses predictions, which standardization
+    does not change; `nkd` weighs by the teacher's confidence, which it removes; `dist` compares
+    correlations, and `logits` has no softmax.
     """
 
     standardize: Annotated[
@@ -174,17 +135,6 @@ class StandardizeSettings(MethodSettings):
         Field(description="Give the logits of both sides mean 0 and standard deviation 1 first."),
     ] = False
 
-
-def standardized(settings: StandardizeSettings, *sides: Tensor) -> tuple[Tensor, ...]:
-    """Logits [..., C] of all sides, as z-scores where the settings say so."""
-    if not settings.standardize:
-        return sides
-    return tuple(standardize_logits(logits_XC) for logits_XC in sides)
-
-
-def needs_logits_to_standardize(settings: StandardizeSettings, facts: RunFacts) -> None:
-    """A check: no teacher's cache dropped classes where their standard deviation is needed."""
-    if settings.standardize:
-        needs_every_logit(
-            settings, facts, why="with standardize divides by the standard deviation of all logits"
-        )
+    def standardized(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Logits [..., C] of all sides, as z-scores where `standardize` is set."""
+        return tuple(map(standardize_logits, sides)) if self.standardize else sides

@@ -10,14 +10,8 @@ from torch import Tensor
 
 from cache_service.errors import ConfigError
 from distill.losses import dustbin_labels, dustbin_logits, specialist_terms
-from distill.methods.method import (
-    Method,
-    MethodSettings,
-    RunFacts,
-    Step,
-    needs_one_teacher,
-    needs_unmixed,
-)
+from distill.methods.checks import needs_one_teacher, needs_unmixed
+from distill.methods.method import Method, MethodSettings, RunFacts, Step
 from distill.methods.requirements import Requirements
 from distill.methods.setting_types import Fraction, Temperature
 
@@ -59,7 +53,7 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
     logits_BS = dustbin_logits(logits_BC, subset)
     labels_B = dustbin_labels(step.labels.labels_B, subset)
     step.metrics["top1"] = (logits_BS.detach().argmax(dim=-1) == labels_B).float().mean()
-    terms = specialist_terms(
+    label, soft = specialist_terms(
         logits_BS,
         dustbin_logits(logits_BC, subset, temperature=settings.temperature),
         step.teacher_logits(temperature=settings.temperature)[:, 0],
@@ -69,7 +63,7 @@ def specialist(settings: Specialist, step: Step) -> dict[str, Tensor]:
         alpha=settings.alpha,
         smoothing=step.label_smoothing,
     )
-    return terms._asdict()
+    return {"label": label, "soft": soft}
 
 
 def _check(settings: Specialist, facts: RunFacts) -> None:

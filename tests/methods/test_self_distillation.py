@@ -237,10 +237,10 @@ def test_probing_for_features_leaves_the_student_as_it_was():
 
 def test_features_are_what_the_classifier_reads(model):
     images = images_of(memory())
-    answer = logits_and_features(model, images)
-    torch.testing.assert_close(answer.logits_BC, model(images))
-    torch.testing.assert_close(answer.features_BD.double(), direct_features(model, images))
-    assert answer.features_BD.requires_grad
+    logits_BC, features_BD = logits_and_features(model, images)
+    torch.testing.assert_close(logits_BC, model(images))
+    torch.testing.assert_close(features_BD.double(), direct_features(model, images))
+    assert features_BD.requires_grad
 
 
 def test_ddgsd_takes_no_two_teachers():
