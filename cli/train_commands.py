@@ -17,9 +17,9 @@ def register(app: typer.Typer) -> None:
 
 def train(file: File, settings: Settings = None, json: Json = False) -> None:
     """Train students from recorded teachers. Resumes from the checkpoints in the file's `out`."""
+    from distill.multi_student import load_students
     from distill.progress import show_progress
-    from distill.several import load_students
-    from distill.train import train_students
+    from distill.trainer import train_students
 
     configs = load_students(file, settings or [])
     with show_progress() as listener:
@@ -37,7 +37,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="checkpoint.pt, its folder, or the `out` of several students.",
+            help="A run's folder, or its checkpoint.pt or student.safetensors.",
             show_default=False,
         ),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from distill.data import CachedDataset
-from distill.sources import load_cache
+from distill.data import CachedDataset, load_cache
 
 __all__ = ["CachedDataset", "load_cache"]

@@ -26,12 +26,19 @@ CHECKPOINT_NAME = "checkpoint.pt"
 NEXT_NAME = "checkpoint.next.pt"
 """A student's next checkpoint, until those of all students of its run are written."""
 
+START_OVER = "Choose another `out`, or move the checkpoint elsewhere to start over."
+"""Hint. A checkpoint may be days of work, so no message advises to delete one."""
+
+EXPECTED_FILES = "Name a run's folder, its checkpoint.pt or its student.safetensors."
+"""Hint where a file was named that is not a checkpoint."""
+
 FORMAT = 1
 """Raised when an older version would misread a newer checkpoint."""
 
 FREE = {
     "out",
     "device",
+    "loader",
     "workers",
     "evaluate",
     "checkpoint_every",
@@ -158,10 +165,12 @@ def load_checkpoint(path: str | Path) -> Payload | None:
     except (*_UNREADABLE, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as problem:
         raise CorruptError(
             f"{path} is not a checkpoint of kd-cache, or is damaged.",
-            hint="Remove it to start over.",
+            hint=START_OVER if path.name == CHECKPOINT_NAME else EXPECTED_FILES,
         ) from problem
     if not isinstance(payload, dict) or "format" not in payload:
-        raise CorruptError(f"{path} is no checkpoint of kd-cache: it holds no run.")
+        raise CorruptError(
+            f"{path} is no checkpoint of kd-cache: it holds no run.", hint=EXPECTED_FILES
+        )
     if payload["format"] != FORMAT:
         raise ConfigError(
             f"{path} has format {payload['format']}; this version of kd-cache reads {FORMAT}."
@@ -199,7 +208,7 @@ def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> N
     if differing:
         raise ConfigError(
             f"{path} is of a run with other settings: {'; '.join(differing)}.",
-            hint="Choose another `out`, or remove the checkpoint to start over.",
+            hint=START_OVER,
         )
 
 
@@ -214,7 +223,7 @@ def refuse_other_rows(path: Path, saved: Payload, identity: dict[str, Any]) -> N
         if before != now:
             raise SpecMismatchError(
                 f"{path} is of a run on {key} {_json(before)}, but this run has {_json(now)}.",
-                hint="Choose another `out`, or remove the checkpoint to start over.",
+                hint=START_OVER,
             )
 
 

@@ -15,8 +15,7 @@ from cache_service.format.seeds import Seeds
 from cache_service.format.spec import Sha256
 from cache_service.remote.source import DEFAULT_DISK_BYTES
 from distill.methods import MethodConfig
-from distill.optim import OptimizerConfig
-from distill.schedule import Constant, ScheduleConfig
+from distill.optim import Constant, OptimizerConfig, ScheduleConfig
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
@@ -176,6 +175,10 @@ class TrainConfig(Frozen):
     ] = 0.0
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, ...")
+    ] = "auto"
+    loader: Annotated[
+        Literal["auto", "workers", "device"],
+        Field(description="Where views are made: in processes, or on the device if that is exact."),
     ] = "auto"
     workers: Annotated[int, Field(ge=0, le=256, description="Loader processes.")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Of weights and dropout.")] = 0

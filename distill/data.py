@@ -1,86 +1,23 @@
-"""Replayed views joined to recorded rows: a map-style dataset, and the trainer's loader."""
+"""What a training loop of your own needs: `load_cache`, and `CachedDataset` over its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_service.datasets import ImageDataset, wrap_dataset
-from cache_service.errors import SpecMismatchError
-from cache_service.format.codecs import Arrays
-from cache_service.format.recipe import Recipe
-from cache_service.loading import STALLED_S, load_ahead
-from cache_service.remote.source import RowSource
-from cache_service.views.replay import ViewBatch, Views
-from distill.batches import Batch, BatchPlan, Cursor
-from distill.methods import Requirements, ViewSelection
-from distill.replay import ReplayGuard
-from distill.targets import TargetDecoder
-
-
-class Replay:
-    """Joins the views of one recipe to the rows of caches that recorded it. Picklable.
-
-    Raises:
-        SpecMismatchError: a cache of another dataset or recipe.
-    """
-
-    def __init__(
-        self,
-        images: ImageDataset,
-        caches: Sequence[RowSource],
-        *,
-        recipe: Recipe | None = None,
-        max_drift: int = 0,
-    ) -> None:
-        for cache in caches:
-            _refuse_other(cache, images, recipe or caches[0].spec.recipe)
-        chosen = recipe if recipe is not None else caches[0].spec.recipe
-        self.images = images
-        self.caches = tuple(caches)
-        self.views = Views(chosen, images)
-        self._guards = [ReplayGuard(cache, max_drift=max_drift) for cache in caches]
-
-    def __call__(self, seed: int, positions: NDArray[np.int64]) -> tuple[ViewBatch, list[Arrays]]:
-        """The views at these positions of a seed, and each cache's rows of them, checked."""
-        batch = self.views.render(seed, positions)
-        rows = []
-        for cache, guard in zip(self.caches, self._guards, strict=True):
-            found = _rows(cache, seed, positions)
-            guard.check(self.views, seed, positions, batch, found)
-            rows.append(found)
-        return batch, rows
-
-
-def _rows(cache: RowSource, seed: int, positions: NDArray[np.int64]) -> Arrays:
-    """One slice where the positions run on, which is what a loader asks for."""
-    first, last = int(positions[0]), int(positions[-1])
-    if last - first + 1 == len(positions) and (np.diff(positions) == 1).all():
-        return cache.read(seed, first, last + 1)
-    return cache.gather(seed, positions)
-
-
-def _refuse_other(cache: RowSource, images: ImageDataset, recipe: Recipe) -> None:
-    recorded = cache.spec.dataset
-    if recorded.sha256 != images.id.sha256:
-        raise SpecMismatchError(
-            f"{cache.url} was recorded from dataset {recorded.name} {recorded.split} with "
-            f"{recorded.num_samples} samples (sha256 {recorded.sha256[:12]}), but this run has "
-            f"{images.id.name} {images.id.split} with {images.id.num_samples} samples (sha256 "
-            f"{images.id.sha256[:12]}): images, labels, class order or paths differ."
-        )
-    if cache.spec.recipe != recipe:
-        raise SpecMismatchError(
-            f"{cache.url} was recorded with another recipe than the rest of this run: it has "
-            f"{cache.spec.recipe.model_dump_json()}, wanted {recipe.model_dump_json()}.",
-            hint="Teachers can be combined only over one recipe: they must see the same views.",
-        )
+from cache_service.datasets import wrap_dataset
+from cache_service.errors import RowsNotBuiltError
+from cache_service.format.seeds import describe_seeds
+from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, RowSource, open_source
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
+from cache_service.views.replay import ViewBatch
+from distill.replay import Replay
+from distill.targets import TargetDecoder, tensors_of
 
 
 class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
@@ -162,81 +99,65 @@ def _to_unit_scale(image_3HW: Tensor) -> Tensor:
     return image_3HW.float() / 255
 
 
-def tensors_of(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
-    """The arrays of these names as tensors, for a decoder."""
-    # torch indexes with neither uint16 nor uint32; int64 is what scatter wants anyway
-    return {
-        name: torch.from_numpy(
-            rows[name].astype(np.int64) if name == "classes" else np.ascontiguousarray(rows[name])
-        )
-        for name in names
-    }
-
-
-class _PlannedBatches:
-    """Step -> Batch, in whichever process."""
-
-    def __init__(self, replay: Replay, plan: BatchPlan, selection: ViewSelection) -> None:
-        self._replay = replay
-        self._plan = plan
-        self._selection = selection
-        specs = [cache.spec for cache in replay.caches]
-        self._names = [TargetDecoder(spec, None, device="cpu").array_names for spec in specs]
-
-    def __call__(self, step: int) -> Batch:
-        cursor = self._plan.cursor(step)
-        at = {"seed": cursor.seed, "epoch": cursor.epoch}
-        batch = self._batch(cursor, self._selection.positions(cursor.start, cursor.stop, **at))
-        others = self._selection.other_views(batch.samples_B.numpy(), **at)
-        return batch._replace(
-            other_views={
-                name: self._batch(cursor._replace(seed=seed), positions)
-                for name, (seed, positions) in others.items()
-            }
-        )
-
-    def _batch(self, cursor: Cursor, positions: NDArray[np.int64]) -> Batch:
-        views, rows = self._replay(cursor.seed, positions)
-        labels = self._replay.images.labels
-        return Batch(
-            images_BHW3=torch.from_numpy(views.pixels_BHW3),
-            labels_B=torch.from_numpy(labels[views.samples_B]),
-            partner_labels_B=torch.from_numpy(labels[views.partners_B]),
-            weights_B=torch.from_numpy(views.weights_B),
-            samples_B=torch.from_numpy(views.samples_B.astype(np.int64)),
-            rows=tuple(
-                tensors_of(found, names) for found, names in zip(rows, self._names, strict=True)
-            ),
-            cursor=cursor,
-        )
-
-
-def train_loader(
-    replay: Replay,
-    plan: BatchPlan,
+def load_cache(
+    url: str,
     *,
-    requirements: Requirements | None = None,
-    first_step: int = 0,
-    workers: int = 0,
-    pin_memory: bool = False,
-    context: str = "forkserver",
-) -> Iterator[Batch]:
-    """The plan's batches from `first_step` on, in order, whatever the number of workers.
+    fingerprint: str | None = None,
+    wait_s: float = 0.0,
+    disk_cache: str | None = None,
+    disk_cache_bytes: int = DEFAULT_DISK_BYTES,
+    open_shards: int = DEFAULT_OPEN_SHARDS,
+) -> RowSource:
+    """Open a cache by path or URL.
 
-    `requirements` of methods add other views to each batch, or select the samples of an epoch.
+    Args:
+        url: a path, `s3://bucket/prefix`, or `http(s)://host/v1/caches/NAME`. A server's token
+            comes from the environment, KD_CACHE_TOKEN.
+        fingerprint: refuse any other cache.
+        wait_s: await rows that are planned but not recorded for so long, in seconds.
+        disk_cache: folder in which to keep what a server sent.
+        disk_cache_bytes: of that folder, at most.
+        open_shards: how many shards of a local cache may be mapped. A sequential scan needs few;
+            rows from everywhere need as many as there are.
 
     Raises:
-        KdCacheError: from reading or replaying, also out of a worker.
+        NotACacheError, CorruptError, SpecMismatchError, StorageError, ConfigError: see the message.
     """
-    selection = ViewSelection(
-        requirements or Requirements(), labels_N=replay.images.labels, seeds=plan.seeds
+    disk = None if disk_cache is None else DiskSettings(disk_cache, disk_cache_bytes)
+    return open_source(
+        url, fingerprint=fingerprint, wait_s=wait_s, disk=disk, open_shards=open_shards
     )
-    return load_ahead(
-        _PlannedBatches(replay, plan, selection),
-        range(first_step, plan.num_steps),
-        workers=workers,
-        pin_memory=pin_memory,
-        context=context,
-        # Rows that are awaited are no stall.
-        stalled_s=STALLED_S + max((cache.wait_s for cache in replay.caches), default=0.0),
-    )
+
+
+def recorded_seeds(caches: Sequence[RowSource], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The seeds to train on: those wanted, or all that every cache has complete.
+
+    A cache whose rows may be awaited counts with all the seeds that are planned.
+
+    Raises:
+        RowsNotBuiltError: a wanted seed is not there in some cache, or there is none.
+    """
+    usable = [_usable(cache) for cache in caches]
+    common = sorted(set.intersection(*usable))
+    if wanted is None:
+        if not common:
+            raise RowsNotBuiltError(
+                f"no seed is complete in {' and '.join(cache.url for cache in caches)}.",
+                hint="Run `kd-cache build FILE` again: it resumes. While a build runs, wait_s in "
+                "the train file awaits its rows.",
+            )
+        return tuple(common)
+    for cache, seeds in zip(caches, usable, strict=True):
+        missing = [seed for seed in wanted if seed not in seeds]
+        if missing:
+            state = "planned" if cache.wait_s > 0 else "complete"
+            raise RowsNotBuiltError(
+                f"seeds {describe_seeds(missing)} were asked for, but {cache.url} has "
+                f"{describe_seeds(sorted(seeds))} {state}.",
+                hint=f"Record them with `kd-cache build FILE --seeds {describe_seeds(missing)}`.",
+            )
+    return wanted
+
+
+def _usable(cache: RowSource) -> set[int]:
+    return set(range(cache.num_seeds()) if cache.wait_s > 0 else cache.complete_seeds())

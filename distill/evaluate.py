@@ -18,12 +18,13 @@ from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import Preprocess
 from cache_service.models.preprocess import prepare_views
 from distill.batches import Batch, BatchPlan
-from distill.checkpoint import Payload, load_checkpoint
+from distill.checkpoint import EXPECTED_FILES, Payload, load_checkpoint
 from distill.config import CacheConfig, EvaluateConfig, TrainConfig
-from distill.data import Replay, train_loader
+from distill.export import load_exported
 from distill.losses import majority_labels
+from distill.replay import Replay
 from distill.scores import Evaluation, Tally
-from distill.stream import ReplayedStream, StreamFacts, open_stream
+from distill.stream import ReplayedStream, StreamFacts, open_stream, train_loader
 from distill.students import Student, choose_device, restore_student
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint", "evaluate_students"]
@@ -142,7 +143,7 @@ def evaluate_checkpoint(
     """Score the student of a checkpoint: its weight average, where it has one.
 
     Args:
-        path: `checkpoint.pt`, or the folder of the run.
+        path: `checkpoint.pt`, the folder of the run, or `student.safetensors` in that folder.
         dataset: what to score on; by default what the run itself was scored on.
         cache: score on the views that this cache recorded instead, and measure agreement with its
             teacher. `dataset` then says where its images lie, by default where the run found them.
@@ -155,9 +156,10 @@ def evaluate_checkpoint(
         ConfigError: no checkpoint there, or nothing to score on.
         CorruptError: the file is no checkpoint.
     """
-    payload = load_checkpoint(path)
+    exported = Path(path).suffix == ".safetensors"
+    payload = load_exported(path) if exported else load_checkpoint(path)
     if payload is None:
-        raise ConfigError(f"no checkpoint at {path}.", hint="Name the `out` of a training run.")
+        raise ConfigError(f"no checkpoint at {path}.", hint=EXPECTED_FILES)
     where = choose_device(device)
     config = _train_config(payload, batch_size=batch_size, workers=workers)
     student = restore_student(payload, config.student)
@@ -222,6 +224,7 @@ def _on_recorded_views(
             "dataset": dataset or config.dataset,
             "caches": (CacheConfig(url=cache),),
             "augment": None,
+            "loader": "auto" if config.loader == "device" else config.loader,
             "seeds": None if seed is None else (seed,),
             "epochs": 1,
         }

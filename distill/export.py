@@ -1,23 +1,49 @@
-"""`student.safetensors`: the trained student, as a teacher or another tool reads it."""
+"""`student.safetensors`: the trained student for other tools, written, and read to evaluate it."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
+from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
+from cache_service.config import read_document
+from cache_service.errors import ConfigError, CorruptError
+from cache_service.models.weights import UNREADABLE, one_line
 from cache_service.storage.local import LocalStorage
+from distill.checkpoint import EXPECTED_FILES, Payload
 from distill.students import Student
 
 STUDENT_NAME = "student.safetensors"
 
+CONFIG_NAME = "config.yaml"
+"""The train file of a run in full, beside the student."""
+
 _LENGTH = struct.Struct("<Q")
-"""Of the header, in front of it."""
+"""Length of the header, in front of it."""
 
 
-def export_student(out: str, student: Student, *, name: str, num_classes: int) -> None:
-    """Write the weights into the folder `out`, with what one must know to use them.
+def export_student(
+    out: str,
+    student: Student,
+    *,
+    name: str,
+    num_classes: int,
+    view_size: int,
+    classes: Sequence[str] = (),
+) -> None:
+    """Write the weights into the folder `out`, with what is needed to use them.
+
+    Args:
+        out: the folder.
+        student: network and preprocessing.
+        name: of the network, as in a train file.
+        num_classes: of its logits.
+        view_size: side of the views it was trained on, px.
+        classes: names of the classes, where the dataset has them.
 
     Raises:
         OutOfSpaceError, StorageError: the file is not there, or still the one before.
@@ -30,6 +56,8 @@ def export_student(out: str, student: Student, *, name: str, num_classes: int) -
     facts = {
         "model": name,
         "num_classes": str(num_classes),
+        "view_size": str(view_size),
+        "classes": json.dumps(list(classes)),
         "preprocess": json.dumps(student.preprocess.model_dump(mode="json")),
     }
     storage = LocalStorage(out)
@@ -37,10 +65,52 @@ def export_student(out: str, student: Student, *, name: str, num_classes: int) -
     storage.sweep()
 
 
-def _ordered(content: bytes) -> bytes:
-    """The same document with its metadata by name: the library writes them in a random order.
+def load_exported(path: str | Path) -> Payload:
+    """The student of an exported file, in the form of a checkpoint.
 
-    Equal students are thus equal files, which a checksum of the file can tell.
+    The settings of its run, which say what to evaluate on, come from the `config.yaml` beside it.
+
+    Raises:
+        ConfigError: there is no such file, it was not written by `kd-cache train`, or its
+            `config.yaml` is missing.
+        CorruptError: the file cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file.", hint=EXPECTED_FILES)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            facts = opened.metadata() or {}
+        if not {"num_classes", "preprocess"} <= facts.keys():
+            raise ConfigError(
+                f"{path} was not written by `kd-cache train`: it does not describe a student.",
+                hint=EXPECTED_FILES,
+            )
+        preprocess = json.loads(facts["preprocess"])
+        payload = {
+            "model": load_file(path),
+            "ema": None,
+            "num_classes": int(facts["num_classes"]),
+            "classes": json.loads(facts.get("classes", "[]")),
+            # Files of earlier versions lack it. It was mostly the size of the student's input.
+            "view_size": int(facts.get("view_size", preprocess["size"])),
+            "preprocess": preprocess,
+        }
+    except UNREADABLE as problem:
+        raise CorruptError(f"{path} cannot be read: {one_line(problem)}") from problem
+    config = path.with_name(CONFIG_NAME)
+    if not config.is_file():
+        raise ConfigError(
+            f"{path} holds weights alone, and {config}, which describes their run, is missing.",
+            hint=f"Put the run's {CONFIG_NAME} beside it, or name the run's checkpoint.pt.",
+        )
+    return {"config": read_document(config), **payload}
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same document with sorted metadata, which the library writes in a random order.
+
+    Equal students are thus equal files with equal checksums.
     """
     (size,) = _LENGTH.unpack_from(content)
     start = _LENGTH.size + size

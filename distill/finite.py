@@ -1,4 +1,4 @@
-"""A loss that is no number stops the run, and says where."""
+"""Stops a run whose loss or weights are NaN or infinite, and names the step and the samples."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from torch import Tensor, nn
 
 from cache_service.errors import NonFiniteError
 from distill.batches import Cursor
-from distill.totals import Named
+from distill.reporting import Named
 
 MAX_PENDING = 64
-"""Losses left on a GPU before somebody looks: looking at each would stall it every step."""
+"""Losses that may be unchecked on a GPU: checking each at once would stall it at every step."""
 
-MAX_NAMED = 16
-"""Samples named in a message."""
+MAX_SAMPLES_NAMED = 16
+"""In a message."""
 
 
-class _Seen(NamedTuple):
+class _Entry(NamedTuple):
     student: str
     cursor: Cursor
     samples_B: Tensor
     values: Named
 
 
-class FiniteWatch:
-    """Holds every loss against infinity and NaN.
+class NonFiniteCheck:
+    """Checks every loss for NaN and infinity.
 
-    On a CPU each loss is looked at before it is used. On a GPU the answers are collected and
-    looked at together, at the latest before anything is reported or kept: the model in memory may
-    then be spoiled, but no file ever is, and the message names the first bad step all the same.
+    On a CPU each loss is checked before it is used. On a GPU they are collected and checked
+    together, at the latest before anything is reported or saved: by then the model in memory may
+    have non-finite weights, but no file has, and the message names the first such step all the
+    same.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._waits = device.type != "cpu"
-        self._pending: list[_Seen] = []
+        self._collects = device.type != "cpu"
+        self._pending: list[_Entry] = []
 
-    def see(self, cursor: Cursor, samples_B: Tensor, values: Named, *, student: str = "") -> None:
-        """Take note of a batch's losses.
+    def add(self, cursor: Cursor, samples_B: Tensor, values: Named, *, student: str = "") -> None:
+        """Add the losses of a batch.
 
         Args:
             cursor: where the batch is in the run.
@@ -48,34 +49,34 @@ class FiniteWatch:
             student: whose; empty where there is only one.
 
         Raises:
-            NonFiniteError: one of them, or of those seen before, is NaN or infinite.
+            NonFiniteError: one of them, or of those added before, is NaN or infinite.
         """
-        self._pending.append(_Seen(student, cursor, samples_B, values))
-        if not self._waits or len(self._pending) >= MAX_PENDING:
-            self.settle()
+        self._pending.append(_Entry(student, cursor, samples_B, values))
+        if not self._collects or len(self._pending) >= MAX_PENDING:
+            self.check()
 
-    def settle(self) -> None:
-        """Look at everything noted so far.
+    def check(self) -> None:
+        """Check everything added so far.
 
         Raises:
-            NonFiniteError: names the first bad step, its samples and its terms.
+            NonFiniteError: names the first non-finite step, its samples and its terms.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
         # In one vector, because students may report different values: one wait for all.
-        row = iter(torch.cat([seen.values.values_V for seen in pending]).tolist())
-        for seen in pending:
-            values = dict(zip(seen.values.names, row, strict=False))
+        row = iter(torch.cat([entry.values.values_V for entry in pending]).tolist())
+        for entry in pending:
+            values = dict(zip(entry.values.names, row, strict=False))
             if not all(map(math.isfinite, values.values())):
-                raise _refusal(seen, values)
+                raise _refusal(entry, values)
 
 
-def refuse_spoiled(model: nn.Module, step: int, *, student: str = "") -> None:
-    """Refuse weights that are not finite, before they are kept.
+def refuse_non_finite_weights(model: nn.Module, step: int, *, student: str = "") -> None:
+    """Refuse weights that are not finite, before they are saved.
 
-    A gradient can be NaN under a loss that is not (the root of 0 has such a one); the loss shows it
-    one step later, which may be one checkpoint too late.
+    A gradient can be NaN under a finite loss (that of a root at 0 is). The loss is NaN one step
+    later, which may be one checkpoint too late.
 
     Raises:
         NonFiniteError: names the step and a parameter.
@@ -84,29 +85,28 @@ def refuse_spoiled(model: nn.Module, step: int, *, student: str = "") -> None:
     if bool(torch.stack(finite).all()):
         return
     name = next(name for name, p in model.named_parameters() if not bool(p.isfinite().all()))
+    owner = f"student {student}" if student else "the student"
     raise NonFiniteError(
-        f"the weights of {_who(student)} are not finite after step {step} (first in {name}), "
+        f"the weights of {owner} are not finite after step {step} (first in {name}), "
         "although every loss was: a gradient was not.",
         hint="Lower optimizer.lr or set clip_grad_norm, then run the same command: it resumes "
         "from the last checkpoint.",
     )
 
 
-def _who(student: str) -> str:
-    return f"student {student}" if student else "the student"
-
-
-def _refusal(seen: _Seen, values: dict[str, float]) -> NonFiniteError:
-    cursor, whose = seen.cursor, f"student {seen.student} at " if seen.student else ""
-    told = {
-        name: value for name, value in values.items() if "loss" in name or not math.isfinite(value)
-    }
-    terms = ", ".join(f"{name}={value:g}" for name, value in told.items())
-    samples = seen.samples_B.tolist()
-    named = ", ".join(str(sample) for sample in samples[:MAX_NAMED])
-    more = f" and {len(samples) - MAX_NAMED} more" if len(samples) > MAX_NAMED else ""
+def _refusal(entry: _Entry, values: dict[str, float]) -> NonFiniteError:
+    cursor, owner = entry.cursor, f"student {entry.student} at " if entry.student else ""
+    terms = ", ".join(
+        f"{name}={value:g}"
+        for name, value in values.items()
+        if "loss" in name or not math.isfinite(value)
+    )
+    samples = entry.samples_B.tolist()
+    named = ", ".join(str(sample) for sample in samples[:MAX_SAMPLES_NAMED])
+    rest = len(samples) - MAX_SAMPLES_NAMED
+    more = f" and {rest} more" if rest > 0 else ""
     return NonFiniteError(
-        f"the loss of {whose}step {cursor.step} is not finite ({terms}); epoch {cursor.epoch}, "
+        f"the loss of {owner}step {cursor.step} is not finite ({terms}); epoch {cursor.epoch}, "
         f"seed {cursor.seed}, positions [{cursor.start}, {cursor.stop}), samples {named}{more}. "
         "The last checkpoint is from before.",
         hint="Lower optimizer.lr or set clip_grad_norm.",

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from cache_service.progress import ProgressDisplay
-from distill.events import Event, Listener
-from distill.metrics import finite
+from distill.reporting import Event, Listener, finite
 
 SHOWN = ("loss", "top1", "eval_top1", "lr")
 """Values beside the bar: what one watches a run for. The rest is in the metrics files."""

@@ -1,12 +1,17 @@
-"""Every replayed view is held against what the teacher saw, before a student sees it."""
+"""Replayed views joined to recorded rows, each view compared with its recorded digest."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from cache_service.datasets import ImageDataset
 from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
+from cache_service.format.recipe import Recipe
 from cache_service.remote.source import RowSource
 from cache_service.views.identity import (
     WitnessDiff,
@@ -16,6 +21,91 @@ from cache_service.views.identity import (
     library_versions,
 )
 from cache_service.views.replay import ViewBatch, Views
+from distill.batches import Batch, Cursor
+from distill.targets import TargetDecoder, tensors_of
+
+
+class Replay:
+    """Joins the views of one recipe to the rows of caches that recorded it. Picklable.
+
+    Attributes:
+        images, caches, views: as given, and the recipe bound to the dataset.
+        array_names: of each cache, the arrays that decoding its rows needs.
+
+    Raises:
+        SpecMismatchError: a cache of another dataset or recipe.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        caches: Sequence[RowSource],
+        *,
+        recipe: Recipe | None = None,
+        max_drift: int = 0,
+    ) -> None:
+        for cache in caches:
+            _refuse_other(cache, images, recipe or caches[0].spec.recipe)
+        chosen = recipe if recipe is not None else caches[0].spec.recipe
+        self.images = images
+        self.caches = tuple(caches)
+        self.views = Views(chosen, images)
+        self.array_names = [
+            TargetDecoder(cache.spec, None, device="cpu").array_names for cache in caches
+        ]
+        self._guards = [ReplayGuard(cache, max_drift=max_drift) for cache in caches]
+
+    def __call__(self, seed: int, positions: NDArray[np.int64]) -> tuple[ViewBatch, list[Arrays]]:
+        """The views at these positions of a seed, and each cache's rows of them, checked."""
+        batch = self.views.render(seed, positions)
+        rows = []
+        for cache, guard in zip(self.caches, self._guards, strict=True):
+            found = _rows(cache, seed, positions)
+            guard.check(self.views, seed, positions, batch, found)
+            rows.append(found)
+        return batch, rows
+
+    def batch(self, cursor: Cursor, positions: NDArray[np.int64]) -> Batch:
+        """The views at these positions of the cursor's seed and the rows that decoding needs."""
+        views, rows = self(cursor.seed, positions)
+        labels = self.images.labels
+        return Batch(
+            images_BHW3=torch.from_numpy(views.pixels_BHW3),
+            labels_B=torch.from_numpy(labels[views.samples_B]),
+            partner_labels_B=torch.from_numpy(labels[views.partners_B]),
+            weights_B=torch.from_numpy(views.weights_B),
+            samples_B=torch.from_numpy(views.samples_B.astype(np.int64)),
+            rows=tuple(
+                tensors_of(found, names)
+                for found, names in zip(rows, self.array_names, strict=True)
+            ),
+            cursor=cursor,
+        )
+
+
+def _rows(cache: RowSource, seed: int, positions: NDArray[np.int64]) -> Arrays:
+    """One slice where the positions run on, which is what a loader asks for."""
+    first, last = int(positions[0]), int(positions[-1])
+    if last - first + 1 == len(positions) and (np.diff(positions) == 1).all():
+        return cache.read(seed, first, last + 1)
+    return cache.gather(seed, positions)
+
+
+def _refuse_other(cache: RowSource, images: ImageDataset, recipe: Recipe) -> None:
+    recorded = cache.spec.dataset
+    if recorded.sha256 != images.id.sha256:
+        raise SpecMismatchError(
+            f"{cache.url} was recorded from dataset {recorded.name} {recorded.split} with "
+            f"{recorded.num_samples} samples (sha256 {recorded.sha256[:12]}), but this run has "
+            f"{images.id.name} {images.id.split} with {images.id.num_samples} samples (sha256 "
+            f"{images.id.sha256[:12]}): images, labels, class order or paths differ."
+        )
+    if cache.spec.recipe != recipe:
+        raise SpecMismatchError(
+            f"{cache.url} was recorded with another recipe than the rest of this run: it has "
+            f"{cache.spec.recipe.model_dump_json()}, wanted {recipe.model_dump_json()}.",
+            hint="Teachers can be combined only over one recipe: they must see the same views.",
+        )
 
 
 class ReplayGuard:

@@ -21,7 +21,6 @@ from cache_service.remote.source import RowSource
 from distill.batches import Batch
 from distill.checkpoint import Payload, load_checkpoint
 from distill.config import TrainConfig
-from distill.data import tensors_of
 from distill.losses import (
     active_specialists,
     combine_specialists,
@@ -32,7 +31,7 @@ from distill.losses import (
 from distill.methods.specialist import Specialist as SpecialistSettings
 from distill.scores import Evaluation, Tally
 from distill.students import choose_device, restore_student
-from distill.targets import TargetDecoder
+from distill.targets import TargetDecoder, tensors_of
 
 Classifier = Callable[[Batch], Tensor]
 """Views to logits [B, C]: a network, or the cache that recorded these views."""

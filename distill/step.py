@@ -1,14 +1,15 @@
 """One update of every student: views in, logits of students and teachers, losses, new weights.
 
-A batch is moved to the device once and each teacher's logits are decoded once for all students.
-What a method computes is in `distill/methods`.
-Shape letters: B batch, R cells, C classes, H W pixels.
+A batch is moved to the device once, and each teacher's logits are decoded once for all students.
+What a method computes is in `distill.methods`. Shape letters: B batch, R cells, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
@@ -17,60 +18,59 @@ from torch import Tensor, nn
 from cache_service.errors import UnsupportedError
 from cache_service.models.preprocess import prepare_views
 from distill.batches import Batch
-from distill.finite import FiniteWatch
+from distill.finite import NonFiniteCheck
 from distill.methods import OtherViews, PeerLogits, Step, ViewLabels, method_of, requirements_of
 from distill.methods.requirements import Pairing
-from distill.randomness import seed_step
+from distill.reporting import Named, name_values
 from distill.stream import Stream
-from distill.student_state import StudentState
-from distill.totals import Named, name_values
+from distill.students import StudentState
 
 
 class TrainContext(NamedTuple):
     """What all students share, from the first step to the last.
 
     Attributes:
-        stream: batches, and what teachers say about them.
+        stream: batches and the teachers' logits.
         device: where the students are.
-        watch: over every loss.
+        non_finite: checks every loss.
     """
 
     stream: Stream
     device: torch.device
-    watch: FiniteWatch
+    non_finite: NonFiniteCheck
 
 
 class BatchTargets:
-    """One batch for any number of students.
+    """A batch on the device and the teachers' logits of it, for any number of students.
 
     Attributes:
         batch: on the device.
-        samples_B: its samples, where they were read.
+        samples_B: its samples on the device where they were read, for messages.
     """
 
     def __init__(self, context: TrainContext, batch: Batch) -> None:
         self.batch = batch.to(str(context.device))
         self.samples_B = batch.samples_B
         self._context = context
-        self._answers: dict[tuple[int, int, float], Tensor] = {}
+        self._decoded: dict[tuple[int, int, float], Tensor] = {}
 
     @torch.no_grad()
     def teacher_logits(
         self, *, temperature: float = 1.0, cache: int = 0, views: Batch | None = None
     ) -> Tensor:
-        """A teacher's logits, float32 [B, R, C]; the same tensor for whoever asks again.
+        """A teacher's logits, float32 [B, R, C]; decoded once for each temperature.
 
         `views` is a part of `batch`, such as one of `batch.other_views`; by default all of it.
         """
         batch = self.batch if views is None else views
-        asked = (id(batch), cache, temperature)
-        if asked not in self._answers:
+        key = (id(batch), cache, temperature)
+        if key not in self._decoded:
             # Outside of autocast: derived cells are sums over stored ones; bfloat16 rounds them.
             with torch.autocast(self._context.device.type, enabled=False):
-                self._answers[asked] = self._context.stream.teacher_logits(
+                self._decoded[key] = self._context.stream.teacher_logits(
                     batch, temperature=temperature, cache=cache
                 )
-        return self._answers[asked]
+        return self._decoded[key]
 
 
 def train_step(
@@ -78,57 +78,73 @@ def train_step(
 ) -> list[Named]:
     """One update of each student, from the batches of one accumulation group.
 
-    The gradient is that of the mean over all views of the group. Returns means over them (losses
-    and what the method reports), on the device: nothing here waits for a GPU. A student's numbers
-    do not depend on who learns beside it, unless its method says so.
+    The gradient is that of the mean over all views of the group. A student's numbers do not depend
+    on which others are trained beside it, unless its method requires peers.
+
+    Returns:
+        For each student, means over the group of its losses and of what its method reports. They
+        are on the device: nothing here waits for a GPU.
 
     Raises:
-        NonFiniteError: a loss is no number; on a CPU before the update.
+        NonFiniteError: a loss is NaN or infinite; on a CPU before the update.
     """
     num_views = sum(len(batch.labels_B) for batch in group)
     means: list[list[Named]] = [[] for _ in students]
     for student in students:
         student.optimizer.zero_grad(set_to_none=True)
     for batch in group:
-        targets, share = BatchTargets(context, batch), len(batch.labels_B) / num_views
-        answers = _answer_as_peers(context, students, targets)
-        for place, student in enumerate(students):
-            terms, metrics = _learn_terms(context, student, targets, _peers_of(place, answers))
-            loss = torch.stack(list(terms.values())).sum()
-            parts = {f"loss_{name}": term for name, term in terms.items()}
-            named = name_values({"loss": loss, **parts, **metrics})
-            context.watch.see(batch.cursor, batch.samples_B, named, student=student.name)
-            torch.autograd.backward(student.scaler.scale(loss * share))
-            means[place].append(Named(named.names, named.values_V * share))
+        targets = BatchTargets(context, batch)
+        weight = len(batch.labels_B) / num_views
+        peer_logits = _forward_peers(context, students, targets)
+        for index, student in enumerate(students):
+            loss, values = _loss(context, student, targets, _peers_of(index, peer_logits))
+            context.non_finite.add(batch.cursor, batch.samples_B, values, student=student.name)
+            torch.autograd.backward(student.scaler.scale(loss * weight))
+            means[index].append(Named(values.names, values.values_V * weight))
     for student in students:
-        _move(student)
-    return [_sum(parts) for parts in means]
+        _update_weights(student)
+    return [
+        Named(parts[0].names, torch.stack([part.values_V for part in parts]).sum(dim=0))
+        for parts in means
+    ]
 
 
-def _learn_terms(
+def _loss(
     context: TrainContext, student: StudentState, targets: BatchTargets, peers: PeerLogits | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The method's loss terms and metrics of one batch."""
-    cursor = targets.batch.cursor
-    seed_step(student.config.seed, cursor.step, context.device)
+) -> tuple[Tensor, Named]:
+    """The loss of one batch with gradients, and everything that the method reports."""
+    batch, facts = targets.batch, context.stream.facts
     step = Step(
         student=student.model,
-        images_B3HW=_see(context, student, targets.batch),
-        labels=ViewLabels(*targets.batch[1:4]),
-        samples_B=targets.batch.samples_B,
+        images_B3HW=_input(context, student, batch),
+        labels=ViewLabels(*batch[1:4]),
+        samples_B=batch.samples_B,
         teacher_logits=targets.teacher_logits,
-        teachers=context.stream.facts.teachers,
-        epoch=cursor.step / context.stream.facts.plan.steps_per_epoch,
+        teachers=facts.teachers,
+        epoch=batch.cursor.step / facts.plan.steps_per_epoch,
+        epochs=facts.plan.epochs,
         label_smoothing=student.config.label_smoothing,
         metrics={},
-        peers=peers,
-        epochs=context.stream.facts.plan.epochs,
         other_views=partial(_other_views, context, student, targets),
         history=student.predictions,
+        peers=peers,
     )
+    seed_step(student.config.seed, batch.cursor.step, context.device)
     with student.autocast(context.device):
         terms = method_of(student.settings).terms(student.settings, step)
-    return terms, step.metrics
+    loss = torch.stack(list(terms.values())).sum()
+    named_terms = {f"loss_{name}": term for name, term in terms.items()}
+    return loss, name_values({"loss": loss, **named_terms, **step.metrics})
+
+
+def _input(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
+    """Views as the student's input, normalized [B, 3, H, W]."""
+    return prepare_views(
+        batch.images_BHW3,
+        student.preprocess,
+        device=context.device,
+        channels_last=student.config.channels_last,
+    )
 
 
 def _other_views(
@@ -140,44 +156,34 @@ def _other_views(
             "the stream of this run provides no other views beside each batch's own.",
             hint="Train from a train file, or give a stream of your own `Batch.other_views`.",
         )
-    return OtherViews(_see(context, student, views), partial(targets.teacher_logits, views=views))
+    return OtherViews(_input(context, student, views), partial(targets.teacher_logits, views=views))
 
 
-def _see(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
-    return prepare_views(
-        batch.images_BHW3,
-        student.preprocess,
-        device=context.device,
-        channels_last=student.config.channels_last,
-    )
-
-
-def _answer_as_peers(
+def _forward_peers(
     context: TrainContext, students: Sequence[StudentState], targets: BatchTargets
 ) -> dict[int, Tensor]:
-    """Logits of each student that others learn from: all answer before any of them moves."""
-    answers = {}
-    for place, student in enumerate(students):
+    """Logits of each student whose method requires peers, all before any weights change."""
+    logits = {}
+    for index, student in enumerate(students):
         if requirements_of(student.settings).peers:
             cursor = targets.batch.cursor
             seed_step(student.config.seed, cursor.step, context.device)
             with student.autocast(context.device):
-                answers[place] = student.model(_see(context, student, targets.batch))
-            # Looked at by themselves, or a peer whose loss they spoil would be blamed for them.
-            seen = name_values({"logits": answers[place].mean()})
-            context.watch.see(cursor, targets.samples_B, seen, student=student.name)
-    return answers
+                logits[index] = student.model(_input(context, student, targets.batch))
+            # Checked by themselves, or the message would name a peer whose loss they enter.
+            values = name_values({"logits": logits[index].mean()})
+            context.non_finite.add(cursor, targets.samples_B, values, student=student.name)
+    return logits
 
 
-def _peers_of(place: int, answers: dict[int, Tensor]) -> PeerLogits | None:
-    if place not in answers:
+def _peers_of(index: int, logits: dict[int, Tensor]) -> PeerLogits | None:
+    if index not in logits:
         return None
-    others = tuple(answer.detach() for other, answer in answers.items() if other != place)
-    return PeerLogits(answers[place], others)
+    others = tuple(each.detach() for other, each in logits.items() if other != index)
+    return PeerLogits(logits[index], others)
 
 
-def _move(student: StudentState) -> None:
-    """Weights go along the gradients that are there, and their average along with them."""
+def _update_weights(student: StudentState) -> None:
     clip = student.config.clip_grad_norm
     if clip is not None:
         student.scaler.unscale_(student.optimizer)
@@ -188,5 +194,24 @@ def _move(student: StudentState) -> None:
         student.average.update(student.model)
 
 
-def _sum(parts: Sequence[Named]) -> Named:
-    return Named(parts[0].names, torch.stack([part.values_V for part in parts]).sum(dim=0))
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Seed torch's generators, on the CPU and on `device`, for one step of a student.
+
+    A resumed run draws what an uninterrupted one draws, whatever loaders and evaluations drew in
+    between, and no generator state has to be saved.
+    """
+    # A digest, because torch's CPU generator uses the low 32 bits of a seed only.
+    digest = blake2b(f"{seed},{step}".encode(), digest_size=4).digest()
+    mixed = int.from_bytes(digest, "little")
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(mixed)
+
+
+@contextmanager
+def private_random(device: torch.device) -> Iterator[None]:
+    """Restore the caller's generators at the end, on the CPU and on `device`."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        yield

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
+from cache_service.loading import STALLED_S, load_ahead
 from cache_service.remote.source import RowSource
 from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
-from distill.batches import Batch, BatchPlan
+from cache_service.views.draws import epoch_order
+from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
-from distill.data import Replay, train_loader
+from distill.data import load_cache, recorded_seeds
 from distill.methods import (
     MethodSettings,
     Requirements,
@@ -26,7 +31,8 @@ from distill.methods import (
     ViewSelection,
     requirements_of,
 )
-from distill.sources import load_cache, recorded_seeds
+from distill.on_device import DeviceViews, open_on_device
+from distill.replay import Replay
 from distill.targets import TargetDecoder
 
 SCATTERED_OPEN_SHARDS = 64
@@ -65,12 +71,78 @@ class Stream(Protocol):
         ...
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches from a step on, on the CPU."""
+        """The batches from a step on, on any device."""
         ...
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
         """A teacher's logits of a batch on the device, float32 [B, R, C]."""
         ...
+
+
+class PlannedBatches:
+    """Step -> Batch, with the other views that the methods of a run compare its views to.
+
+    Args:
+        make: the batch of some positions of a cursor's seed; picklable where workers call it.
+        plan: which positions make which batch.
+        labels_N: of the dataset.
+        requirements: of the methods.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Cursor, NDArray[np.int64]], Batch],
+        plan: BatchPlan,
+        labels_N: NDArray[np.integer],
+        requirements: Requirements,
+    ) -> None:
+        self._make = make
+        self._plan = plan
+        self._num_samples = len(labels_N)
+        self._selection = ViewSelection(requirements, labels_N=labels_N, seeds=plan.seeds)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
+        cursor = self._plan.cursor(step)
+        at = {"seed": cursor.seed, "epoch": cursor.epoch}
+        positions_B = self._selection.positions(cursor.start, cursor.stop, **at)
+        batch = self._make(cursor, positions_B)
+        samples_B = epoch_order(self._num_samples, cursor.seed)[positions_B]
+        others = self._selection.other_views(samples_B, **at)
+        return batch._replace(
+            other_views={
+                name: self._make(cursor._replace(seed=seed), positions)
+                for name, (seed, positions) in others.items()
+            }
+        )
+
+
+def train_loader(
+    replay: Replay,
+    plan: BatchPlan,
+    *,
+    requirements: Requirements | None = None,
+    first_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    context: str = "forkserver",
+) -> Iterator[Batch]:
+    """The plan's batches from `first_step` on, in order, whatever the number of workers.
+
+    `requirements` of methods add other views to each batch, or select the samples of an epoch.
+
+    Raises:
+        KdCacheError: from reading or replaying, also out of a worker.
+    """
+    return load_ahead(
+        PlannedBatches(replay.batch, plan, replay.images.labels, requirements or Requirements()),
+        range(first_step, plan.num_steps),
+        workers=workers,
+        pin_memory=pin_memory,
+        context=context,
+        # Rows that are awaited are no stall.
+        stalled_s=STALLED_S + max((cache.wait_s for cache in replay.caches), default=0.0),
+    )
 
 
 class LiveTeacher(NamedTuple):
@@ -87,7 +159,18 @@ class LiveTeacher(NamedTuple):
 
 @dataclass(frozen=True)
 class ReplayedStream:
-    """Views replayed from a recipe, with the rows of the caches that recorded it."""
+    """Views replayed from a recipe, with the rows of the caches that recorded it.
+
+    Attributes:
+        facts: what is known before anything is read.
+        replay: views and rows, compared with each other.
+        decoders: of the rows of each cache.
+        workers: loader processes; not used where `on_device` is there.
+        pin_memory: hand batches over in page-locked memory.
+        requirements: other views that come with each batch.
+        loader: of the train file.
+        device: where the students are.
+    """
 
     facts: StreamFacts
     replay: Replay
@@ -95,9 +178,21 @@ class ReplayedStream:
     workers: int
     pin_memory: bool
     requirements: Requirements
+    loader: Literal["auto", "workers", "device"]
+    device: torch.device
+
+    @cached_property
+    def on_device(self) -> DeviceViews | None:
+        """What makes the batches on the device of the students; None where workers do."""
+        num_seeds = self.requirements.seeds_per_epoch
+        return open_on_device(self.replay, self.device, loader=self.loader, num_seeds=num_seeds)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches from a step on; refused where a view is not what the teacher saw."""
+        if self.on_device is not None:
+            labels_N, plan = self.replay.images.labels, self.facts.plan
+            planned = PlannedBatches(self.on_device.batch, plan, labels_N, self.requirements)
+            return map(planned, range(first_step, plan.num_steps))
         return train_loader(
             self.replay,
             self.facts.plan,
@@ -173,7 +268,7 @@ def open_stream(
         chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
     selection = ViewSelection(requirements, labels_N=images.labels, seeds=chosen)
     plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
-    return ReplayedStream(
+    stream = ReplayedStream(
         facts=_facts(replay, plan, selection),
         replay=replay,
         decoders=tuple(
@@ -182,7 +277,12 @@ def open_stream(
         workers=config.workers,
         pin_memory=device.type == "cuda",
         requirements=requirements,
+        loader=config.loader,
+        device=device,
     )
+    if config.loader == "device":
+        stream.on_device  # noqa: B018 - refused now rather than at the first batch
+    return stream
 
 
 def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamFacts:

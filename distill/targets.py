@@ -7,11 +7,14 @@ Shape letters: B batch, R cells, S stored cells, C classes, D channels, X classe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from cache_service.format.cells import expand_matrix
-from cache_service.format.codecs import Decoding, Head
+from cache_service.format.codecs import Arrays, Decoding, Head
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 
@@ -73,3 +76,14 @@ class TargetDecoder:
         # Pooling and an affine head commute: the narrow features are expanded, not the logits.
         weight_CD, bias_C = self._head
         return cells_BRX @ weight_CD.T + bias_C
+
+
+def tensors_of(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
+    """The arrays of these names as tensors, for a decoder."""
+    # torch indexes with neither uint16 nor uint32; int64 is what scatter wants anyway
+    return {
+        name: torch.from_numpy(
+            rows[name].astype(np.int64) if name == "classes" else np.ascontiguousarray(rows[name])
+        )
+        for name in names
+    }

@@ -1,31 +1,347 @@
-"""Steps in order, for one student or several: reported, scored, kept.
+"""Trains students from their train files to what they leave in `out`; resumes from checkpoints.
 
-One update is `distill.step.train_step`. Nothing here knows what a method computes or where rows
-come from.
+One update is `distill.step.train_step`. Nothing here depends on what a method computes or where
+rows come from. A student alone is a run of one.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from cache_service.interrupts import StopRequest
-from distill.batches import Batch
-from distill.checkpoint import save_checkpoints
+from cache_service.config import dump_yaml
+from cache_service.interrupts import StopRequest, stop_on_signal
+from cache_service.storage.local import LocalStorage
+from distill.batches import Batch, BatchPlan
+from distill.checkpoint import (
+    CHECKPOINT_NAME,
+    Payload,
+    load_checkpoints,
+    refuse_other_config,
+    refuse_other_rows,
+    save_checkpoints,
+)
 from distill.config import TrainConfig
 from distill.evaluate import HeldOut, evaluate_students
-from distill.events import Event, EventKind, Listener, Value
-from distill.finite import refuse_spoiled
+from distill.export import CONFIG_NAME, export_student
+from distill.finite import NonFiniteCheck, refuse_non_finite_weights
 from distill.methods import requirements_of
-from distill.optim import set_learning_rate
-from distill.schedule import learning_rate
+from distill.multi_student import refuse_apart_peers, refuse_unlike
+from distill.optim import learning_rate, set_learning_rate
+from distill.reporting import Event, EventKind, Listener, Value, metrics_files, trackers_of
 from distill.scores import Evaluation
-from distill.step import TrainContext, train_step
-from distill.student_state import StudentState
-from distill.students import Student
+from distill.step import TrainContext, private_random, train_step
+from distill.stream import LiveStream, LiveTeacher, Stream, open_stream
+from distill.students import (
+    ALONE,
+    History,
+    Student,
+    StudentState,
+    choose_device,
+    make_student_state,
+)
+
+
+class TrainResult(NamedTuple):
+    """The result of a run: the student as it is evaluated, and its scores on the way."""
+
+    student: Student
+    history: History
+
+
+def train(
+    config: TrainConfig,
+    *,
+    stream: Stream | None = None,
+    teachers: Sequence[LiveTeacher] = (),
+    on_event: Listener | None = None,
+) -> TrainResult:
+    """Train one student as a train file says; see `train_students`."""
+    results = train_students({ALONE: config}, stream=stream, teachers=teachers, on_event=on_event)
+    return results[ALONE]
+
+
+def train_students(
+    configs: Mapping[str, TrainConfig],
+    *,
+    stream: Stream | None = None,
+    teachers: Sequence[LiveTeacher] = (),
+    on_event: Listener | None = None,
+) -> dict[str, TrainResult]:
+    """Train students on one stream, each by its own train file, or resume them from checkpoints.
+
+    Every batch is rendered once, and every teacher's logits of it are decoded once, for all
+    students. Each student takes exactly the steps that it would take alone, and a resumed student
+    those of an uninterrupted run. On the first Ctrl-C or SIGTERM the current step is finished and
+    saved.
+
+    Args:
+        configs: train files by the names of their students. They share one stream, so they may
+            differ in `out` and in the keys of `distill.multi_student.OWN` only.
+        stream: batches from elsewhere than the files' dataset and caches.
+        teachers: run these beside the students instead of reading recorded logits.
+        on_event: called with every step, epoch and checkpoint that is reported.
+
+    Raises:
+        KeyboardInterrupt: stopped by a signal; the checkpoints hold everything so far.
+        NonFiniteError: a loss is NaN or infinite. All stop; the last checkpoints are from before.
+        ConfigError, SpecMismatchError: a checkpoint in `out` belongs to another run.
+        KdCacheError: dataset, caches, model and method do not fit each other; see the message.
+    """
+    shared = refuse_unlike(configs)
+    device = choose_device(shared.device)
+    saved = load_checkpoints({name: config.out for name, config in configs.items()})
+    for name, payload in saved.items():
+        refuse_other_config(_path(configs[name]), payload, configs[name].model_dump(mode="json"))
+    if stream is None:
+        seeds = next((payload["identity"]["seeds"] for payload in saved.values()), None)
+        methods = [config.method for config in configs.values()]
+        stream = open_stream(shared, device=device, seeds=seeds, methods=methods)
+    if teachers:
+        stream = LiveStream(stream, teachers)
+    context = TrainContext(stream, device, NonFiniteCheck(device))
+    with private_random(device), stop_on_signal() as stop, ExitStack() as stack:
+        students = [
+            make_student_state(configs[name], stream, device, name=name) for name in configs
+        ]
+        _restore(context, students, saved)
+        held_out = _open_held_out(shared, stream)
+        for config in configs.values():
+            _write_config(config)
+        records = {
+            student.name: stack.enter_context(
+                metrics_files(
+                    student.config.out,
+                    step=student.history.step,
+                    trackers=trackers_of(student.config, step=student.history.step),
+                )
+            )
+            for student in students
+        }
+        Trainer(context, shared, students, held_out, records, on_event).train_epochs(stop)
+    return {student.name: _finish(student, stream) for student in students}
+
+
+def _restore(
+    context: TrainContext, students: Sequence[StudentState], saved: Mapping[str, Payload]
+) -> None:
+    """Restore the students that have a checkpoint."""
+    for student in students:
+        payload = saved.get(student.name)
+        if payload is not None:
+            refuse_other_rows(
+                _path(student.config), payload, identity_of(context, students, student)
+            )
+            student.restore(payload, context.device)
+        if student.predictions is not None:
+            steps = context.stream.facts.plan.steps_per_epoch
+            student.predictions.prune(student.history.step, steps_per_epoch=steps)
+    refuse_apart_peers(students)
+
+
+def _finish(student: StudentState, stream: Stream) -> TrainResult:
+    config, facts = student.config, stream.facts
+    trained = Student(student.kept_model.eval(), student.preprocess)
+    export_student(
+        config.out,
+        trained,
+        name=config.student.model,
+        num_classes=facts.num_classes,
+        view_size=facts.view_size,
+        classes=facts.classes,
+    )
+    return TrainResult(trained, student.history)
+
+
+def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:
+    if config.evaluate is None:
+        return None
+    return HeldOut(
+        config.evaluate,
+        num_classes=stream.facts.num_classes,
+        view_size=stream.facts.view_size,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        classes=stream.facts.classes,
+    )
+
+
+def _path(config: TrainConfig) -> Path:
+    return Path(config.out) / CHECKPOINT_NAME
+
+
+def _write_config(config: TrainConfig) -> None:
+    """Write the train file in full, defaults included."""
+    text = dump_yaml(config.model_dump(mode="json"))
+    storage = LocalStorage(config.out)
+    storage.put(CONFIG_NAME, text.encode())
+    storage.sweep()
+
+
+class Trainer(NamedTuple):
+    """A run of one student or several.
+
+    Attributes:
+        context: what the students share.
+        shared: the train file of any of them, for the settings that they have in common.
+        students: the students.
+        held_out: what they are scored on, if anything.
+        records: writes the files of each student, by name.
+        on_event: called with the events of all of them.
+    """
+
+    context: TrainContext
+    shared: TrainConfig
+    students: Sequence[StudentState]
+    held_out: HeldOut | None
+    records: Mapping[str, Listener]
+    on_event: Listener | None
+
+    def train_epochs(self, stop: StopRequest) -> None:
+        """Every step from the earliest that a student has not taken to the last.
+
+        A student that is ahead because others were added later is skipped until they catch up.
+        """
+        for student in self.students:
+            self._report(student, "start", self._facts(student))
+        steps_per_epoch = self._plan.steps_per_epoch
+        first = min(student.history.step for student in self.students)
+        began, num_views = time.perf_counter(), 0
+        for group in accumulation_groups(
+            self.context.stream.batches(first), self.shared.accumulate, steps_per_epoch
+        ):
+            begin, end = group[0].cursor.step, group[-1].cursor.step + 1
+            students = [each for each in self.students if each.history.step == begin]
+            self._update(students, group)
+            num_views += _count_views(group)
+            if end % steps_per_epoch == 0:
+                seconds = time.perf_counter() - began
+                timing = {"epoch_s": seconds, "views_per_s": num_views / seconds}
+                self._finish_epoch(students, timing)
+                began, num_views = time.perf_counter(), 0
+            if stop.requested or self._checkpoint_is_due(begin, end):
+                self._save(students)
+            if stop.requested:
+                raise KeyboardInterrupt
+        for student in self.students:
+            self._report(student, "end", _named_scores(student.history.last))
+
+    @property
+    def _plan(self) -> BatchPlan:
+        return self.context.stream.facts.plan
+
+    def _update(self, students: Sequence[StudentState], group: Sequence[Batch]) -> None:
+        """One update at its learning rate, added to the totals and reported where that is due."""
+        updates_per_epoch = -(-self._plan.steps_per_epoch // self.shared.accumulate)
+        epoch, index = divmod(group[0].cursor.step, self._plan.steps_per_epoch)
+        update = epoch * updates_per_epoch + index // self.shared.accumulate
+        for student in students:
+            lr = learning_rate(
+                student.config.schedule,
+                update,
+                peak=student.config.optimizer.lr,
+                updates_per_epoch=updates_per_epoch,
+                epochs=self.shared.epochs,
+            )
+            set_learning_rate(student.optimizer, lr)
+        for student, means in zip(students, train_step(self.context, students, group), strict=True):
+            student.history.totals.add(means, _count_views(group))
+            student.history.step = group[-1].cursor.step + 1
+            if (update + 1) % self.shared.log_every == 0:
+                self.context.non_finite.check()
+                values = {"lr": student.learning_rate, **means.floats()}
+                self._report(student, "step", values, epoch=epoch)
+
+    def _finish_epoch(self, students: Sequence[StudentState], timing: Mapping[str, float]) -> None:
+        epoch = students[0].history.step // self._plan.steps_per_epoch
+        self.context.non_finite.check()
+        for student, evaluation in zip(students, self._evaluate(students, epoch), strict=True):
+            scores = _named_scores(evaluation)
+            if evaluation is not None:
+                student.history.note(evaluation, epoch)
+                self._report(student, "evaluation", scores, epoch=epoch)
+            totals = student.history.totals
+            values: dict[str, Value] = {
+                "lr": student.learning_rate,
+                **totals.means(),
+                **timing,
+            }
+            values |= scores if self.held_out is not None else {}
+            self._report(student, "epoch", values, epoch=epoch)
+            totals.clear()
+
+    def _evaluate(
+        self, students: Sequence[StudentState], epoch: int
+    ) -> Sequence[Evaluation | None]:
+        settings = self.shared.evaluate
+        is_due = epoch == self.shared.epochs or (settings and epoch % settings.every == 0)
+        if self.held_out is None or not is_due:
+            return [None] * len(students)
+        networks = [Student(student.kept_model, student.preprocess) for student in students]
+        return evaluate_students(networks, self.held_out, device=self.context.device)
+
+    def _checkpoint_is_due(self, begin: int, end: int) -> bool:
+        every = self.shared.checkpoint_every
+        steps = every.steps or self._plan.steps_per_epoch * (every.epochs or 1)
+        return end == self._plan.num_steps or end // steps > begin // steps
+
+    def _save(self, students: Sequence[StudentState]) -> None:
+        facts = self.context.stream.facts
+        self.context.non_finite.check()
+        payloads = {}
+        for student in students:
+            refuse_non_finite_weights(student.model, student.history.step, student=student.name)
+            if student.predictions is not None:
+                student.predictions.sync()
+            payloads[student.name] = {
+                **student.state(),
+                "config": student.config.model_dump(mode="json"),
+                "identity": identity_of(self.context, self.students, student),
+                "num_classes": facts.num_classes,
+                "classes": list(facts.classes),
+                "view_size": facts.view_size,
+                "preprocess": student.preprocess.model_dump(mode="json"),
+            }
+        save_checkpoints({student.name: student.config.out for student in students}, payloads)
+        for student in students:
+            if student.predictions is not None:
+                # Only now: until then the previous checkpoint might have needed older ones.
+                student.predictions.prune(
+                    student.history.step, steps_per_epoch=self._plan.steps_per_epoch
+                )
+            self._report(student, "checkpoint", {})
+
+    def _report(
+        self,
+        student: StudentState,
+        kind: EventKind,
+        values: Mapping[str, Value],
+        *,
+        epoch: int | None = None,
+    ) -> None:
+        step = student.history.step
+        if epoch is None:
+            epoch = step // self._plan.steps_per_epoch
+        event = Event(kind, epoch, step, dict(values))
+        self.records[student.name](event)
+        if self.on_event is not None:
+            self.on_event(event._replace(student=student.name))
+
+    def _facts(self, student: StudentState) -> dict[str, Value]:
+        return {
+            "method": student.settings.name,
+            "model": student.config.student.model,
+            "num_parameters": sum(p.numel() for p in student.model.parameters()),
+            "num_samples": self._plan.num_samples,
+            "num_steps": self._plan.num_steps,
+            "device": str(self.context.device),
+            "torch": torch.__version__,
+        }
 
 
 def accumulation_groups(
@@ -43,7 +359,7 @@ def accumulation_groups(
 def identity_of(
     context: TrainContext, students: Sequence[StudentState], student: StudentState
 ) -> dict[str, Any]:
-    """What fixes the steps of a student beside its own settings, as JSON."""
+    """What determines the steps of a student beside its own settings, as JSON."""
     identity = context.stream.facts.identity
     if not requirements_of(student.settings).peers:
         return identity
@@ -51,174 +367,11 @@ def identity_of(
     return identity | {"peers": peers}
 
 
-class Trainer(NamedTuple):
-    """The parts of a run that is under way.
-
-    Attributes:
-        context: what the students learn from.
-        shared: the train file of any of them, for what they have in common.
-        students: the students.
-        held_out: what they are scored on, if anything.
-        records: files of each of them, by name.
-        on_event: told about all of them.
-    """
-
-    context: TrainContext
-    shared: TrainConfig
-    students: Sequence[StudentState]
-    held_out: HeldOut | None
-    records: Mapping[str, Listener]
-    on_event: Listener | None
-
-    def train_epochs(self, stop: StopRequest) -> None:
-        """Every step from where the student that is least far stands to the end.
-
-        One that is further, because others joined it later, waits until they are there.
-        """
-        steps_per_epoch = self.context.stream.facts.plan.steps_per_epoch
-        for student in self.students:
-            self._tell(student, "start", self._facts(student))
-        first = min(student.history.step for student in self.students)
-        began, num_views = time.perf_counter(), 0
-        groups = accumulation_groups(
-            self.context.stream.batches(first), self.shared.accumulate, steps_per_epoch
-        )
-        for group in groups:
-            begin, end = group[0].cursor.step, group[-1].cursor.step + 1
-            students = [each for each in self.students if each.history.step == begin]
-            self._update(students, group)
-            num_views += _count(group)
-            if end % steps_per_epoch == 0:
-                seconds = time.perf_counter() - began
-                timing: dict[str, Value] = {
-                    "epoch_s": seconds,
-                    "views_per_s": num_views / seconds,
-                }
-                self._finish_epoch(students, timing)
-                began, num_views = time.perf_counter(), 0
-            if stop.requested or self._checkpoint_is_due(begin, end):
-                self._save(students)
-            if stop.requested:
-                raise KeyboardInterrupt
-        for student in self.students:
-            self._tell(student, "end", _named_scores(student.history.last))
-
-    def _update(self, students: Sequence[StudentState], group: Sequence[Batch]) -> None:
-        steps_per_epoch = self.context.stream.facts.plan.steps_per_epoch
-        updates_per_epoch = -(-steps_per_epoch // self.shared.accumulate)
-        epoch, index = divmod(group[0].cursor.step, steps_per_epoch)
-        update = epoch * updates_per_epoch + index // self.shared.accumulate
-        for student in students:
-            lr = learning_rate(
-                student.config.schedule,
-                update,
-                peak=student.config.optimizer.lr,
-                updates_per_epoch=updates_per_epoch,
-                epochs=self.shared.epochs,
-            )
-            set_learning_rate(student.optimizer, lr)
-        for student, means in zip(students, train_step(self.context, students, group), strict=True):
-            student.history.totals.add(means, _count(group))
-            student.history.step = group[-1].cursor.step + 1
-            if (update + 1) % self.shared.log_every == 0:
-                self.context.watch.settle()
-                values: dict[str, Value] = {"lr": _rate(student), **means.floats()}
-                self._tell(student, "step", values, epoch=epoch)
-
-    def _finish_epoch(self, students: Sequence[StudentState], timing: dict[str, Value]) -> None:
-        epoch = students[0].history.step // self.context.stream.facts.plan.steps_per_epoch
-        self.context.watch.settle()
-        evaluations = self._evaluate(students, epoch)
-        for student, evaluation in zip(students, evaluations, strict=True):
-            scores = _named_scores(evaluation)
-            if evaluation is not None:
-                student.history.note(evaluation, epoch)
-                self._tell(student, "evaluation", scores, epoch=epoch)
-            totals = student.history.totals
-            values = {"lr": _rate(student), **totals.means(), **timing}
-            values |= scores if self.held_out is not None else {}
-            self._tell(student, "epoch", values, epoch=epoch)
-            totals.clear()
-
-    def _evaluate(
-        self, students: Sequence[StudentState], epoch: int
-    ) -> Sequence[Evaluation | None]:
-        settings = self.shared.evaluate
-        is_due = epoch == self.shared.epochs or (settings and epoch % settings.every == 0)
-        if self.held_out is None or not is_due:
-            return [None] * len(students)
-        networks = [Student(student.kept_model, student.preprocess) for student in students]
-        return evaluate_students(networks, self.held_out, device=self.context.device)
-
-    def _checkpoint_is_due(self, begin: int, end: int) -> bool:
-        every, plan = self.shared.checkpoint_every, self.context.stream.facts.plan
-        steps = every.steps or plan.steps_per_epoch * (every.epochs or 1)
-        return end == plan.num_steps or end // steps > begin // steps
-
-    def _save(self, students: Sequence[StudentState]) -> None:
-        facts = self.context.stream.facts
-        self.context.watch.settle()
-        payloads = {}
-        for student in students:
-            refuse_spoiled(student.model, student.history.step, student=student.name)
-            if student.predictions is not None:
-                student.predictions.sync()
-            payloads[student.name] = {
-                **student.state(),
-                "config": student.config.model_dump(mode="json"),
-                "identity": identity_of(self.context, self.students, student),
-                "num_classes": facts.num_classes,
-                "classes": list(facts.classes),
-                "view_size": facts.view_size,
-                "preprocess": student.preprocess.model_dump(mode="json"),
-            }
-        save_checkpoints({student.name: student.config.out for student in students}, payloads)
-        for student in students:
-            if student.predictions is not None:
-                # Only now: until then the checkpoint before might have needed older ones.
-                student.predictions.prune(
-                    student.history.step, steps_per_epoch=facts.plan.steps_per_epoch
-                )
-            self._tell(student, "checkpoint", {})
-
-    def _tell(
-        self,
-        student: StudentState,
-        kind: EventKind,
-        values: dict[str, Value],
-        *,
-        epoch: int | None = None,
-    ) -> None:
-        step = student.history.step
-        if epoch is None:
-            epoch = step // self.context.stream.facts.plan.steps_per_epoch
-        event = Event(kind, epoch, step, values)
-        self.records[student.name](event)
-        if self.on_event is not None:
-            self.on_event(event._replace(student=student.name))
-
-    def _facts(self, student: StudentState) -> dict[str, Value]:
-        plan = self.context.stream.facts.plan
-        return {
-            "method": student.settings.name,
-            "model": student.config.student.model,
-            "num_parameters": sum(p.numel() for p in student.model.parameters()),
-            "num_samples": plan.num_samples,
-            "num_steps": plan.num_steps,
-            "device": str(self.context.device),
-            "torch": torch.__version__,
-        }
-
-
-def _count(group: Sequence[Batch]) -> int:
+def _count_views(group: Sequence[Batch]) -> int:
     return sum(len(batch.labels_B) for batch in group)
 
 
-def _rate(student: StudentState) -> float:
-    return float(student.optimizer.param_groups[0]["lr"])
-
-
 def _named_scores(evaluation: Evaluation | None) -> dict[str, Value]:
-    """Scores as `eval_top1` and so on; nothing known is null, so that columns stay."""
+    """Scores as `eval_top1` and so on; null where there are none, so that columns stay."""
     names = ("top1", "top5", "nll", "ece")
     return {f"eval_{name}": getattr(evaluation, name, None) for name in names}

@@ -23,7 +23,7 @@ from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS
 from distill.methods.setting_types import Schedule
-from distill.several import OWN
+from distill.multi_student import OWN
 
 WORDS: dict[Any, str] = {
     str: "text",

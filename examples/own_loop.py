@@ -23,7 +23,7 @@ from cache_service.recording.engines import prepare, run_local
 from distill import CachedDataset, load_cache
 from distill.config import TrainConfig
 from distill.losses import kd_loss, label_loss
-from distill.train import train
+from distill.trainer import train
 
 SEEDS = 4
 

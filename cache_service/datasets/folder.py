@@ -95,7 +95,7 @@ def open_folder(config: DatasetConfig) -> FolderSource:
             raise DatasetError(
                 f"dataset folder found no image in {root / name}: looked for "
                 f"{', '.join(EXTENSIONS)}.",
-                hint="Remove the folder if it is no class.",
+                hint="If it is not a class, move it out of the dataset folder.",
             )
         paths += [f"{name}/{path}" for path in images]
         labels += [label] * len(images)

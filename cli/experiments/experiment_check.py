@@ -11,9 +11,9 @@ from cache_service.models.features import check_cells
 from cache_service.recording.build_config import BuildConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from distill.config import TrainConfig
-from distill.data import Replay
+from distill.data import load_cache, recorded_seeds
 from distill.methods import RunFacts, TeacherFacts, method_of
-from distill.sources import load_cache, recorded_seeds
+from distill.replay import Replay
 from distill.stream import recorded_facts
 from distill.students import Student, choose_device, make_student
 

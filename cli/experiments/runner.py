@@ -29,16 +29,13 @@ from cache_service.storage.local import LocalStorage
 from cli.experiments.experiment_check import check_experiment
 from cli.experiments.experiment_file import ExperimentConfig, Figure, FigureKind, GoalConfig
 from cli.experiments.html_report import Curve, render_experiment
-from cli.experiments.reproduce.resident import open_resident
 from cli.experiments.result_table import Goal, Measured, Row, Table, render_markdown, show_mean
 from distill.config import TrainConfig
-from distill.events import Event
-from distill.history import History
-from distill.metrics import read_metrics
+from distill.multi_student import OWN
+from distill.reporting import Event, read_metrics
 from distill.scores import Evaluation
-from distill.several import OWN
-from distill.students import choose_device
-from distill.train import train_students
+from distill.students import History, choose_device
+from distill.trainer import train_students
 
 OnMessage = Callable[[str], None]
 """Called with a line that says what is going on."""
@@ -339,8 +336,7 @@ def _train_group(
     try:
         first = next(iter(configs.values()))
         report = _EpochReport(title, on_message, first.epochs, len(configs))
-        stream = open_resident(list(configs.values()))
-        results = train_students(configs, stream=stream, on_event=report)
+        results = train_students(configs, on_event=report)
     except (NonFiniteError, torch.OutOfMemoryError) as problem:
         failure = problem.message if isinstance(problem, NonFiniteError) else str(problem)
         on_message(f"{title}: {', '.join(configs)}: failed: {failure}")

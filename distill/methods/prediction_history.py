@@ -150,7 +150,7 @@ class PredictionHistory:
         return CorruptError(
             f"{self._path(epoch)} should hold the student's predictions of epoch {epoch}, but "
             f"{what}.",
-            hint="Choose another `out`, or remove the checkpoint to start over.",
+            hint="Choose another `out`, or move the checkpoint elsewhere to start over.",
         )
 
 

@@ -235,7 +235,9 @@ TRAIN_MISTAKES = {
 def test_a_mistake_in_a_train_file_is_one_line_before_anything_is_read_or_written(
     tmp_path, recorded, others, change, code, words, monkeypatch
 ):
-    monkeypatch.setattr("distill.stream.train_loader", None)  # would fail if it were called
+    monkeypatch.setattr(
+        "distill.stream.ReplayedStream.batches", None
+    )  # would fail if it were called
     out = tmp_path / "out"
     document = {"caches": recorded, **TRAIN, "out": str(out), **change}
     text = yaml.safe_dump(document)

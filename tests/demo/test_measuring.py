@@ -7,7 +7,7 @@ import sys
 
 from cli.experiments.demo import measure
 from cli.experiments.demo.measure import StepClock
-from distill.events import Event
+from distill.reporting import Event
 
 MEGABYTE = 2**20
 

@@ -19,7 +19,7 @@ from cache_service.errors import ViewDriftError
 from cache_service.views.identity import compare_views
 from cache_service.views.replay import Views
 from distill import CachedDataset, load_cache
-from distill.data import Replay
+from distill.replay import Replay
 
 pytestmark = pytest.mark.skipif(
     PIL.__version__.startswith("12."), reason="the golden cache was recorded under this Pillow"

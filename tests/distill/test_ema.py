@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from support.streams import normed_net
 
-from distill.ema import WeightAverage
+from distill.students import WeightAverage
 
 
 def test_it_is_the_running_mean_that_its_formula_says():

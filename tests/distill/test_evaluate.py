@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from support.streams import MemoryStream, normed_net, train_config
 from support.toys import NUM_CLASSES
 
 from cache_service.datasets import DatasetConfig
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, KdCacheError
 from cache_service.format.spec import Preprocess
 from distill.config import EvaluateConfig
 from distill.evaluate import HeldOut, evaluate, evaluate_checkpoint
 from distill.scores import Tally
-from distill.train import train
+from distill.trainer import train
 
 PREPROCESS = Preprocess(size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
 PATCHES = {"name": "support.toys:patches", "args": {"num_samples": 40}}
@@ -208,6 +209,35 @@ def test_a_checkpoint_without_anything_to_score_on_is_refused(tmp_path):
     train(config, stream=MemoryStream(config))
     with pytest.raises(ConfigError, match="does not say what to evaluate on"):
         evaluate_checkpoint(tmp_path)
+
+
+def test_the_exported_student_scores_as_its_checkpoint_does(tmp_path):
+    config = train_config(tmp_path / "run", evaluate={"dataset": PATCHES}, ema=0.5, epochs=1)
+    train(config, stream=MemoryStream(config))
+    exported = tmp_path / "run" / "student.safetensors"
+    assert evaluate_checkpoint(exported) == evaluate_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.with_name("config.yaml").unlink(), "config.yaml, which describes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path), "not written by `kd-cache train`"),
+        (lambda path: path.unlink(), "is not a file"),
+    ],
+    ids=["config is missing", "truncated", "another program's", "missing"],
+)
+def test_an_exported_student_that_cannot_be_scored_is_refused_in_one_safe_line(
+    tmp_path, spoil, reason
+):
+    config = train_config(tmp_path, evaluate={"dataset": PATCHES}, epochs=1)
+    train(config, stream=MemoryStream(config))
+    exported = tmp_path / "student.safetensors"
+    spoil(exported)
+    with pytest.raises(KdCacheError, match=reason) as refused:
+        evaluate_checkpoint(exported)
+    assert "\n" not in str(refused.value)
 
 
 def test_no_checkpoint_is_refused(tmp_path):

@@ -7,20 +7,20 @@ import torch
 
 from cache_service.errors import NonFiniteError
 from distill.batches import Cursor
-from distill.finite import MAX_PENDING, FiniteWatch, refuse_spoiled
-from distill.totals import name_values
+from distill.finite import MAX_PENDING, NonFiniteCheck, refuse_non_finite_weights
+from distill.reporting import name_values
 
 SAMPLES = torch.arange(100, 104)
 
 
 def see(watch, step, loss=1.0, soft=0.5):
     values = {"loss": torch.tensor(loss), "loss_soft": torch.tensor(soft)}
-    watch.see(Cursor(step, 2, 7, 40, 44), SAMPLES, name_values(values))
+    watch.add(Cursor(step, 2, 7, 40, 44), SAMPLES, name_values(values))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_on_a_cpu_a_bad_loss_is_refused_at_once(bad):
-    watch = FiniteWatch(torch.device("cpu"))
+    watch = NonFiniteCheck(torch.device("cpu"))
     see(watch, 11)
     says = (
         rf"loss of step 12 is not finite \(loss=1, loss_soft={bad:g}\); epoch 2, seed 7, positions "
@@ -32,7 +32,7 @@ def test_on_a_cpu_a_bad_loss_is_refused_at_once(bad):
 
 def waiting_watch():
     """A watch that behaves as on a GPU, where looking is dear."""
-    return FiniteWatch(torch.device("cuda"))
+    return NonFiniteCheck(torch.device("cuda"))
 
 
 def test_on_a_gpu_the_first_bad_step_is_named_when_somebody_looks():
@@ -40,8 +40,8 @@ def test_on_a_gpu_the_first_bad_step_is_named_when_somebody_looks():
     for step in range(10):
         see(watch, step, loss=float("nan") if step >= 4 else 1.0)
     with pytest.raises(NonFiniteError, match="loss of step 4 is not finite"):
-        watch.settle()
-    watch.settle()  # what was told is not told again
+        watch.check()
+    watch.check()  # what was told is not told again
 
 
 def test_on_a_gpu_looking_is_put_off_but_not_for_ever():
@@ -54,22 +54,22 @@ def test_on_a_gpu_looking_is_put_off_but_not_for_ever():
 
 
 def test_a_long_list_of_samples_is_cut():
-    watch = FiniteWatch(torch.device("cpu"))
+    watch = NonFiniteCheck(torch.device("cpu"))
     values = name_values({"loss": torch.tensor(float("nan"))})
     with pytest.raises(NonFiniteError, match=r"samples 0, 1, .*, 15 and 984 more\."):
-        watch.see(Cursor(0, 0, 0, 0, 1000), torch.arange(1000), values)
+        watch.add(Cursor(0, 0, 0, 0, 1000), torch.arange(1000), values)
 
 
 def test_spoiled_weights_are_named():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    refuse_spoiled(model, 3)
+    refuse_non_finite_weights(model, 3)
     with torch.no_grad():
         model[1].bias[0] = float("inf")
     says = r"weights of the student are not finite after step 3 \(first in 1\.bias\)"
     with pytest.raises(NonFiniteError, match=says):
-        refuse_spoiled(model, 3)
+        refuse_non_finite_weights(model, 3)
     with pytest.raises(NonFiniteError, match="weights of student b are not finite after step 3"):
-        refuse_spoiled(model, 3, student="b")
+        refuse_non_finite_weights(model, 3, student="b")
 
 
 def test_of_several_students_the_first_bad_one_is_named_whatever_each_reports():
@@ -77,8 +77,8 @@ def test_of_several_students_the_first_bad_one_is_named_whatever_each_reports():
     cursor = Cursor(5, 2, 7, 40, 44)
     for student, numbers in (("a", {"loss": 1.0}), ("b", {"logits": float("nan"), "top1": 0.5})):
         values = name_values({name: torch.tensor(value) for name, value in numbers.items()})
-        watch.see(cursor, SAMPLES, values, student=student)
+        watch.add(cursor, SAMPLES, values, student=student)
     see(watch, 5, loss=float("nan"))
     says = r"loss of student b at step 5 is not finite \(logits=nan\)"
     with pytest.raises(NonFiniteError, match=says):
-        watch.settle()
+        watch.check()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.history import History
+from distill.reporting import EpochTotals, Named, name_values
 from distill.scores import Evaluation
-from distill.totals import EpochTotals, Named, name_values
+from distill.students import History
 
 CPU = torch.device("cpu")
 

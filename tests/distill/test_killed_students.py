@@ -10,7 +10,7 @@ import pytest
 from support.runs import curve, same, state_of
 from support.streams import MemoryStream, train_config
 
-from distill.train import train_students
+from distill.trainer import train_students
 
 KILLS = 25
 NAMES = ("a", "b", "c")
@@ -30,7 +30,7 @@ def test_peers_that_are_killed_go_on_from_one_step_to_the_same_weights(tmp_path)
     train_peers(tmp_path / "whole")
     # The server has imported torch but never run it: its children start fast and threadless.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.streams", "distill.train"])
+    context.set_forkserver_preload(["support.streams", "distill.trainer"])
     rng, killed = random.Random(3), 0
     while killed < KILLS:
         child = context.Process(target=train_peers, args=(tmp_path / "parts",))

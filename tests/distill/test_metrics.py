@@ -8,9 +8,8 @@ import json
 
 import pytest
 
-from distill.events import Event
-from distill.metrics import metrics_files, read_metrics
 from distill.progress import show_progress
+from distill.reporting import Event, metrics_files, read_metrics
 
 
 def write(out, events, *, step=0):

@@ -14,7 +14,7 @@ from cache_service.format.cells import expand_cells
 from distill.config import TrainConfig
 from distill.methods import TeacherFacts
 from distill.stream import LiveTeacher
-from distill.train import train
+from distill.trainer import train
 
 MIXED = {
     "size": 16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from distill.randomness import private_random, seed_step
+from distill.step import private_random, seed_step
 
 CPU = torch.device("cpu")
 

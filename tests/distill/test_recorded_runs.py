@@ -16,9 +16,9 @@ from cache_service.errors import ConfigError, RowsNotBuiltError, SpecMismatchErr
 from cache_service.format.cells import expand_cells
 from distill.evaluate import evaluate_checkpoint
 from distill.methods import TeacherFacts
-from distill.metrics import read_metrics
+from distill.reporting import read_metrics
 from distill.stream import LiveTeacher, open_stream
-from distill.train import train
+from distill.trainer import train
 
 CPU = torch.device("cpu")
 MIXED = {"size": 16, "ops": [{"op": "pad_crop"}, {"op": "mixup"}, {"op": "cutmix"}]}

@@ -25,9 +25,9 @@ from cache_service.rows.reader import open_cache
 from cache_service.rows.verify import verify_cache
 from distill import CachedDataset, load_cache
 from distill.evaluate import evaluate_checkpoint
-from distill.metrics import read_metrics
+from distill.reporting import read_metrics
 from distill.stream import open_stream
-from distill.train import train
+from distill.trainer import train
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,8 @@ from cache_service.datasets import DatasetConfig, open_dataset, wrap_dataset
 from cache_service.errors import RowsNotBuiltError, SpecMismatchError, ViewDriftError
 from distill import CachedDataset, load_cache
 from distill.batches import Batch, BatchPlan
-from distill.data import Replay, train_loader
+from distill.replay import Replay
+from distill.stream import train_loader
 
 MIXED = {
     "size": 16,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from distill.schedule import Constant, Cosine, MultiStep, learning_rate
+from distill.optim import Constant, Cosine, MultiStep, learning_rate
 
 
 def rates(schedule, *, epochs=4, updates_per_epoch=5, peak=2.0):

@@ -9,7 +9,7 @@ from support.streams import MemoryStream, train_config
 
 from cache_service.errors import CorruptError
 from distill.checkpoint import load_checkpoint
-from distill.train import train, train_students
+from distill.trainer import train, train_students
 
 TOYS = {"name": "support.toys:patches", "args": {"num_samples": 96}}
 

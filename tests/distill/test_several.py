@@ -19,9 +19,9 @@ from distill import checkpoint
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
 from distill.export import STUDENT_NAME
-from distill.several import split_students
+from distill.multi_student import split_students
 from distill.targets import TargetDecoder
-from distill.train import train, train_students
+from distill.trainer import train, train_students
 
 PATCHES = {"name": "support.toys:patches", "args": {"num_samples": 40}}
 
@@ -222,7 +222,7 @@ def test_a_batch_is_rendered_once_and_decoded_once_for_each_temperature(
         "peer": {"method": {"name": "peers", "temperature": 4, "teacher_weight": 1}},
     }
     sizes = {"dataset": {**PATCHES, "args": {"num_samples": 96}}, "batch_size": 20, "epochs": 1}
-    configs = several(tmp_path, own, caches=cache, **sizes)
+    configs = several(tmp_path, own, caches=cache, loader="workers", **sizes)
     calls = Counter()
 
     def counted(owner, name):

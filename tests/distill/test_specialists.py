@@ -29,7 +29,7 @@ from distill.specialists import (
     prediction_covariance,
 )
 from distill.stream import open_stream
-from distill.train import train
+from distill.trainer import train
 
 
 def planted(groups, num_classes, *, noise=0.0):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.streams import MemoryStream, train_config
 
-from distill.finite import FiniteWatch
+from distill.finite import NonFiniteCheck
 from distill.step import TrainContext, train_step
-from distill.student_state import make_student_state
+from distill.students import make_student_state
 from distill.trainer import accumulation_groups
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def prepare(**changes):
     config = train_config("unused", **changes)
     stream = MemoryStream(config)
-    return TrainContext(stream, CPU, FiniteWatch(CPU)), make_student_state(config, stream, CPU)
+    return TrainContext(stream, CPU, NonFiniteCheck(CPU)), make_student_state(config, stream, CPU)
 
 
 def update(context, student, group):

@@ -91,5 +91,5 @@ def test_a_device_is_what_it_says():
 
 def test_a_gpu_that_is_not_there_is_refused():
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(ConfigError, match=f"device: {missing} was asked for; this machine has"):
+    with pytest.raises(ConfigError, match=f"device: {missing} was requested; this machine has"):
         choose_device(missing)

@@ -11,8 +11,8 @@ from support.streams import MemoryStream, train_config, train_document
 
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig
-from distill.several import OWN, load_students, split_students
-from distill.train import train_students
+from distill.multi_student import OWN, load_students, split_students
+from distill.trainer import train_students
 
 
 def split(*students, **changes):

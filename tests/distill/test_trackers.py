@@ -10,9 +10,8 @@ from support.runs import stop_at
 from support.streams import MemoryStream, train_config
 
 from cache_service.errors import ConfigError
-from distill.events import Event
-from distill.trackers import trackers_of
-from distill.train import train, train_students
+from distill.reporting import Event, trackers_of
+from distill.trainer import train, train_students
 
 EVENTS = [
     Event("start", 0, 0, {"model": "m", "num_steps": 4}),

@@ -18,10 +18,10 @@ from torch import nn
 from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
-from distill.finite import FiniteWatch
-from distill.metrics import read_metrics
+from distill.finite import NonFiniteCheck
+from distill.reporting import read_metrics
 from distill.stream import LiveTeacher
-from distill.train import train
+from distill.trainer import train
 
 NUM_STEPS = 12  # 22 views in batches of 4, two epochs
 
@@ -232,8 +232,8 @@ def test_a_loss_that_is_no_number_leaves_checkpoint_and_weights_alone(tmp_path):
 def test_where_looking_is_put_off_a_bad_loss_still_comes_before_the_checkpoint(
     tmp_path, monkeypatch
 ):
-    waiting = FiniteWatch(torch.device("cuda"))  # looks only when it must, as on a GPU
-    monkeypatch.setattr("distill.train.FiniteWatch", lambda _device: waiting)
+    waiting = NonFiniteCheck(torch.device("cuda"))  # looks only when it must, as on a GPU
+    monkeypatch.setattr("distill.trainer.NonFiniteCheck", lambda _device: waiting)
     config = train_config(tmp_path, log_every=1000, checkpoint_every={"steps": 9})
     with pytest.raises(NonFiniteError, match="the loss of step 7 is not finite"):
         run(config, stream=Spoiling(config))

@@ -23,7 +23,7 @@ from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.experiments.reproduce.reproductions import REPRODUCTIONS
 from distill.config import TrainConfig
-from distill.several import split_students
+from distill.multi_student import split_students
 
 PACKAGES = ("cache_service", "distill", "cli")
 

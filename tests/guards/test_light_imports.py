@@ -57,7 +57,7 @@ def test_rows_of_a_server_are_read_without_torch_zarr_or_a_web_framework():
 
 def test_students_train_without_a_web_server_a_teacher_or_a_build():
     # Loads torch and timm, which takes a few seconds.
-    loaded = loaded_after("distill", "distill.train", "distill.evaluate")
+    loaded = loaded_after("distill", "distill.trainer", "distill.evaluate")
     assert not loaded & set(WEB)
     ours = {name for name in loaded if name.startswith("cache_service.")}
     builders = ("cache_service.teacher", "cache_service.recording", "cache_service.api")

@@ -13,7 +13,7 @@ from torch import nn
 from cache_service.errors import ConfigError
 from distill.methods import RunFacts, TeacherFacts, method_of
 from distill.methods.multi_teacher import HeadLogits
-from distill.train import train
+from distill.trainer import train
 
 TEACHER = TeacherFacts((1, 2), NUM_CLASSES, origin="caches/a")
 

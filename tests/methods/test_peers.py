@@ -15,7 +15,7 @@ from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import NonFiniteError
-from distill.train import train_students
+from distill.trainer import train_students
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "mixed"])

@@ -151,7 +151,7 @@ def stream_of(method, **changes):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_other_view_is_of_the_same_samples_under_the_other_seed(url, workers):
-    stream = stream_of("ddgsd", caches=[url], workers=workers)
+    stream = stream_of("ddgsd", caches=[url], workers=workers, loader="workers")
     for batch in stream.batches(0):
         (other,) = batch.other_views.values()
         assert other.samples_B.tolist() == batch.samples_B.tolist()
@@ -200,7 +200,7 @@ def test_without_a_cache_both_views_are_new_in_every_epoch():
 
 def test_the_other_view_is_held_against_its_own_record_too(url, tmp_path):
     # The same samples, so the order is right, but under a recipe whose views are others.
-    stream = stream_of("ddgsd", caches=[url])
+    stream = stream_of("ddgsd", caches=[url], loader="workers")
     touched, image = stream.replay.images, stream.replay.images.image
     first = next(iter(stream.batches(0)))
     calls = []

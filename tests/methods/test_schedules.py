@@ -17,9 +17,9 @@ from cache_service.errors import ConfigError
 from distill.config import load_config
 from distill.methods import METHODS, kd
 from distill.methods.setting_types import Schedule
-from distill.metrics import read_metrics
+from distill.reporting import read_metrics
 from distill.stream import open_stream
-from distill.train import train
+from distill.trainer import train
 
 LINE = {"schedule": "linear", "start": 20.0, "end": 4.0, "epochs": 10.0}
 

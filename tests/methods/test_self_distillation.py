@@ -17,7 +17,7 @@ from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.preprocess import prepare_views
 from distill.methods import RunFacts, TeacherFacts, method_of
 from distill.methods.self_distillation import logits_and_features
-from distill.train import train
+from distill.trainer import train
 
 ALIKE = {"rtol": 2e-5, "atol": 1e-6}
 TOYS = {"name": "support.toys:patches", "args": {"num_samples": 96}}

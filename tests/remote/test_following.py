@@ -15,7 +15,7 @@ from support.origin import serving
 from cache_service.errors import RowsNotBuiltError
 from cache_service.remote.source import open_source
 from cache_service.rows.reader import open_cache
-from distill.sources import load_cache, recorded_seeds
+from distill.data import load_cache, recorded_seeds
 
 SPEC = make_spec(num_samples=90, shard_rows=32, chunk_rows=8)
 

@@ -16,7 +16,7 @@ from cli.experiments.reproduce.reproductions import find_reproduction
 from cli.experiments.reproduce.shipped import Options
 from cli.experiments.result_table import render_markdown
 from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from distill.metrics import read_metrics
+from distill.reporting import read_metrics
 
 RESNET = {
     "model": "cli.experiments.reproduce.networks:resnet",

@@ -10,7 +10,7 @@ import torch
 from cache_service.format.cells import expand_cells
 from distill.stream import LiveTeacher, open_stream
 from distill.students import make_student
-from distill.train import train
+from distill.trainer import train
 from support.builds import open_toy, run_build
 from support.streams import train_config
 

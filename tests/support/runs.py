@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from distill.checkpoint import load_checkpoint
-from distill.events import Event
-from distill.metrics import read_metrics
+from distill.reporting import Event, read_metrics
 
 
 def curve(out: Any) -> list[dict[str, Any]]:

@@ -29,11 +29,11 @@ from cache_service.processes import INTERRUPTED, ChildProcess, ParentConnection,
 from cache_service.teacher.settings import TeacherConfig
 from cache_service.teacher.teacher import exact_kernels, load_teacher
 from distill.config import TrainConfig
-from distill.events import Event
 from distill.methods import TeacherFacts
+from distill.reporting import Event
 from distill.stream import LiveTeacher
 from distill.students import choose_device
-from distill.train import train
+from distill.trainer import train
 
 OnEpoch = Callable[[int, float], None]
 """Called with the epochs completed and the test accuracy."""

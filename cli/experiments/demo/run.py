@@ -53,14 +53,11 @@ from cli.experiments.runner import (
 from distill.checkpoint import CHECKPOINT_NAME
 from distill.config import TrainConfig
 from distill.finite import FiniteWatch
-from distill.metrics import read_metrics
-from distill.optim import set_learning_rate
-from distill.randomness import private_random
-from distill.schedule import learning_rate
-from distill.step import TrainContext, train_step
+from distill.optim import learning_rate, set_learning_rate
+from distill.reporting import read_metrics
+from distill.step import TrainContext, private_random, train_step
 from distill.stream import LiveStream, open_stream
-from distill.student_state import make_student_state
-from distill.students import choose_device
+from distill.students import choose_device, make_student_state
 
 WHERE = "demo"
 TEACHER, CACHE, BUILD = "teacher", "cache", "build"

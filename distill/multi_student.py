@@ -12,7 +12,7 @@ from cache_service.config import read_document, suggest, validate_config
 from cache_service.errors import ConfigError
 from distill.config import TrainConfig
 from distill.methods import requirements_of
-from distill.student_state import ALONE, StudentState
+from distill.students import ALONE, StudentState
 
 OWN = (
     "student",
@@ -133,7 +133,7 @@ def refuse_apart_peers(students: Sequence[StudentState]) -> None:
             raise ConfigError(
                 f"students {one.name} and {other.name} learn from each other, but one has taken "
                 f"{one.history.step} steps and the other {other.history.step}.",
-                hint="Choose another `out`, or remove the checkpoints of all of them.",
+                hint="Choose another `out`, or move all their checkpoints elsewhere to start over.",
             )
 
 

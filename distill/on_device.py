@@ -1,0 +1,236 @@
+"""Keeps a small dataset on the student's device and cuts the views there.
+
+The batches are those of the worker processes, byte for byte: padding, crops and mirror images only
+copy pixels, and every draw is a function of the recipe and the seed. A run may therefore be resumed
+with either loader. Shape letters: N samples, B batch, H W pixels, S side of a view.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from cachetools import LRUCache
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_service.errors import ConfigError, ViewDriftError
+from cache_service.format.codecs import Arrays
+from cache_service.format.recipe import PadCrop
+from cache_service.human_format import human_bytes
+from cache_service.remote.source import RowSource
+from cache_service.views.draws import epoch_order
+from cache_service.views.identity import digest64
+from cache_service.views.render import make_renderer
+from distill.batches import Batch, Cursor
+from distill.replay import Replay
+from distill.targets import tensors_of
+
+MAX_BYTES = 2 * 2**30
+"""Bound on the padded images together with the rows of the seeds that are held at once."""
+
+NUM_RENDERED = 64
+"""Views of each seed that are also rendered on the CPU where no cache has digests to compare."""
+
+CHECK_VIEWS = 2048
+"""Views that are copied back at a time to be compared with their digests."""
+
+
+class _Epoch(NamedTuple):
+    """One seed, whole, on the device, by position."""
+
+    samples_N: Tensor
+    draws_N3: Tensor
+    """Top and left in the padded image, and 1 where the view is mirrored."""
+    rows: tuple[dict[str, Tensor], ...]
+
+
+class DeviceViews:
+    """Makes batches on a device from images and rows that lie there.
+
+    Args:
+        replay: the dataset, its recipe and the caches; what it refuses is refused here, too.
+        padded_NHW3: every image with its border, uint8.
+        device: where batches are made.
+        num_seeds: how many seeds are held at once: 2 where views of two seeds are compared.
+    """
+
+    def __init__(
+        self, replay: Replay, padded_NHW3: Tensor, device: torch.device, *, num_seeds: int
+    ) -> None:
+        self._replay = replay
+        self._device = device
+        self._padded_NHW3 = padded_NHW3.to(device)
+        self._labels_N = torch.from_numpy(np.array(replay.images.labels)).to(device)
+        self._recipe = replay.views.recipe
+        self._renderer = make_renderer(self._recipe)
+        self._epochs: LRUCache[int, _Epoch] = LRUCache(num_seeds)
+        self._checked_seeds: set[int] = set()
+
+    def batch(self, cursor: Cursor, positions_B: NDArray[np.int64]) -> Batch:
+        """The views at these positions of the cursor's seed and their rows, on the device.
+
+        Raises:
+            SpecMismatchError, ViewDriftError: a view of the seed is not what the teacher saw.
+        """
+        epoch = self._open(cursor.seed)
+        chosen_B = torch.from_numpy(positions_B).to(self._device, non_blocking=True)
+        samples_B = epoch.samples_N[chosen_B]
+        labels_B = self._labels_N[samples_B]
+        return Batch(
+            images_BHW3=self._cut(epoch, chosen_B),
+            labels_B=labels_B,
+            partner_labels_B=labels_B,
+            weights_B=torch.ones(len(labels_B), device=self._device),
+            samples_B=samples_B,
+            rows=tuple({k: row[chosen_B] for k, row in rows.items()} for rows in epoch.rows),
+            cursor=cursor,
+        )
+
+    def _open(self, seed: int) -> _Epoch:
+        if seed not in self._epochs:
+            if len(self._epochs) == self._epochs.maxsize:
+                self._epochs.popitem()  # before the next one needs its memory
+            self._epochs[seed] = self._load(seed)
+        return self._epochs[seed]
+
+    def _load(self, seed: int) -> _Epoch:
+        order_N = epoch_order(len(self._replay.images), seed)
+        read = [cache.read(seed, 0, len(order_N)) for cache in self._replay.caches]
+        epoch = _Epoch(
+            samples_N=torch.from_numpy(order_N.astype(np.int64)).to(self._device),
+            draws_N3=self._draw(seed, order_N).to(self._device),
+            rows=tuple(
+                {k: row.to(self._device) for k, row in tensors_of(rows, names).items()}
+                for rows, names in zip(read, self._replay.array_names, strict=True)
+            ),
+        )
+        if seed not in self._checked_seeds:
+            self._check(seed, order_N, epoch, read)
+            self._checked_seeds.add(seed)
+        return epoch
+
+    def _draw(self, seed: int, order_N: NDArray[np.int32]) -> Tensor:
+        params_NP = self._renderer.draw(seed, order_N)
+        draws_N3 = np.zeros((len(order_N), 3), np.int64)
+        draws_N3[:, : params_NP.shape[1]] = params_NP
+        return torch.from_numpy(draws_N3)
+
+    def _cut(self, epoch: _Epoch, positions_B: Tensor) -> Tensor:
+        """Views, uint8 [B, S, S, 3]."""
+        top_B1, left_B1, mirrored_B1 = epoch.draws_N3[positions_B].unsqueeze(-1).unbind(dim=1)
+        along_S = torch.arange(self._recipe.size, device=self._device)
+        rows_BS = top_B1 + along_S
+        columns_BS = left_B1 + torch.where(mirrored_B1 == 1, along_S.flip(0), along_S)
+        samples_B11 = epoch.samples_N[positions_B, None, None]
+        return self._padded_NHW3[samples_B11, rows_BS[:, :, None], columns_BS[:, None, :]]
+
+    def _check(
+        self, seed: int, order_N: NDArray[np.int32], epoch: _Epoch, read: list[Arrays]
+    ) -> None:
+        """Compare every view of a seed with its digest in every cache.
+
+        Views that differ are rendered in the ordinary way, which refuses them with the reason or
+        accepts them where the train file allows drift.
+        """
+        num_views = len(order_N) if read else min(NUM_RENDERED, len(order_N))
+        for start in range(0, num_views, CHECK_VIEWS):
+            part = slice(start, min(start + CHECK_VIEWS, num_views))
+            positions_B = torch.arange(part.start, part.stop, device=self._device)
+            views_BSS3 = self._cut(epoch, positions_B).cpu().numpy()
+            differs_B = np.full(len(views_BSS3), not read)
+            if read:
+                digests_B = np.array([digest64(view) for view in views_BSS3], np.uint64)
+            for rows in read:
+                differs_B |= rows["sample"][part] != order_N[part]
+                differs_B |= rows["digest"][part] != digests_B
+            if not differs_B.any():
+                continue
+            rendered, _ = self._replay(seed, start + np.flatnonzero(differs_B))
+            if not np.array_equal(rendered.pixels_BHW3, views_BSS3[differs_B]):
+                raise ViewDriftError(
+                    f"the views of seed {seed} that are cut on {self._device} differ from those "
+                    "that are rendered on the CPU.",
+                    hint="Use `loader: workers`.",
+                )
+
+
+def open_on_device(
+    replay: Replay, device: torch.device, *, loader: str, num_seeds: int
+) -> DeviceViews | None:
+    """The views of a run on the device, or None where worker processes make them.
+
+    Args:
+        replay: dataset, recipe and caches.
+        device: of the students.
+        loader: of the train file. `auto` uses the device where that is exact, where images and
+            rows are small, and where rows are local and complete; `device` insists on it.
+        num_seeds: how many seeds a batch takes its views from.
+
+    Raises:
+        ConfigError: `loader: device` is not possible; names the reason.
+    """
+    if loader == "workers":
+        return None
+    padded_NHW3 = None
+    obstacle = _obstacle(replay, num_seeds)
+    if obstacle is None and loader == "auto" and any(map(_is_streamed, replay.caches)):
+        return None
+    if obstacle is None:
+        padded_NHW3, obstacle = _pad_images(replay)
+    if padded_NHW3 is not None:
+        return DeviceViews(replay, padded_NHW3, device, num_seeds=num_seeds)
+    if loader == "device":
+        raise ConfigError(
+            f"loader: device is not possible here: {obstacle}.",
+            hint="Use `loader: auto`, which makes such views in worker processes.",
+        )
+    return None
+
+
+def _is_streamed(cache: RowSource) -> bool:
+    """Whether rows come over a network, or while they are recorded: better a few at a time."""
+    return "://" in cache.url or cache.wait_s > 0
+
+
+def _obstacle(replay: Replay, num_seeds: int) -> str | None:
+    """Why recipe or size do not allow views on the device; None where they do."""
+    recipe, num_samples = replay.views.recipe, len(replay.images)
+    ops = [op.op for op in recipe.ops]
+    if recipe.callable is not None or ops not in (["pad_crop"], ["pad_crop", "horizontal_flip"]):
+        made_by = recipe.callable or ", ".join(ops)
+        return f"the views are made by {made_by}, and only pad_crop and horizontal_flip copy pixels"
+    side = recipe.size + 2 * _padding(replay).padding
+    # One seed more than are in use: the next one is read before the last one is released.
+    rows = (num_seeds + 1) * sum(cache.group.layout.row_bytes for cache in replay.caches)
+    num_bytes = num_samples * (side**2 * 3 + rows)
+    if num_bytes > MAX_BYTES:
+        return (
+            f"images and rows would take {human_bytes(num_bytes)} on the device, and at most "
+            f"{human_bytes(MAX_BYTES)} are used"
+        )
+    return None
+
+
+def _padding(replay: Replay) -> PadCrop:
+    framing = replay.views.recipe.ops[0]
+    assert isinstance(framing, PadCrop)
+    return framing
+
+
+def _pad_images(replay: Replay) -> tuple[Tensor | None, str | None]:
+    """Every image with its border, uint8 [N, H, W, 3], or why there is none."""
+    framing, size = _padding(replay), replay.views.recipe.size
+    side = size + 2 * framing.padding
+    padded_NHW3 = np.empty((len(replay.images), side, side, 3), np.uint8)
+    border = ((framing.padding,) * 2, (framing.padding,) * 2, (0, 0))
+    for sample, out_HW3 in enumerate(padded_NHW3):
+        image = replay.images.image(sample)
+        if image.size != (size, size):
+            width, height = image.size
+            return None, (
+                f"sample {sample} has {width} x {height} px and would be resized to {size} px"
+            )
+        out_HW3[:] = np.pad(np.asarray(image), border, mode=framing.mode)
+    return torch.from_numpy(padded_NHW3), None
