@@ -52,7 +52,7 @@ from cli.experiments.runner import (
 )
 from distill.checkpoint import CHECKPOINT_NAME
 from distill.config import TrainConfig
-from distill.finite import FiniteWatch
+from distill.finite import NonFiniteCheck
 from distill.optim import learning_rate, set_learning_rate
 from distill.reporting import read_metrics
 from distill.step import TrainContext, private_random, train_step
@@ -431,7 +431,7 @@ def compare_steps(cached: TrainConfig, live: VariantJob) -> Agreement:
     assert live.teacher is not None
     teacher = live_teacher(live.teacher, live.train, device)
     beside = LiveStream(open_stream(live.train, device=device), [teacher])
-    watch = FiniteWatch(device)
+    watch = NonFiniteCheck(device)
     from_cache, from_live = (
         TrainContext(recorded, device, watch),
         TrainContext(beside, device, watch),
