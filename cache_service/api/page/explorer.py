@@ -346,36 +346,40 @@ class Explored(NamedTuple):
     """Everything that the page shows of one sample under one seed.
 
     Attributes:
-        label: of the sample, of a mixed view that of its larger part; None without the dataset.
-        original: address of the image; empty without the dataset.
+        images: of the sample; None if the server cannot render them.
+        replay: of the view; None without images.
         view: address of the view's image; empty if its pixels are not known.
         is_stored: whether `view` comes from the cache itself.
-        replay: None without the dataset.
-        names: of classes, by class, if the dataset has any.
         stored_views: images of the shard's witnesses by sample, if the view cannot be shown.
         note: what is missing.
     """
 
     row: Row
     figures: RowFigures
-    label: int | None
-    original: str
-    original_size: tuple[int, int] | None
+    images: Images | None
+    replay: Replay | None
     view: str
     is_stored: bool
-    replay: Replay | None
-    names: Mapping[int, str]
     others: list[OtherSeed]
     stored_views: dict[int, str]
     note: Note | None
 
+    @property
+    def label(self) -> int | None:
+        """Label of the sample, of a mixed view that of its larger part; None if not known."""
+        return self.replay.label if self.replay else None
+
     def name(self, label: int) -> str:
         """The name of a class in a sentence."""
-        return self.names.get(label, f"class {label}")
+        return self._names.get(str(label), f"class {label}")
 
     def short_name(self, label: int) -> str:
         """The name of a class in a narrow place."""
-        return self.names.get(label, str(label))
+        return self._names.get(str(label), str(label))
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return self.images["names"] if self.images else {}
 
 
 def explore(
@@ -402,41 +406,37 @@ def explore(
         RowsNotBuiltError: the row is not recorded.
         CorruptError: stored bytes are not those committed.
     """
-    row = find_row(cache, commits, seed, sample)
-    others = find_other_rows(cache, commits, seed, sample)
-    images, note = _images(cache, [row, *others], datasets, renderer, wait_s)
-    replays: list[Replay | None] = [None] * (1 + len(others))
+    row, others = (
+        find_row(cache, commits, seed, sample),
+        find_other_rows(cache, commits, seed, sample),
+    )
+    rows = [row, *others]
+    images, note = _images(cache, rows, datasets, renderer, wait_s)
+    replays: list[Replay | None] = [None] * len(rows)
     if images is not None:
         replays = [
             checked_replay(view, label=images["label"], digest=each.digest, origin=each.origin)
-            for view, each in zip(images["views"], [row, *others], strict=True)
+            for view, each in zip(images["views"], rows, strict=True)
         ]
-    own = replays[0]
-    if own is not None and own.drift:
+    figures = [
+        row_figures(cache.spec, each.logits_RC, replay.label if replay else None)
+        for each, replay in zip(rows, replays, strict=True)
+    ]
+    addresses = [replay.image if replay else "" for replay in replays]
+    if replays[0] and replays[0].drift:
         note = Note(
-            f"This view cannot be replayed here: {own.drift}.",
+            f"This view cannot be replayed here: {replays[0].drift}.",
             "The predictions are shown without pixels. `kd-cache verify` checks what is stored.",
         )
-    stored = {} if own and own.image else stored_views(cache, row)
-    label = own.label if own else None
+    stored = {} if addresses[0] else stored_views(cache, row)
     return Explored(
         row=row,
-        figures=row_figures(cache.spec, row.logits_RC, label),
-        label=label,
-        original=images["original"] if images else "",
-        original_size=(images["size"][0], images["size"][1]) if images else None,
-        view=own.image if own and own.image else stored.get(sample, ""),
+        figures=figures[0],
+        images=images,
+        replay=replays[0],
+        view=addresses[0] or stored.get(sample, ""),
         is_stored=sample in stored,
-        replay=own,
-        names={int(key): name for key, name in images["names"].items()} if images else {},
-        others=[
-            OtherSeed(
-                each,
-                row_figures(cache.spec, each.logits_RC, replay.label if replay else label),
-                replay.image if replay else "",
-            )
-            for each, replay in zip(others, replays[1:], strict=True)
-        ],
+        others=list(map(OtherSeed, rows[1:], figures[1:], addresses[1:])),
         stored_views={} if sample in stored else stored,
         note=note,
     )
