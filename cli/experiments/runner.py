@@ -285,11 +285,14 @@ def record(config: BuildConfig, *, title: str, on_message: OnMessage) -> float:
     storage = LocalStorage(str(folder))
     started = time.perf_counter()
     opened = open_build(config)
-    prepare(opened, on_message=lambda line: on_message(f"{title}: {line}"))
+    notes: list[str] = []
+    prepare(opened, on_message=notes.append)
     rows_done = 0
 
     def on_progress(progress: Progress) -> None:
         nonlocal rows_done
+        while notes:  # only of a recording that has work left
+            on_message(f"{title}: {notes.pop(0)}")
         if progress.rows_done > rows_done:
             rows_done = progress.rows_done
             on_message(f"{title}: {rows_done:,} of {progress.rows_total:,} views recorded")

@@ -13,8 +13,8 @@ from support.command import kd_cache
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.rows.reader import open_cache
 from cli.experiments.bench import http
+from cli.experiments.bench.http import write_bench_cache
 from cli.experiments.bench.load import measure
-from cli.experiments.bench.rows import write_bench_cache
 
 TINY = http.Plan(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8})
 

@@ -1,22 +1,28 @@
 """`bench http`: the service against a route that returns a constant, in one run, round by round.
 
+The service serves a cache of random rows that is thrown away at the end.
+
 Ranges as long as a trainer asks for, and lookups of 256 random rows, over 1, 8 and 64 connections.
-Service and constant take turns, so that whatever else the machine does meets both; the ratio is the
+Service and constant take turns, so that other load on the machine affects both; the ratio is the
 median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import logging
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cache_service.errors import CorruptError
+from cache_service.errors import CorruptError, KdCacheError
 from cache_service.format.frame import (
     CHECKSUM_HEADER,
     decode_frame,
@@ -25,22 +31,37 @@ from cache_service.format.frame import (
     range_metadata,
     values_size,
 )
-from cache_service.format.layout import CacheLayout
-from cache_service.format.spec import CacheSpec
+from cache_service.format.layout import CacheLayout, default_layout
+from cache_service.format.recipe import AugmentConfig
+from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
+from cache_service.processes import ChildProcess, Message, module_command
 from cache_service.remote.prefetch import rows_per_request
 from cache_service.rows.reader import open_cache
-from cli.experiments.bench.processes import KD_CACHE, Load, Memory, Server, serving
-from cli.experiments.bench.rows import write_bench_cache
+from cache_service.rows.writer import create_cache
+from cache_service.storage import open_storage
+
+LOG = logging.getLogger(__name__)
+
+Load = Callable[[int, Sequence[bytes], int, int], Message]
+"""Port, requests, connections and number of responses to seconds, latencies and bytes."""
 
 LOOKUP_ROWS = 256
 CONCURRENCY = (1, 8, 64)
 TARGETS = {"range": 0.70, "lookup": 0.18}
-"""Share of the constant's requests a second that the service is to reach."""
+"""Fraction of the constant's requests a second that the service is to reach."""
 
 DIFFERENT_REQUESTS = 64
-"""Of each kind, asked for in turn."""
+"""Of each kind, sent in turn."""
 
 CACHE = "bench"
+
+
+NUM_CLASSES = 1000
+VIEW_SIZE = 8
+STOP_S = 10.0
+
+KD_CACHE = (sys.executable, "-c", "from cli.main import run; run()")
+"""This installation's own command."""
 
 
 class Plan(NamedTuple):
@@ -61,6 +82,26 @@ FULL = Plan(num_samples=131_072, rounds=5, requests={"range": 140, "lookup": 120
 """3 concurrencies * 5 rounds * 1,340: 20,100 requests to the service."""
 
 QUICK = Plan(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128})
+
+
+class Memory(NamedTuple):
+    """Of a process, in bytes: what is resident, and what of that is no mapped file."""
+
+    resident: int
+    anonymous: int
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    process: ChildProcess
+    port: int
+
+    def memory(self) -> Memory:
+        """Its memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        return Memory(*(1024 * int(fields[name].split()[0]) for name in ("VmRSS", "RssAnon")))
 
 
 class Measured(NamedTuple):
@@ -87,10 +128,10 @@ class Measured(NamedTuple):
 
 
 class HttpBench(NamedTuple):
-    """Everything that one run found.
+    """Everything that one run measured.
 
     Attributes:
-        kinds: rows and bytes of one answer, by kind.
+        kinds: rows and bytes of one response, by kind.
         requests: to the service.
         measured: each kind at each concurrency.
         before, after: memory of the service, warm, and after all requests.
@@ -124,36 +165,70 @@ class HttpBench(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One kind of request: what an answer holds, and what is sent to get one."""
+    """One kind of request: the size of a response, and the requests that are sent."""
 
     num_rows: int
     num_bytes: int
     requests: list[bytes]
 
 
-def run_http_bench(plan: Plan, say: Callable[[str], None]) -> HttpBench:
-    """Write a cache, serve it, measure, throw everything away.
+def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
+    """Write a cache, serve it, measure, and remove everything.
 
     Raises:
-        KdCacheError: a server did not start, or answered otherwise than it must.
+        KdCacheError: a server did not start, or its responses are wrong.
     """
     with tempfile.TemporaryDirectory(prefix="kd-cache-bench-") as name:
         folder = Path(name)
         root = folder / "root"
         root.mkdir()
-        say(f"writing {plan.num_samples:,} rows")
+        on_message(f"writing {plan.num_samples:,} rows")
         spec = write_bench_cache(str(root / CACHE), plan.num_samples)
         kinds = {"range": _ranges(spec), "lookup": _lookups(spec)}
         service = [*KD_CACHE, "serve", str(root), "--port", "0", "--json"]
         sizes = [str(kind.num_bytes) for kind in kinds.values()]
-        constant = [sys.executable, "-m", "cli.experiments.bench.constant", *sizes]
-        with (
-            serving(service, folder / "service.log") as measured,
-            serving(constant, folder / "constant.log") as beside,
-            Load() as load,
-        ):
-            _check_answer(measured, str(root / CACHE), spec)
-            return _measure(plan, kinds, load, (measured, beside), say)
+        constant = [*module_command("cli.experiments.bench.constant"), *sizes]
+        with _serving(service) as measured, _serving(constant) as beside, _load() as load:
+            _check_response(measured, str(root / CACHE), spec)
+            return _measure(plan, kinds, load, (measured, beside), on_message)
+
+
+@contextlib.contextmanager
+def _serving(command: Sequence[str]) -> Iterator[Server]:
+    """A server whose first message is `{"url": ...}`; stopped at the end.
+
+    Raises:
+        KdCacheError: it does not start.
+    """
+    process = ChildProcess(command, log=LOG)
+    try:
+        message = process.receive()
+        if message is None:
+            raise KdCacheError(f"{' '.join(command)} did not start: {process.last_line()}")
+        yield Server(process, int(message["url"].rpartition(":")[2]))
+    finally:
+        process.stop(STOP_S)
+
+
+@contextlib.contextmanager
+def _load() -> Iterator[Load]:
+    """The client: one process for all measurements."""
+    process = ChildProcess(module_command("cli.experiments.bench.load"), log=LOG)
+
+    def measure(port: int, requests: Sequence[bytes], concurrency: int, count: int) -> Message:
+        encoded = [base64.b64encode(each).decode() for each in requests]
+        process.send(
+            {"port": port, "requests": encoded, "concurrency": concurrency, "count": count}
+        )
+        measured = process.receive()
+        if measured is None:
+            raise KdCacheError(f"the load client ended: {process.last_line()}")
+        return measured
+
+    try:
+        yield measure
+    finally:
+        process.wait()
 
 
 def _measure(
@@ -161,30 +236,28 @@ def _measure(
     kinds: dict[str, Kind],
     load: Load,
     servers: tuple[Server, Server],
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> HttpBench:
     service, constant = servers
     for kind in kinds.values():  # every page mapped, every thread started, before memory is read
-        load.measure(
-            service.port, kind.requests, concurrency=max(CONCURRENCY), count=2 * DIFFERENT_REQUESTS
-        )
+        load(service.port, kind.requests, max(CONCURRENCY), 2 * DIFFERENT_REQUESTS)
     before, count = service.memory(), 0
-    found = []
+    measured = []
     for number, (name, kind) in enumerate(kinds.items()):
         for clients in CONCURRENCY:
-            say(f"{name}s of {kind.num_rows} rows over {clients} connections")
+            on_message(f"{name}s of {kind.num_rows} rows over {clients} connections")
             times = max(plan.requests[name], clients)
             same = [_http("GET", f"/{number}")]
             turns = [
                 (
-                    load.measure(service.port, kind.requests, concurrency=clients, count=times),
-                    load.measure(constant.port, same, concurrency=clients, count=times),
+                    load(service.port, kind.requests, clients, times),
+                    load(constant.port, same, clients, times),
                 )
                 for _ in range(plan.rounds)
             ]
-            found.append(_summary(name, clients, turns))
+            measured.append(_summary(name, clients, turns))
             count += times * plan.rounds
-    return HttpBench(kinds, count, found, before, service.memory())
+    return HttpBench(kinds, count, measured, before, service.memory())
 
 
 def _summary(
@@ -241,23 +314,77 @@ def _http(method: str, path: str, body: bytes = b"") -> bytes:
     return f"{head}\r\n".encode() + body
 
 
-def _check_answer(service: Server, path: str, spec: CacheSpec) -> None:
-    """Whether the answers that are timed are right: one range, compared with the cache itself."""
+def _check_response(service: Server, path: str, spec: CacheSpec) -> None:
+    """Check the responses that are timed: one range, compared with the cache itself."""
     import urllib3
 
     url = f"http://127.0.0.1:{service.port}{_rows_path(0, LOOKUP_ROWS)}"
-    answer = urllib3.request("GET", url)
-    if answer.status != 200:
-        raise CorruptError(f"{url} answered {answer.status}: {answer.data[:300]!r}")
+    response = urllib3.request("GET", url)
+    if response.status != 200:
+        raise CorruptError(f"{url} responded {response.status}: {response.data[:300]!r}")
     arrays = CacheLayout(spec).arrays
-    found = decode_frame(
-        answer.data,
-        checksum=answer.headers.get(CHECKSUM_HEADER),
+    served = decode_frame(
+        response.data,
+        checksum=response.headers.get(CHECKSUM_HEADER),
         arrays=arrays,
         num_rows=LOOKUP_ROWS,
         metadata=range_metadata(spec.fingerprint, 0, 0, LOOKUP_ROWS),
         what=url,
     )
     stored = open_cache(path).read(0, 0, LOOKUP_ROWS)
-    if not all(np.array_equal(found[name], stored[name]) for name in stored):
-        raise CorruptError(f"{url} answered other rows than {path} holds.")
+    if not all(np.array_equal(served[name], stored[name]) for name in stored):
+        raise CorruptError(f"{url} returned other rows than {path} holds.")
+
+
+def bench_spec(num_samples: int) -> CacheSpec:
+    """ImageNet's thousand classes, one cell a view, float16: about 2 kB a row."""
+    preprocess = Preprocess(size=VIEW_SIZE, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    draft = CacheSpec.model_validate(
+        {
+            "dataset": DatasetId(
+                name="bench",
+                split="train",
+                num_samples=num_samples,
+                num_classes=NUM_CLASSES,
+                sha256="0" * 64,
+            ),
+            "recipe": AugmentConfig(size=VIEW_SIZE, preset="none").recipe(),
+            "teacher": TeacherId(
+                model="bench",
+                weights_sha256="0" * 64,
+                num_classes=NUM_CLASSES,
+                preprocess=preprocess,
+                map_side=1,
+                affine_head=True,
+            ),
+            "scales": (1,),
+            "stored_scales": (1,),
+            "codec": {"kind": "dense"},
+            "layout": Layout(shard_rows=2, chunk_rows=2),
+        }
+    )
+    layout = default_layout(CacheLayout(draft).row_bytes, num_samples)  # as a build would choose
+    return draft.model_copy(update={"layout": layout})
+
+
+def write_bench_cache(url: str, num_samples: int) -> CacheSpec:
+    """One recorded seed of so many rows."""
+    spec = bench_spec(num_samples)
+    writer = create_cache(open_storage(url), spec, num_seeds=1, versions={}, provenance={})
+    rng = np.random.default_rng(0)
+    order = rng.permutation(num_samples).astype(np.int32)
+    views = np.zeros(CacheLayout(spec).witness_shape, np.uint8)
+    for shard in range(spec.num_shards):
+        start, stop = spec.shard_range(shard)
+        writer.write_shard(0, shard, _rows(spec, order[start:stop], rng), views, {})
+    return spec
+
+
+def _rows(
+    spec: CacheSpec, samples: NDArray[np.int32], rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    logits = rng.standard_normal((len(samples), 1, NUM_CLASSES), np.float32)
+    labels = np.zeros((len(samples), 1), np.int64)
+    words = rng.integers(0, 2**63, (2, len(samples)), dtype=np.uint64)
+    encoded = spec.codec.encode(logits, labels)
+    return {"sample": samples, "digest": words[0], "origin": words[1], **encoded}
