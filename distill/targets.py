@@ -14,21 +14,17 @@ import torch
 from torch import Tensor
 
 from cache_service.format.cells import expand_matrix
-from cache_service.format.codecs import Arrays, Decoding, Head
+from cache_service.format.codecs import ArrayMath, Arrays, Decoding, Head
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
 
 
-class TorchMath:
-    """`cache_service.format.codecs.ArrayMath` in torch."""
+class TorchMath(ArrayMath):
+    """The same operations in torch."""
 
     def float32(self, values: Tensor) -> Tensor:
         """The values as float32."""
         return values.float()
-
-    def clip(self, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The values, each at least `low` and at most `high`."""
-        return torch.clamp(values, low, high)
 
     def scatter(self, fill: Tensor, width: int, index: Tensor, values: Tensor) -> Tensor:
         """A new tensor [..., width] of `fill` [...], `values` put at `index` of the last axis."""

@@ -10,9 +10,8 @@ classes or channels.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,23 +56,21 @@ class Head(NamedTuple):
     bias_C: Floats
 
 
-class ArrayMath(Protocol):
-    """What decoding needs of an array library beside arithmetic and `[..., None]`.
+class ArrayMath:
+    """The two operations that numpy and torch spell differently, in numpy.
 
-    The same formulas run on numpy here and on torch where students train.
+    Decoding runs the same formulas on torch where students train: `distill.targets.TorchMath`.
     """
 
     def float32(self, values: Any) -> Any:
         """The values as float32."""
-        ...
-
-    def clip(self, values: Any, low: Any, high: Any) -> Any:
-        """The values, each at least `low` and at most `high`; all of one shape."""
-        ...
+        return values.astype(np.float32)
 
     def scatter(self, fill: Any, width: int, index: Any, values: Any) -> Any:
         """A new array [..., width] of `fill` [...], `values` put at `index` of the last axis."""
-        ...
+        dense = np.broadcast_to(fill[..., None], (*fill.shape, width)).astype(np.float32)
+        np.put_along_axis(dense, index.astype(np.int64), values.astype(np.float32), axis=-1)
+        return dense
 
 
 class Decoding(NamedTuple):
@@ -92,65 +89,53 @@ class Decoding(NamedTuple):
     temperature: float
 
 
-class NumpyMath:
-    """`ArrayMath` in numpy."""
-
-    def float32(self, values: NDArray[Any]) -> Floats:
-        """The values as float32."""
-        return values.astype(np.float32)
-
-    def clip(self, values: Floats, low: Floats, high: Floats) -> Floats:
-        """The values, each at least `low` and at most `high`."""
-        return np.clip(values, low, high)
-
-    def scatter(
-        self, fill: Floats, width: int, index: NDArray[Any], values: NDArray[Any]
-    ) -> Floats:
-        """A new array [..., width] of `fill` with `values` at `index`."""
-        dense = np.broadcast_to(fill[..., None], (*fill.shape, width)).astype(np.float32)
-        np.put_along_axis(dense, index.astype(np.int64), values.astype(np.float32), axis=-1)
-        return dense
-
-
 class BaseCodec(Frozen):
-    """The interface of a codec.
+    """Stores one array of float16, and is the interface of all codecs.
 
     Attributes:
         stores_features: whether the inputs of a linear head are stored in place of logits.
-        drops_classes: whether the logits of some classes are stored in summary only.
+        num_kept: classes whose single logits are stored per cell; None where all are.
         rounding_error: root-mean-square error of the stored logits beyond that of float16, as a
             fraction of their standard deviation over the classes of a cell, at most.
     """
 
     stores_features: ClassVar[bool] = False
-    drops_classes: ClassVar[bool] = False
     rounding_error: ClassVar[float] = 0.0
+    num_kept: ClassVar[int | None] = None
+    array_name: ClassVar[str] = "logits"
+    label: ClassVar[str]
+    """What is stored, in a word or two; settings in braces."""
 
     compression: Annotated[
         Literal["none", "zstd"],
         Field(description="Of each chunk. `none` lets local readers map the file."),
     ] = "none"
 
-    @abstractmethod
-    def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
-        """The arrays that hold `num_cells` stored cells of each view."""
-
-    @abstractmethod
-    def encode_finite(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
-        """As `encode`, of answers that float16 can hold."""
-
-    @abstractmethod
-    def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
-        """The stored cells of rows, float32 [B, R, X]: logits, or features to apply the head to."""
-
-    @abstractmethod
-    def describe_values(self) -> str:
-        """What is stored, in a word or two."""
+    @property
+    def drops_classes(self) -> bool:
+        """Whether the logits of some classes are stored in summary only."""
+        return self.num_kept is not None
 
     def describe(self) -> str:
         """What is stored, and the compression where there is one: `topk 32, zstd`."""
-        text = self.describe_values()
+        text = self.label.format(**self.model_dump())
         return text if self.compression == "none" else f"{text}, {self.compression}"
+
+    def check(self, num_classes: int) -> None:
+        """Raise ValueError where the settings do not fit a teacher of so many classes."""
+
+    def with_channels(self, num_channels: int) -> BaseCodec:  # noqa: ARG002  for one codec
+        """The codec for a head of so many inputs."""
+        return self
+
+    def head_shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
+        """Shapes of the constant float32 arrays that decoding needs, by name."""
+        return {}
+
+    def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
+        """The arrays that hold `num_cells` stored cells of each view."""
+        shape = (num_cells, num_classes)
+        return (RowArray(self.array_name, "float16", shape, ("cell", "class"), NAN),)
 
     def encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
         """Arrays to store for one batch of answers.
@@ -165,68 +150,45 @@ class BaseCodec(Frozen):
             NonFiniteError: NaN, infinity, or a magnitude that float16 cannot hold.
         """
         _refuse_non_finite(answer_BRX)
-        return self.encode_finite(answer_BRX, labels_BL)
+        return self._encode(answer_BRX, labels_BL)
 
-    def check(self, num_classes: int) -> None:
-        """Raise ValueError where the settings do not fit a teacher of so many classes."""
+    def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
+        return {self.array_name: answer_BRX.astype(np.float16)}
 
-    def with_channels(self, num_channels: int) -> BaseCodec:  # noqa: ARG002  for one codec
-        """The codec for a head of so many inputs."""
-        return self
-
-    def head_shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
-        """Shapes of the constant float32 arrays that decoding needs, by name."""
-        return {}
+    def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
+        """The stored cells of rows, float32 [B, R, X]: logits, or features to apply the head to."""
+        return how.array_math.float32(rows[self.array_name])
 
     def kept_logits(self, rows: Arrays, logits_BRC: Floats) -> Floats:  # noqa: ARG002
         """Those of the logits whose single values the rows hold, [B, R, C] or [B, R, K]."""
         return logits_BRC
 
-    @property
-    def num_kept(self) -> int | None:
-        """Classes kept per cell; None where all are."""
-        return None
-
 
 class DenseCodec(BaseCodec):
     """Every logit as float16: 2 bytes a class."""
 
+    label: ClassVar[str] = "dense float16"
+
     kind: Literal["dense"] = "dense"
-
-    def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
-        """See `BaseCodec`."""
-        shape = (num_cells, num_classes)
-        return (RowArray("logits", "float16", shape, ("cell", "class"), NAN),)
-
-    def encode_finite(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
-        """See `BaseCodec`."""
-        return {"logits": answer_BRX.astype(np.float16)}
-
-    def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
-        """See `BaseCodec`."""
-        return how.array_math.float32(rows["logits"])
-
-    def describe_values(self) -> str:
-        """See `BaseCodec`."""
-        return "dense float16"
 
 
 class Int8Codec(BaseCodec):
     """Every logit as uint8 with a scale and an offset per cell: 1 byte a class + 8."""
 
-    kind: Literal["int8"] = "int8"
+    label: ClassVar[str] = "int8"
     rounding_error: ClassVar[float] = 0.03
 
+    kind: Literal["int8"] = "int8"
+
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
-        """See `BaseCodec`."""
+        """Levels, and what they are multiplied by and added to."""
         return (
             RowArray("logits", "uint8", (num_cells, num_classes), ("cell", "class"), 0),
             RowArray("scale", "float32", (num_cells,), ("cell",), NAN),
             RowArray("offset", "float32", (num_cells,), ("cell",), NAN),
         )
 
-    def encode_finite(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
-        """See `BaseCodec`."""
+    def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
         low_BR, high_BR = answer_BRX.min(axis=-1), answer_BRX.max(axis=-1)
         scale_BR = ((high_BR - low_BR) / np.float32(255)).astype(np.float32)
         # A cell whose classes all agree has no range; any divisor gives level 0, which is exact.
@@ -239,25 +201,26 @@ class Int8Codec(BaseCodec):
         }
 
     def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
-        """See `BaseCodec`."""
+        """Logits, each within half a level of what was encoded."""
         levels_BRC = how.array_math.float32(rows["logits"])
         return levels_BRC * rows["scale"][..., None] + rows["offset"][..., None]
-
-    def describe_values(self) -> str:
-        """See `BaseCodec`."""
-        return "int8"
 
 
 class TopKCodec(BaseCodec):
     """The k largest logits, the label's among them, and the moments of the rest."""
 
-    drops_classes: ClassVar[bool] = True
+    label: ClassVar[str] = "topk {k}"
 
     kind: Literal["topk"] = "topk"
     k: Annotated[int, Field(ge=3, description="Classes kept per cell, labels included.")]
 
+    @property
+    def num_kept(self) -> int:  # type: ignore[override]
+        """`k`."""
+        return self.k
+
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
-        """See `BaseCodec`."""
+        """Kept classes with their values, and the moments of the others."""
         kept = ((num_cells, self.k), ("cell", "rank"))
         tail = ("tail_mean", "tail_var", "tail_max", "tail_lme")
         return (
@@ -274,9 +237,7 @@ class TopKCodec(BaseCodec):
                 "use `codec: {kind: dense}` to keep every class"
             )
 
-    def encode_finite(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
-        """See `BaseCodec`."""
-        num_classes = answer_BRX.shape[-1]
+    def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
         ranked_BRC = answer_BRX.astype(np.float64)
         labels_BRL = np.broadcast_to(
             labels_BL[:, None, :], (*answer_BRX.shape[:2], labels_BL.shape[-1])
@@ -289,7 +250,7 @@ class TopKCodec(BaseCodec):
         dropped_BRX = order_BRC[..., self.k :]
         tail_BRX = np.take_along_axis(answer_BRX, dropped_BRX, axis=-1).astype(np.float64)
         return {
-            "classes": kept_BRK.astype(class_dtype(num_classes)),
+            "classes": kept_BRK.astype(class_dtype(answer_BRX.shape[-1])),
             "values": np.take_along_axis(answer_BRX, kept_BRK, axis=-1).astype(np.float16),
             "tail_mean": tail_BRX.mean(axis=-1).astype(np.float32),
             "tail_var": tail_BRX.var(axis=-1).astype(np.float32),
@@ -298,7 +259,7 @@ class TopKCodec(BaseCodec):
         }
 
     def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
-        """Dense logits whose softmax at `temperature` gives the dropped classes their joint weight.
+        """Dense logits whose softmax at the temperature T gives the dropped classes their weight.
 
         Each dropped class gets T log mean exp(v/T) over the dropped logits v. Of mean m and
         variance s, that is m + s/(2T) to second order. A third term c/T^2 is fitted so that T = 1,
@@ -309,40 +270,27 @@ class TopKCodec(BaseCodec):
         third_BR, temperature = lme_BR - mean_BR - half_BR, how.temperature
         fitted_BR = mean_BR + half_BR / temperature + third_BR / temperature**2
         low_BR, high_BR = (mean_BR, lme_BR) if temperature >= 1 else (lme_BR, rows["tail_max"])
-        fill_BR = how.array_math.clip(fitted_BR, low_BR, high_BR)
+        fill_BR = fitted_BR.clip(low_BR, high_BR)
         return how.array_math.scatter(fill_BR, how.num_classes, rows["classes"], rows["values"])
 
-    def describe_values(self) -> str:
-        """See `BaseCodec`."""
-        return f"topk {self.k}"
-
     def kept_logits(self, rows: Arrays, logits_BRC: Floats) -> Floats:
-        """See `BaseCodec`."""
+        """The logits of the kept classes, [B, R, K]."""
         kept_BRK: Floats = np.take_along_axis(logits_BRC, rows["classes"].astype(np.int64), axis=-1)
         return kept_BRK
-
-    @property
-    def num_kept(self) -> int | None:
-        """See `BaseCodec`."""
-        return self.k
 
 
 class FeaturesCodec(BaseCodec):
     """The input of a linear head as float16, and the head once: exact at every temperature."""
 
     stores_features: ClassVar[bool] = True
+    array_name: ClassVar[str] = "features"
+    label: ClassVar[str] = "features {num_channels}"
 
     kind: Literal["features"] = "features"
     num_channels: Annotated[
         int | None,
         Field(ge=1, le=2**20, description="Width of the head's input; the build fills it in."),
     ] = None
-
-    def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:  # noqa: ARG002
-        """See `BaseCodec`."""
-        assert self.num_channels is not None  # `check` refused it
-        shape = (num_cells, self.num_channels)
-        return (RowArray("features", "float16", shape, ("cell", "channel"), NAN),)
 
     def check(self, num_classes: int) -> None:  # noqa: ARG002
         """Raise ValueError where the head's width is not known yet."""
@@ -354,21 +302,15 @@ class FeaturesCodec(BaseCodec):
         return self.model_copy(update={"num_channels": num_channels})
 
     def head_shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:
-        """See `BaseCodec`."""
+        """Weight and bias."""
         assert self.num_channels is not None  # `check` refused it
         return {"head_weight": (num_classes, self.num_channels), "head_bias": (num_classes,)}
 
-    def encode_finite(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
-        """See `BaseCodec`."""
-        return {"features": answer_BRX.astype(np.float16)}
-
-    def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
-        """See `BaseCodec`."""
-        return how.array_math.float32(rows["features"])
-
-    def describe_values(self) -> str:
-        """See `BaseCodec`."""
-        return f"features {self.num_channels}"
+    def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:  # noqa: ARG002
+        """Inputs of the head."""
+        assert self.num_channels is not None  # `check` refused it
+        shape = (num_cells, self.num_channels)
+        return (RowArray("features", "float16", shape, ("cell", "channel"), NAN),)
 
 
 Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(discriminator="kind")]

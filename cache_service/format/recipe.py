@@ -30,13 +30,17 @@ Strength = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this
 Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
 
 
-def _require_ascending(op: str, **ranges: tuple[float, float]) -> None:
-    for name, (low, high) in ranges.items():
-        if low > high:
-            raise ValueError(f"{op}.{name} runs from {low} down to {high}")
+class _Op(Frozen):
+    @model_validator(mode="after")
+    def _check_ranges(self) -> _Op:
+        for name, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                op = getattr(self, "op", "")
+                raise ValueError(f"{op}.{name} runs from {value[0]} down to {value[1]}")
+        return self
 
 
-class PadCrop(Frozen):
+class PadCrop(_Op):
     """Pad by `padding` on each side, then crop the view's size at a random place."""
 
     op: Literal["pad_crop"] = "pad_crop"
@@ -46,7 +50,7 @@ class PadCrop(Frozen):
     ] = "constant"
 
 
-class RandomResizedCrop(Frozen):
+class RandomResizedCrop(_Op):
     """Crop a random area and aspect ratio, then resize it to the view's size."""
 
     op: Literal["random_resized_crop"] = "random_resized_crop"
@@ -54,13 +58,8 @@ class RandomResizedCrop(Frozen):
     ratio: AspectRange = (0.75, 4 / 3)
     interpolation: Interpolation = "bilinear"
 
-    @model_validator(mode="after")
-    def _check(self) -> RandomResizedCrop:
-        _require_ascending(self.op, area=self.area, ratio=self.ratio)
-        return self
 
-
-class CenterCrop(Frozen):
+class CenterCrop(_Op):
     """Resize the shorter side to size / crop_pct, then crop the middle. Draws nothing."""
 
     op: Literal["center_crop"] = "center_crop"
@@ -71,14 +70,14 @@ class CenterCrop(Frozen):
     interpolation: Interpolation = "bilinear"
 
 
-class HorizontalFlip(Frozen):
+class HorizontalFlip(_Op):
     """Mirror left and right with probability `prob`."""
 
     op: Literal["horizontal_flip"] = "horizontal_flip"
     prob: Probability = 0.5
 
 
-class RandomAffine(Frozen):
+class RandomAffine(_Op):
     """Rotate, translate, scale and shear about the center; bilinear, on black."""
 
     op: Literal["random_affine"] = "random_affine"
@@ -96,13 +95,8 @@ class RandomAffine(Frozen):
         float, Field(ge=0, le=60, description="Shears by at most this, in degrees, either way.")
     ] = 0.0
 
-    @model_validator(mode="after")
-    def _check(self) -> RandomAffine:
-        _require_ascending(self.op, scale=self.scale)
-        return self
 
-
-class ColorJitter(Frozen):
+class ColorJitter(_Op):
     """Brightness, contrast, saturation and hue, in a random order, with probability `prob`."""
 
     op: Literal["color_jitter"] = "color_jitter"
@@ -116,7 +110,7 @@ class ColorJitter(Frozen):
     prob: Probability = 1.0
 
 
-class RandAugment(Frozen):
+class RandAugment(_Op):
     """`num_ops` random ops of one magnitude (Cubuk et al., 2020)."""
 
     op: Literal["rand_augment"] = "rand_augment"
@@ -124,13 +118,13 @@ class RandAugment(Frozen):
     magnitude: Annotated[int, Field(ge=0, le=30, description="Of 31 levels, 0 to 30.")] = 9
 
 
-class TrivialAugment(Frozen):
+class TrivialAugment(_Op):
     """One random op of a random magnitude, wide ranges (Mueller and Hutter, 2021)."""
 
     op: Literal["trivial_augment"] = "trivial_augment"
 
 
-class RandomErasing(Frozen):
+class RandomErasing(_Op):
     """Overwrite a random box with the mean color or with noise (Zhong et al., 2020)."""
 
     op: Literal["random_erasing"] = "random_erasing"
@@ -141,13 +135,8 @@ class RandomErasing(Frozen):
         Literal["mean", "noise"], Field(description="ImageNet's mean color, or uniform noise.")
     ] = "mean"
 
-    @model_validator(mode="after")
-    def _check(self) -> RandomErasing:
-        _require_ascending(self.op, area=self.area, ratio=self.ratio)
-        return self
 
-
-class Mixup(Frozen):
+class Mixup(_Op):
     """Blend with the neighbor in the seed's order, weight ~ Beta(alpha, alpha)."""
 
     op: Literal["mixup"] = "mixup"
@@ -155,7 +144,7 @@ class Mixup(Frozen):
     prob: Probability = 1.0
 
 
-class Cutmix(Frozen):
+class Cutmix(_Op):
     """Paste a box of the neighbor in the seed's order, its area ~ Beta(alpha, alpha)."""
 
     op: Literal["cutmix"] = "cutmix"

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from cache_service.config import Frozen
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.cells import choose_stored_scales, num_cells
-from cache_service.format.codecs import Arrays, Codec, Decoding, Floats, Head, NumpyMath
+from cache_service.format.codecs import ArrayMath, Arrays, Codec, Decoding, Floats, Head
 from cache_service.format.recipe import Recipe
 
 FORMAT_VERSION: Literal[1] = 1
@@ -136,7 +136,7 @@ class CacheSpec(Frozen):
             head: of that cache; None unless its codec stores features.
             temperature: see `codecs.Decoding`.
         """
-        how = Decoding(NumpyMath(), self.teacher.num_classes, temperature)
+        how = Decoding(ArrayMath(), self.teacher.num_classes, temperature)
         cells_BRX: Floats = self.codec.decode(rows, how)
         if not self.codec.stores_features:
             return cells_BRX

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -34,15 +34,6 @@ DEFAULT_OPEN_SHARDS = 4
 
 KEPT_ORDERS = 4
 """Seeds whose order is kept: one is 5 MB for 1.28 million samples."""
-
-
-class _Part(NamedTuple):
-    """Rows [start, stop) of one shard, counted from its first row, whose first position is `at`."""
-
-    shard: int
-    start: int
-    stop: int
-    at: int
 
 
 class Cache:
@@ -137,8 +128,7 @@ class Cache:
     def head(self) -> Head | None:
         """The linear head of a cache that stores features, else None.
 
-        Raises:
-            CorruptError: it is damaged.
+        Raises CorruptError where it is damaged.
         """
         parts = {}
         for name, key in self.layout.head_keys().items():
@@ -158,23 +148,17 @@ class Cache:
     def read(
         self, seed: int, start: int, stop: int, *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
-        """Encoded rows of the recorded positions [start, stop), by array name.
-
-        Args:
-            seed: a recorded seed.
-            start: first position.
-            stop: one after the last; at most the number of samples.
-            arrays: which; all by default.
+        """Encoded rows of the recorded positions [start, stop), by array name (all by default).
 
         Raises:
             RowsNotBuiltError: a position is beyond the epoch, or in a shard without a commit.
             CorruptError: stored bytes are not those committed.
         """
         self._check_range(seed, start, stop)  # before memory is taken for it
-        rows = self._blank_rows(stop - start, arrays)
-        for part in self._parts(start, stop):
-            shard = self._shard(seed, part.shard)
-            shard.read_into(part.start, part.stop, rows, part.at - start)
+        rows, done = self._blank_rows(stop - start, arrays), 0
+        for number, low, high in self._parts(start, stop):
+            self._shard(seed, number).read_into(low, high, rows, done)
+            done += high - low
         return self._typed(rows)
 
     def pieces(self, seed: int, start: int, stop: int, name: str) -> list[Piece]:
@@ -185,8 +169,8 @@ class Cache:
         self._check_range(seed, start, stop)
         return [
             piece
-            for part in self._parts(start, stop)
-            for piece in self._shard(seed, part.shard).pieces(name, part.start, part.stop)
+            for number, low, high in self._parts(start, stop)
+            for piece in self._shard(seed, number).pieces(name, low, high)
         ]
 
     def is_ready(
@@ -200,18 +184,15 @@ class Cache:
         if not 0 <= start < stop <= self.spec.dataset.num_samples:
             return False
         names, size = names or self.layout.names, self.spec.layout.chunk_rows
-        for part in self._parts(start, stop):
-            shard = self._open_shard(seed, part.shard)
-            chunks = slice(part.start // size, (part.stop - 1) // size + 1)
+        for number, low, high in self._parts(start, stop):
+            shard = self._open_shard(seed, number)
+            chunks = slice(low // size, (high - 1) // size + 1)
             if shard is None or not shard.is_ready(names, chunks):
                 return False
         return True
 
     def prefetch(self, seed: int, start: int, names: Iterable[str], num_bytes: int) -> None:
-        """Check `num_bytes` of each array from a position on, to the shard's end at most.
-
-        Raises as `read`.
-        """
+        """Check `num_bytes` of each array from a position on, in one shard. Raises as `read`."""
         if start < self.spec.dataset.num_samples:
             shard, row = divmod(start, self.spec.layout.shard_rows)
             if row:
@@ -223,13 +204,7 @@ class Cache:
         self, seed: int, positions_B: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of scattered positions, in the order asked for. Raises as `read` does."""
-        count = self.spec.dataset.num_samples
-        first = _first_outside(positions_B, count)
-        if first is not None:
-            raise RowsNotBuiltError(
-                f"position {first} of seed {seed} was asked for; {self.url} records positions "
-                f"[0, {count})."
-            )
+        self._check_inside(positions_B, "position")
         shards_B, local_B = np.divmod(positions_B, self.spec.layout.shard_rows)
         rows = self._blank_rows(len(positions_B), arrays)
         for number in np.unique(shards_B).tolist():
@@ -246,7 +221,15 @@ class Cache:
             RowsNotBuiltError: a sample outside the dataset, or not recorded yet.
             CorruptError: stored bytes are not those committed.
         """
-        return self.gather(seed, self.locate(seed, samples_B), arrays=arrays)
+        self.check_samples(samples_B)
+        positions_B = self._order(seed)[samples_B].astype(np.int64)
+        if (positions_B < 0).any():
+            missing = int(samples_B[positions_B < 0][0])
+            raise RowsNotBuiltError(
+                f"sample {missing} of seed {seed} is not recorded yet in {self.url}.",
+                hint="Run the same `kd-cache build` again to finish it.",
+            )
+        return self.gather(seed, positions_B, arrays=arrays)
 
     def is_lookup_ready(
         self, seed: int, samples_B: NDArray[np.int64], names: tuple[str, ...] | None = None
@@ -254,7 +237,7 @@ class Cache:
         """As `is_ready`, of a lookup: the seed's order must be in memory, too."""
         with self._lock:
             order = self._orders.get(seed)
-        if order is None or _first_outside(samples_B, len(order)) is not None:
+        if order is None or _is_outside(samples_B, len(order)).any():
             return False
         names = names or self.layout.names
         shards_B, rows_B = np.divmod(order[samples_B], self.spec.layout.shard_rows)
@@ -265,42 +248,33 @@ class Cache:
                 return False
         return True
 
-    def locate(self, seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of samples under a seed, int64 [B]. Raises as `lookup`."""
-        self.check_samples(samples_B)
-        positions_B = self._order(seed)[samples_B].astype(np.int64)
-        if (positions_B < 0).any():
-            missing = int(samples_B[positions_B < 0][0])
-            raise RowsNotBuiltError(
-                f"sample {missing} of seed {seed} is not recorded yet in {self.url}.",
-                hint="Run the same `kd-cache build` again to finish it.",
-            )
-        return positions_B
-
     def check_samples(self, samples_B: NDArray[np.int64]) -> None:
         """Raise RowsNotBuiltError where a sample is not one of the dataset."""
-        count = self.spec.dataset.num_samples
-        first = _first_outside(samples_B, count)
-        if first is not None:
-            raise RowsNotBuiltError(
-                f"sample {first} was asked for; {self.url} holds samples [0, {count})."
-            )
+        self._check_inside(samples_B, "sample")
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _parts(self, start: int, stop: int) -> Iterator[_Part]:
-        """The range [start, stop) of positions, cut at the edges of shards."""
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, first row, one after the last row) of positions [start, stop)."""
         size = self.spec.layout.shard_rows
         for shard in range(start // size, (stop - 1) // size + 1):
             first = shard * size
-            low, high = max(start, first), min(stop, first + size)
-            yield _Part(shard, low - first, high - first, low)
+            yield shard, max(start - first, 0), min(stop - first, size)
+
+    def _check_inside(self, numbers_B: NDArray[np.int64], kind: str) -> None:
+        count = self.spec.dataset.num_samples
+        outside_B = _is_outside(numbers_B, count)
+        if outside_B.any():
+            raise RowsNotBuiltError(
+                f"{kind} {int(numbers_B[outside_B][0])} was requested; {self.url} holds {kind}s "
+                f"[0, {count})."
+            )
 
     def _check_range(self, seed: int, start: int, stop: int) -> None:
         if not 0 <= start < stop <= self.spec.dataset.num_samples:
             raise RowsNotBuiltError(
-                f"positions [{start}, {stop}) of seed {seed} were asked for; "
-                f"{self.url} records positions [0, {self.spec.dataset.num_samples})."
+                f"positions [{start}, {stop}) of seed {seed} were requested; "
+                f"{self.url} holds positions [0, {self.spec.dataset.num_samples})."
             )
 
     def _blank_rows(self, num_rows: int, names: tuple[str, ...] | None) -> dict[str, Rows]:
@@ -401,7 +375,7 @@ def open_stored(
     group = decode_group(content, url)
     if fingerprint is not None and group.fingerprint != fingerprint:
         raise SpecMismatchError(
-            f"{url} has fingerprint {group.fingerprint}, but {fingerprint} was asked for: it was "
+            f"{url} has fingerprint {group.fingerprint}, but {fingerprint} was requested: it was "
             "recorded from another teacher, recipe, dataset or codec."
         )
     _check_documents(storage, group.layout)
@@ -423,9 +397,7 @@ def _check_documents(storage: Storage, layout: CacheLayout) -> None:
             )
 
 
-def _first_outside(numbers: NDArray[np.signedinteger[Any]], count: int) -> int | None:
-    """The first of some numbers that is not in [0, count); None if all are."""
-    unsigned = numbers.astype(np.uint64)  # one below 0 wraps to far above, so one bound is enough
-    if not len(unsigned) or unsigned.max() < count:
-        return None
-    return int(numbers[np.argmax(unsigned >= count)])
+def _is_outside(numbers_B: NDArray[np.signedinteger[Any]], count: int) -> NDArray[np.bool_]:
+    """Whether each number is not in [0, count)."""
+    outside_B: NDArray[np.bool_] = numbers_B.astype(np.uint64) >= count  # -1 wraps to far above
+    return outside_B

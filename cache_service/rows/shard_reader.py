@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError
-from cache_service.format.codecs import RowArray
 from cache_service.format.commit import Commit
 from cache_service.format.layout import CacheLayout
 from cache_service.format.shard import (
@@ -70,7 +69,7 @@ class ShardReader:
             rows[where_B] = self._reader(name).gather(chunks_B, inside_B)
 
     def pieces(self, name: str, start: int, stop: int) -> list[Piece]:
-        """Rows [start, stop) of an array: not copied where it is mapped."""
+        """Rows [start, stop) of an array in pieces; not copied where it is mapped."""
         return self._reader(name).pieces(start, stop)
 
     def is_ready(self, names: Iterable[str], chunks: Chunks) -> bool:
@@ -114,53 +113,39 @@ class ShardReader:
 
     def _reader(self, name: str) -> MappedArray | FetchedArray:
         if name not in self._readers:
-            spec = self._layout.spec
-            key = self._layout.object_key(name, self._commit.seed, self._commit.shard)
-            start, stop = spec.shard_range(self._commit.shard)
-            stored = StoredArray(
-                storage=self._storage,
-                key=key,
-                address=f"{self._storage.url}/{key}",
-                array=self._layout.by_name[name],
-                table=self._commit.objects[name],
-                num_rows=stop - start,
-                chunk_rows=spec.layout.chunk_rows,
-                num_chunks=self._layout.num_chunks,
-                compression=spec.codec.compression,
-            )
+            stored = StoredArray(self._storage, self._layout, self._commit, name)
             self._readers[name] = _open_array(stored)
         return self._readers[name]
 
 
-class StoredArray(NamedTuple):
-    """One array's object in one shard: where it lies, and what it must be.
+class StoredArray:
+    """One array's object in one shard: where it lies, and what it must be."""
 
-    Attributes:
-        storage: that holds it.
-        key: in that storage.
-        address: URL and key, for messages.
-        array: type and shape of its rows.
-        table: size and checksum of each chunk, from the commit.
-        num_rows: of this shard.
-        chunk_rows: rows of a chunk.
-        num_chunks: chunks of a whole shard.
-        compression: of each chunk.
-    """
+    def __init__(self, storage: Storage, layout: CacheLayout, commit: Commit, name: str) -> None:
+        """Compare the commit's figures with the layout, before anything is read.
 
-    storage: Storage
-    key: str
-    address: str
-    array: RowArray
-    table: ChunkTable
-    num_rows: int
-    chunk_rows: int
-    num_chunks: int
-    compression: str
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one chunk, uncompressed and without its checksum."""
-        return self.chunk_rows * self.array.row_bytes
+        Raises:
+            CorruptError: no shard of this cache can have them.
+        """
+        spec = layout.spec
+        start, stop = spec.shard_range(commit.shard)
+        self.storage = storage
+        self.key = layout.object_key(name, commit.seed, commit.shard)
+        self.address = f"{storage.url}/{self.key}"
+        self.table = commit.objects[name]
+        self.num_chunks = layout.num_chunks
+        self.chunk_rows = spec.layout.chunk_rows
+        self.row_bytes = layout.by_name[name].row_bytes
+        self.chunk_bytes = self.chunk_rows * self.row_bytes
+        self.compression = spec.codec.compression
+        check_table(
+            self.table,
+            num_stored=-(-(stop - start) // self.chunk_rows),
+            num_bytes=self.chunk_bytes,
+            index_bytes=index_size(self.num_chunks),
+            compression=self.compression,
+            what=self.address,
+        )
 
 
 class MappedArray:
@@ -173,7 +158,7 @@ class MappedArray:
         self._stride = stored.chunk_bytes + CRC_BYTES
         self._checked = np.zeros(len(stored.table.sizes), np.bool_)
         self._all_checked = False
-        self._row_bytes = stored.array.row_bytes
+        self._row_bytes = stored.row_bytes
         # A row begins at any byte, because checksums of 4 bytes lie between the chunks.
         self._window: Rows = np.ndarray(
             len(mapped) - self._row_bytes + 1,
@@ -260,13 +245,13 @@ class FetchedArray:
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Rows [start, stop), copied into one piece whose checksum is not known."""
-        rows: Rows = np.empty(stop - start, f"V{self._stored.array.row_bytes}")
+        rows: Rows = np.empty(stop - start, f"V{self._stored.row_bytes}")
         self.read_into(start, stop, rows)
         return [(rows.view(np.uint8).data, None)]
 
     def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
         """Rows by chunk and place in it."""
-        out: Rows = np.empty(len(chunks_B), f"V{self._stored.array.row_bytes}")
+        out: Rows = np.empty(len(chunks_B), f"V{self._stored.row_bytes}")
         for number, chunk in self._chunks(np.unique(chunks_B).tolist()).items():
             where = chunks_B == number
             out[where] = chunk[inside_B[where]]
@@ -300,27 +285,15 @@ class FetchedArray:
                     num_bytes=stored.chunk_bytes,
                     what=f"chunk {number} of {stored.address}",
                 ),
-                f"V{stored.array.row_bytes}",
+                f"V{stored.row_bytes}",
             )
             for number, content in zip(numbers, contents, strict=True)
         ]
 
 
 def _open_array(stored: StoredArray) -> MappedArray | FetchedArray:
-    """An array of a committed shard, its size and index held against the commit.
-
-    Raises:
-        CorruptError: they are not what was committed.
-    """
+    """Compare the object's size and index with the commit, and choose how to read it."""
     tail = index_size(stored.num_chunks)
-    check_table(
-        stored.table,
-        num_stored=-(-stored.num_rows // stored.chunk_rows),
-        num_bytes=stored.chunk_bytes,
-        index_bytes=tail,
-        compression=stored.compression,
-        what=stored.address,
-    )
     mapped = stored.storage.map(stored.key)
     size = stored.storage.size(stored.key) if mapped is None else len(mapped)
     _check_size(size or 0, stored.table, stored.address)
@@ -336,7 +309,6 @@ def _open_array(stored: StoredArray) -> MappedArray | FetchedArray:
 
 
 def _check_size(size: int, table: ChunkTable, address: str) -> None:
-    """Raise CorruptError where an object has another size than was committed."""
     if size != table.size:
         raise CorruptError(
             f"{address} has {size} bytes, but {table.size} were committed: it is missing, cut "

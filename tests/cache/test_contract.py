@@ -105,7 +105,7 @@ def test_decoded_rows_are_what_the_codec_makes_of_the_answers(recorded_here):
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (98, 101), (5, 5), (6, 5), (100, 101)])
 def test_positions_beyond_the_epoch_are_refused(recorded, start, stop):
     cache, _ = recorded
-    says = rf"positions \[{start}, {stop}\) of seed 0 were asked for; .* records positions \[0, 100"
+    says = rf"positions \[{start}, {stop}\) of seed 0 were requested; .* holds positions \[0, 100"
     with pytest.raises(RowsNotBuiltError, match=says):
         cache.read(0, start, stop)
 
@@ -114,9 +114,9 @@ def test_positions_beyond_the_epoch_are_refused(recorded, start, stop):
 def test_one_position_or_sample_too_far_refuses_the_whole_request(recorded, bad):
     cache, _ = recorded
     asked = np.array([3, bad, 5], np.int64)
-    with pytest.raises(RowsNotBuiltError, match=f"position {bad} of seed 0 was asked for"):
+    with pytest.raises(RowsNotBuiltError, match=f"position {bad} was requested"):
         cache.gather(0, asked)
-    with pytest.raises(RowsNotBuiltError, match=f"sample {bad} was asked for"):
+    with pytest.raises(RowsNotBuiltError, match=f"sample {bad} was requested"):
         cache.lookup(0, asked)
 
 

@@ -69,7 +69,7 @@ def test_a_frame_that_unpacks_to_64_gib_is_refused_in_little_memory(cache, decla
         "witness": lambda frame: plant_witness(root, frame),
     }[where]
     plant(frame)
-    refused(root, "the commit says of", read=read_in_a_process)
+    refused(root, "the commit gives", read=read_in_a_process)
     # ... and one short enough by what it unpacks to.
     plant(bomb(24 << 20, declared=size))
     refused(root, "does not unpack to", read=read_in_a_process)
@@ -169,7 +169,7 @@ def test_a_commit_to_a_hole_of_64_gib_is_refused(cache):
             {"size": 64 * GIB, "chunk_sizes": [held]}
         ),
     )
-    refused(root, "the commit says of", read=read_in_a_process)
+    refused(root, "the commit gives", read=read_in_a_process)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_run_goes_on_with_a_cache_that_moved_and_refuses_another(tmp_path):
 
 def test_another_fingerprint_than_the_one_asked_for_is_refused(tmp_path, cache):
     wanted = {"url": cache, "fingerprint": "0" * 64}
-    with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was asked for"):
+    with pytest.raises(SpecMismatchError, match=f"but {'0' * 64} was requested"):
         train(config_for(tmp_path, [wanted]))
 
 
