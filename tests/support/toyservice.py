@@ -70,13 +70,11 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
     app.add_middleware(
         RequestLogMiddleware, observers=(metrics.observe, traffic.observe, log_request)
     )
-    _add_routes(app, limiter, metrics, traffic)
+    _add_routes(app, limiter, metrics)
     return app
 
 
-def _add_routes(
-    app: FastAPI, limiter: ConcurrencyLimiter, metrics: Metrics, traffic: RecentTraffic
-) -> None:
+def _add_routes(app: FastAPI, limiter: ConcurrencyLimiter, metrics: Metrics) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -84,10 +82,6 @@ def _add_routes(
     @app.get("/metrics")
     async def show() -> Response:
         return Response(metrics.render(), media_type=MEDIA_TYPE)
-
-    @app.get("/traffic")
-    async def show_live() -> dict[str, Any]:
-        return traffic.figures()
 
     @app.get("/v1/lookup/{name}")
     async def lookup(name: str, request: Request, seconds: float = 0.0, size: int = 2) -> Response:

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -121,18 +120,24 @@ class RecentTraffic:
         last[3] += record.bytes
         self._latencies.append((now, record.seconds))
 
-    def figures(self) -> dict[str, Any]:
-        """Rates over the last minute (or since the start), and latencies in milliseconds."""
+    def figures(self) -> dict[str, float | None]:
+        """Rates over the last minute (or since the start), and quantiles of the latency.
+
+        `failed_per_s` counts server errors and requests that the client abandoned. The quantiles
+        are None if there was no request.
+        """
         now = self._clock()
         self._drop_old(now)
         seconds = min(max(now - self._started, 1.0), WINDOW_SECONDS)
+        requests, failed, num_bytes = (sum(each[i] for each in self._seconds) for i in (1, 2, 3))
         recent = sorted(s for at, s in self._latencies if now - at <= WINDOW_SECONDS)
+        p50, p99 = (quantile(recent, q) for q in (0.5, 0.99)) if recent else (None, None)
         return {
-            "requests_per_second": sum(each[1] for each in self._seconds) / seconds,
-            "errors_per_second": sum(each[2] for each in self._seconds) / seconds,
-            "bytes_per_second": sum(each[3] for each in self._seconds) / seconds,
-            "p50_ms": 1000 * quantile(recent, 0.5) if recent else None,
-            "p99_ms": 1000 * quantile(recent, 0.99) if recent else None,
+            "requests_per_s": requests / seconds,
+            "failed_per_s": failed / seconds,
+            "bytes_per_s": num_bytes / seconds,
+            "p50_s": p50,
+            "p99_s": p99,
         }
 
     def _drop_old(self, now: float) -> None:

@@ -235,19 +235,8 @@ def activity(service: Service, builds: Builds | None) -> Activity:
     Raises:
         StorageError: the queue cannot be read.
     """
-    figures = service.traffic.figures()
-    p50_s, p99_s = (
-        None if figures[name] is None else figures[name] / 1000 for name in ("p50_ms", "p99_ms")
-    )
-    traffic = {
-        "requests_per_s": figures["requests_per_second"],
-        "failed_per_s": figures["errors_per_second"],
-        "bytes_per_s": figures["bytes_per_second"],
-        "p50_s": p50_s,
-        "p99_s": p99_s,
-    }
     newest = () if builds is None else builds.queue.newest(limit=MAX_BUILDS)
-    return Activity([_summary(build) for build in newest], traffic)
+    return Activity([_summary(build) for build in newest], service.traffic.figures())
 
 
 def _summary(build: Build) -> dict[str, Any]:
