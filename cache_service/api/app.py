@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from cache_service.api.http.metrics import Metrics, RecentTraffic
 from cache_service.api.http.problems import add_problem_handlers, describe
 from cache_service.api.http.service import Service
 from cache_service.api.http.settings import ServeConfig
-from cache_service.api.http.waiting import Prioritize, ShardWaiter
+from cache_service.api.http.waiting import ShardWaiter
 from cache_service.api.page import routes as page_routes
 from cache_service.api.page import sign_in
 from cache_service.api.page.rendering import Pages
@@ -39,11 +39,24 @@ def create_app(config: ServeConfig) -> FastAPI:
     Raises:
         ConfigError: the root cannot be served.
     """
-    metrics, stopping = Metrics(), asyncio.Event()
+    metrics, limits, stopping = Metrics(), config.limits, asyncio.Event()
+    catalog = Catalog(config.root, open_shards=limits.open_shards)
+    waiter = ShardWaiter(catalog, stopping, limits)
     builds = None
     if config.builds is not None:
-        builds = Builds(config.root, config.builds, registry=metrics.registry)
-    service = _create_service(config, metrics, stopping, builds)
+        builds = recorder = Builds(config.root, config.builds, registry=metrics.registry)
+        catalog.is_expected = builds.expects
+        waiter.prioritize = lambda *shards: recorder.queue.prioritize(*shards)
+    service = Service(
+        config=config,
+        catalog=catalog,
+        waiter=waiter,
+        limiter=ConcurrencyLimiter(limits),
+        metrics=metrics,
+        traffic=RecentTraffic(),
+        stopping=stopping,
+    )
+    metrics.watch(service.limiter)
     pages = Pages(service, builds)
     app = FastAPI(
         title="kd-cache",
@@ -67,52 +80,13 @@ def create_app(config: ServeConfig) -> FastAPI:
     add_problem_handlers(app)
     describe(app)
     # The middleware added last is the outermost: refused requests are logged and counted, too.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=limits.max_body_bytes)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
     app.add_middleware(AuthMiddleware, tokens=config.tokens, login=login)
     observers = (metrics.observe, service.traffic.observe, log_request)
     app.add_middleware(RequestLogMiddleware, observers=observers)
     return app
-
-
-def _create_service(
-    config: ServeConfig, metrics: Metrics, stopping: asyncio.Event, builds: Builds | None
-) -> Service:
-    limits = config.limits
-    limiter = ConcurrencyLimiter(
-        max_in_flight=limits.max_inflight,
-        max_event_streams=limits.max_streams,
-        reading_threads=limits.threads,
-        max_held_bytes=limits.max_answer_bytes,
-    )
-    metrics.watch(limiter)
-    catalog = Catalog(config.root, open_shards=limits.open_shards)
-    if builds is not None:
-        catalog.is_expected = builds.expects
-    waiter = ShardWaiter(
-        catalog,
-        stopping,
-        max_wait_s=limits.wait_max_s,
-        max_waiting=limits.max_waiting,
-        prioritize=None if builds is None else _prioritize_in(builds),
-    )
-    return Service(
-        config=config,
-        catalog=catalog,
-        waiter=waiter,
-        limiter=limiter,
-        metrics=metrics,
-        traffic=RecentTraffic(),
-        stopping=stopping,
-    )
-
-
-def _prioritize_in(builds: Builds) -> Prioritize:
-    async def prioritize(name: str, seed: int, shards: Sequence[int]) -> None:
-        await builds.on_thread(builds.queue.prioritize, name, seed, shards)
-
-    return prioritize
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from support.sockets import connect, get, metric, probing
 from support.toyservice import toy_service
 
 from cache_service.api.http.limits import ConcurrencyLimiter
+from cache_service.api.http.settings import Limits
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_event_streams_have_places_of_their_own(tmp_path):
 
 
 def test_a_gate_counts_in_and_out():
-    limiter = ConcurrencyLimiter(max_in_flight=1, max_event_streams=1, reading_threads=1)
+    limiter = ConcurrencyLimiter(Limits(max_inflight=1, max_streams=1, threads=1))
     assert limiter.enter(stream=False)
     assert not limiter.enter(stream=False)
     assert limiter.enter(stream=True)

@@ -49,13 +49,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def toy_app(settings: dict[str, Any]) -> FastAPI:
-    limiter = ConcurrencyLimiter(
-        max_in_flight=settings["in_flight"],
-        max_event_streams=settings["streams"],
-        reading_threads=settings["threads"],
-        max_held_bytes=settings["held_bytes"],
+def limits_of(settings: dict[str, Any]) -> Limits:
+    return Limits(
+        header_timeout_s=settings["header_seconds"],
+        max_header_bytes=settings["header_bytes"],
+        send_timeout_s=settings["send_seconds"],
+        max_connections=settings["connections"],
+        keep_alive_s=settings["keep_alive"],
+        max_inflight=settings["in_flight"],
+        max_streams=settings["streams"],
+        threads=settings["threads"],
+        max_answer_bytes=settings["held_bytes"],
     )
+
+
+def toy_app(settings: dict[str, Any]) -> FastAPI:
+    limiter = ConcurrencyLimiter(limits_of(settings))
     metrics, traffic = Metrics(), RecentTraffic()
     metrics.watch(limiter)
 
@@ -111,20 +120,13 @@ def _add_routes(app: FastAPI, limiter: ConcurrencyLimiter, metrics: Metrics) -> 
 def main(settings: dict[str, Any]) -> None:
     set_up_logs()
     app = toy_app(settings)
-    limits = Limits(
-        header_timeout_s=settings["header_seconds"],
-        max_header_bytes=settings["header_bytes"],
-        send_timeout_s=settings["send_seconds"],
-        max_connections=settings["connections"],
-        keep_alive_s=settings["keep_alive"],
-    )
     allow_open_files(settings["connections"])
 
     def announce(_host: str, port: int) -> None:
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()
 
-    server = make_server(app, limits, announce=announce, stop_s=settings["stop"])
+    server = make_server(app, limits_of(settings), announce=announce, stop_s=settings["stop"])
     server.run([listen("127.0.0.1", 0)])
     leave_stuck_threads()
 

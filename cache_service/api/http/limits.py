@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.http.log import CLIENT_GONE
 from cache_service.api.http.problems import problem_response
+from cache_service.api.http.settings import Limits
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -50,31 +51,22 @@ class ConcurrencyLimiter:
         reading: limiter of the threads that read; health needs none of them.
     """
 
-    def __init__(
-        self,
-        *,
-        max_in_flight: int,
-        max_event_streams: int,
-        reading_threads: int,
-        max_held_bytes: int = 256 << 20,
-    ) -> None:
-        self._max_in_flight = max_in_flight
-        self._max_event_streams = max_event_streams
-        self._max_held_bytes = max_held_bytes
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.in_flight = 0
         self.event_streams = 0
         self.held_bytes = 0
-        self.reading = anyio.CapacityLimiter(reading_threads)
+        self.reading = anyio.CapacityLimiter(limits.threads)
         # Never full while `reading` has tokens left; without it, anyio's own limit of 40 holds.
-        self._threads = anyio.CapacityLimiter(reading_threads)
+        self._threads = anyio.CapacityLimiter(limits.threads)
 
     def enter(self, *, stream: bool) -> bool:
         """Count a request in, and return False if there are too many."""
         if stream:
-            admitted = self.event_streams < self._max_event_streams
+            admitted = self.event_streams < self._limits.max_streams
             self.event_streams += admitted
         else:
-            admitted = self.in_flight < self._max_in_flight
+            admitted = self.in_flight < self._limits.max_inflight
             self.in_flight += admitted
         return admitted
 
@@ -90,7 +82,8 @@ class ConcurrencyLimiter:
 
         A response is always admitted if no other is held, however large it is.
         """
-        admitted = not self.held_bytes or self.held_bytes + num_bytes <= self._max_held_bytes
+        total = self.held_bytes + num_bytes
+        admitted = not self.held_bytes or total <= self._limits.max_answer_bytes
         self.held_bytes += admitted * num_bytes
         return admitted
 

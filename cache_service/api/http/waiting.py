@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import anyio.to_thread
 from fastapi import Request
@@ -14,9 +13,8 @@ from starlette.exceptions import HTTPException
 
 from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.log import CLIENT_GONE
+from cache_service.api.http.settings import Limits
 from cache_service.errors import KdCacheError, RowsNotBuiltError
-
-Result = TypeVar("Result")
 
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 0.5
@@ -25,9 +23,6 @@ LONGEST_POLL_S = 0.5
 RETRY_AFTER_S = 2
 
 log = logging.getLogger("kdcache.waiting")
-
-Prioritize = Callable[[str, int, Sequence[int]], Awaitable[None]]
-"""Moves shards (cache name, seed, shard numbers) to the front of the build queue."""
 
 
 class RowsAwaitedError(RowsNotBuiltError):
@@ -42,11 +37,11 @@ class ShardWaiter:
 
     Args:
         stopping: ends every wait when it is set.
-        max_wait_s: the longest wait of one request, seconds.
-        max_waiting: requests that may wait at a time; any more of them do not wait at all.
-        prioritize: tells the server's own build queue which shards a client needs.
+        limits: `wait_max_s` of one request; more requests than `max_waiting` do not wait at all.
 
     Attributes:
+        prioritize: moves shards (cache name, seed, numbers) to the front of the build queue; None
+            if the server runs no builds.
         waiting: requests that wait now.
     """
 
@@ -54,16 +49,12 @@ class ShardWaiter:
         self,
         catalog: Catalog,
         stopping: asyncio.Event,
-        *,
-        max_wait_s: float,
-        max_waiting: int,
-        prioritize: Prioritize | None = None,
+        limits: Limits,
     ) -> None:
         self._catalog = catalog
         self._stopping = stopping
-        self._max_wait_s = max_wait_s
-        self._max_waiting = max_waiting
-        self._prioritize = prioritize
+        self._limits = limits
+        self.prioritize: Callable[[str, int, Sequence[int]], object] | None = None
         self.waiting = 0
 
     async def wait_while_connected(
@@ -74,7 +65,8 @@ class ShardWaiter:
         Raises:
             HTTPException: the client closed the connection.
         """
-        seconds = min(wait_s, self._max_wait_s) if self.waiting < self._max_waiting else 0.0
+        limits = self._limits
+        seconds = min(wait_s, limits.wait_max_s) if self.waiting < limits.max_waiting else 0.0
         self.waiting += 1
         recorded = asyncio.ensure_future(self.wait(name, seed, shards, seconds))
         disconnected = asyncio.ensure_future(_disconnected(request))
@@ -93,9 +85,9 @@ class ShardWaiter:
 
         The shards are prioritized even if `wait_s` is 0: such a client comes back for them.
         """
-        if self._prioritize is not None:
+        if self.prioritize is not None:
             try:
-                await self._prioritize(name, seed, shards)
+                await anyio.to_thread.run_sync(self.prioritize, name, seed, shards)
             except KdCacheError as error:  # a broken queue must not cost anybody rows
                 log.warning("shards of %s could not be prioritized: %s", name, error)
         deadline, pause = time.monotonic() + wait_s, FIRST_POLL_S
