@@ -41,16 +41,14 @@ def create_app(config: ServeConfig) -> FastAPI:
     """
     metrics, limits, stopping = Metrics(), config.limits, asyncio.Event()
     catalog = Catalog(config.root, open_shards=limits.open_shards)
-    waiter = ShardWaiter(catalog, stopping, limits)
     builds = None
     if config.builds is not None:
-        builds = recorder = Builds(config.root, config.builds, registry=metrics.registry)
+        builds = Builds(config.root, config.builds, registry=metrics.registry)
         catalog.is_expected = builds.expects
-        waiter.prioritize = lambda *shards: recorder.queue.prioritize(*shards)
     service = Service(
         config=config,
         catalog=catalog,
-        waiter=waiter,
+        waiter=ShardWaiter(catalog, stopping, limits),
         limiter=ConcurrencyLimiter(limits),
         metrics=metrics,
         traffic=RecentTraffic(),
@@ -91,10 +89,12 @@ def create_app(config: ServeConfig) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    stopping: asyncio.Event = app.state.service.stopping
+    service: Service = app.state.service
     builds: Builds | None = app.state.builds
+    stopping = service.stopping
     if builds is not None:
         await anyio.to_thread.run_sync(builds.start)
+        service.waiter.prioritize = builds.queue.prioritize
     ending = asyncio.create_task(_stop_workers_early(builds, stopping))
     try:
         yield
