@@ -18,8 +18,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -52,33 +51,14 @@ DEVICE_TOLERANCE = 1e-2
 is taken for is off by about 1, so nothing is lost."""
 
 
-@runtime_checkable
-class CellNet(Protocol):
-    """timm's convention, by which a network of your own can say where its map ends."""
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> map, [B, D, H, W], [B, H, W, D] or [B, L, D]."""
-        ...
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """A map of any size -> logits [B, C]."""
-        ...
-
-
-@dataclass(frozen=True)
-class CellSupport:
-    """What `check_cells` measured.
-
-    Attributes:
-        map_side: side of the feature map.
-        num_channels: of the feature map.
-        affine: whether the mean of two cells' logits is the logits of their mean, so that coarse
-            cells follow from fine ones.
-    """
+class CellSupport(NamedTuple):
+    """What `check_cells` measured: side and channels of the feature map, and the kind of head."""
 
     map_side: int
     num_channels: int
     affine: bool
+    """Whether the mean of two cells' logits is the logits of their mean, so that coarse cells
+    follow from fine ones."""
 
 
 def cell_logits(
@@ -106,14 +86,7 @@ def cell_features(
 
     Where `linear_head` gives (W, b), the cell's logits are `W f + b`.
     """
-    kept: list[Tensor] = []
-
-    def pool(map_BDHW: Tensor) -> Tensor:
-        kept.append(pool_cells(map_BDHW, scales, pooling=pooling))
-        return kept[0]
-
-    answer_cells(model, images_B3HW, pool)
-    return kept[0]
+    return pool_cells(_feature_map(model, images_B3HW), scales, pooling=pooling)
 
 
 def pool_cells(map_BDHW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct") -> Tensor:
@@ -184,8 +157,12 @@ def answer_cells(model: nn.Module, images_B3HW: Tensor, pool: Pool) -> Tensor:
 
 
 def is_cell_net(model: object) -> TypeGuard[Any]:
-    """Whether the network follows timm's convention."""
-    return isinstance(model, CellNet)
+    """Whether the network follows timm's convention, as your own may to say where its map ends.
+
+    `forward_features` maps images to a map [B, D, H, W], [B, H, W, D] or [B, L, D], and
+    `forward_head` a map of any size to logits [B, C].
+    """
+    return all(callable(getattr(model, f"forward_{part}", None)) for part in ("features", "head"))
 
 
 def describe(model: nn.Module) -> str:

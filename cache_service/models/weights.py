@@ -140,40 +140,42 @@ class Weights(NamedTuple):
 
 
 def find_weights(file: Path, content: object) -> list[Weights]:
-    """Every state dict of a checkpoint's content, the raw one first.
+    """The state dicts of a checkpoint's content: the raw one, then averages of it.
 
     Raises:
         ConfigError: there is none.
     """
-    if isinstance(content, Mapping) and content:
+    if isinstance(content, Mapping):
+        names = [key for key in content if isinstance(key, str)]
+        averaged = [key for key in names if AVERAGED.search(key.lower())]
+        raw = [key for key in NESTED_UNDER + RAW_ELSEWHERE * bool(averaged) if key in content]
         found = [
-            Weights(key, tensors, averaged)
-            for key, averaged in _named_places(content)
+            Weights(key, tensors, key in averaged)
+            for key in raw + averaged
             if (tensors := _state_dict(content[key])) is not None
         ]
-        raw = [each for each in found if not each.averaged]
-        averaged = [each for each in found if each.averaged and _is_beside(each, raw)]
-        if raw or averaged:
-            return raw[:1] + averaged
-    return [_whole(file, content)]
+        # An average of something else, such as the losses, shares no name with the weights.
+        found = [w for w in found if not w.tensors.keys().isdisjoint(found[0].tensors)]
+        if found:
+            return [w for w in found if not w.averaged][:1] + [w for w in found if w.averaged]
+    return [_plain_weights(file, content)]
 
 
 def choose_weights(file: Path, found: list[Weights], choice: WeightsChoice | None) -> Weights:
-    """The weights that are meant.
+    """The raw or the averaged weights of a checkpoint.
 
     Raises:
-        ConfigError: they are not in the file, or there are two kinds and no choice.
+        ConfigError: they are not in the file, or both are and there is no choice.
     """
     raw = next((each for each in found if not each.averaged), None)
     averages = [each for each in found if each.averaged]
-    averaged = averages[0] if averages else None
     if len(averages) > 1 and choice != "raw":
         names = ", ".join(repr(each.key) for each in averages)
         raise ConfigError(
             f"checkpoint {file} holds several averages of the weights: {names}.",
-            hint="Save the one that is meant as a file of its own, or set "
-            "`checkpoint_weights: raw`.",
+            hint="Save one of them as a file of its own, or set `checkpoint_weights: raw`.",
         )
+    averaged = averages[0] if averages else None
     if choice is None:
         if raw is None or averaged is None or _equal(raw.tensors, averaged.tensors):
             return found[0]
@@ -183,47 +185,28 @@ def choose_weights(file: Path, found: list[Weights], choice: WeightsChoice | Non
             hint="Beside `checkpoint`, set `checkpoint_weights: averaged` (usually the better "
             "ones, and those that training scripts evaluate) or `checkpoint_weights: raw`.",
         )
-    wanted = averaged if choice == "averaged" else raw
-    if wanted is None:
-        only = found[0]
-        kind = "averaged" if only.averaged else "raw"
+    chosen = averaged if choice == "averaged" else raw
+    if chosen is None:
+        other, key = ("raw" if choice == "averaged" else "averaged"), found[0].key
         raise ConfigError(
-            f"checkpoint {file} holds no {choice} weights, only {kind} ones"
-            f"{f' under {only.key!r}' if only.key else ''}.",
+            f"checkpoint {file} holds no {choice} weights, only {other} ones"
+            f"{f' under {key!r}' if key else ''}.",
             hint="Leave `checkpoint_weights` out to load those.",
         )
-    return wanted
+    return chosen
 
 
-def _named_places(content: Mapping[Any, Any]) -> list[tuple[str, bool]]:
-    """Keys that may hold weights, and whether those are averaged."""
-    names = [key for key in content if isinstance(key, str)]
-    averaged = [(key, True) for key in names if AVERAGED.search(key.lower())]
-    raw = [key for key in NESTED_UNDER if key in content]
-    if averaged:
-        raw += [key for key in RAW_ELSEWHERE if key in content]
-    return [*((key, False) for key in raw), *averaged]
-
-
-def _state_dict(value: object) -> dict[str, Tensor] | None:
-    """The tensors of a state dict, which may be nested once more; None for anything else."""
-    for _ in range(4):
-        if not isinstance(value, Mapping):
-            return None
-        if value and all(isinstance(each, Tensor) for each in value.values()):
-            break
-        inner = next((k for k in HOLDERS if isinstance(value.get(k), Mapping)), None)
-        if inner is None:
-            return None
-        value = value[inner]
-    else:
+def _state_dict(value: object, depth: int = 3) -> dict[str, Tensor] | None:
+    """The tensors of a state dict, which may be nested a few times; None for anything else."""
+    if not isinstance(value, Mapping) or not value:
         return None
-    if not all(isinstance(key, str) for key in value):
-        return None
-    return _without_wrappers(dict(value))
+    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+        return _without_wrappers(dict(value))
+    inner = next((value[key] for key in HOLDERS if isinstance(value.get(key), Mapping)), None)
+    return _state_dict(inner, depth - 1) if depth else None
 
 
-def _whole(file: Path, content: object) -> Weights:
+def _plain_weights(file: Path, content: object) -> Weights:
     """The content itself as one state dict."""
     for key in NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -242,15 +225,9 @@ def _whole(file: Path, content: object) -> Weights:
     return Weights("", _without_wrappers(dict(content)), averaged=COUNTER in content)
 
 
-def _is_beside(averaged: Weights, raw: list[Weights]) -> bool:
-    """Whether these are weights of the same network, and not an average of something else."""
-    return not raw or not averaged.tensors.keys().isdisjoint(raw[0].tensors)
-
-
 def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    rest = {key: value for key, value in weights.items() if key != COUNTER}
-    if rest and all(key.startswith("module.") for key in rest):
-        weights = rest
+    if COUNTER in weights and all(key.startswith(("module.", COUNTER)) for key in weights):
+        weights = {key: value for key, value in weights.items() if key != COUNTER}
     for wrapper in (*WRAPPERS, *WRAPPERS):  # they nest, in either order
         if all(key.startswith(wrapper) for key in weights):
             weights = {key.removeprefix(wrapper): value for key, value in weights.items()}

@@ -121,22 +121,8 @@ def load_teacher(
     """
     target = _check_settings(config, device)
     model, weights_from = _create(config, num_classes)
-    digest = weights_sha256(model)  # before the first run, which may leave tensors behind
-    preprocess = resolve_preprocess(config, model, view_size=view_size)
-    num_outputs = _count_outputs(config, model, preprocess)
-    _check_outputs(config, model, num_outputs=num_outputs, num_classes=num_classes)
     needs_map = tuple(scales) != (1,) or want_features
-    support = check_cells(model, preprocess.size) if needs_map else None
-    identity = TeacherId(
-        model=_portable_name(config),
-        weights_sha256=digest,
-        num_classes=num_outputs,
-        preprocess=preprocess,
-        precision=config.precision,
-        map_side=support.map_side if support else None,
-        affine_head=support.affine if support else False,
-        pooling=config.pooling,
-    )
+    identity = _identify(config, model, num_classes, view_size, needs_map=needs_map)
     stored = tuple(scales)
     if not store_all:
         stored = choose_stored_scales(
@@ -145,7 +131,7 @@ def load_teacher(
             affine_head=identity.affine_head,
             chained=config.pooling == "chained",
         )
-    head = _linear_head(config, model, preprocess.size) if want_features else None
+    head = _linear_head(config, model, identity.preprocess.size) if want_features else None
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=target, memory_format=layout)  # type: ignore[call-overload]  # torch's stub has no such overload
 
@@ -155,15 +141,17 @@ def load_teacher(
     def run_features(images_B3HW: Tensor) -> Tensor:
         return cell_features(model, images_B3HW, stored, pooling=config.pooling)
 
+    if config.compile:
+        run_logits, run_features = torch.compile(run_logits), torch.compile(run_features)
     return Teacher(
-        id=identity,
-        stored_scales=stored,
-        head=head,
-        device=target,
-        channels_last=config.channels_last,
-        run_logits=torch.compile(run_logits) if config.compile else run_logits,
-        run_features=torch.compile(run_features) if config.compile else run_features,
-        weights_from=weights_from,
+        identity,
+        stored,
+        head,
+        target,
+        config.channels_last,
+        run_logits,
+        run_features,
+        weights_from,
     )
 
 
@@ -215,9 +203,29 @@ def _create(config: TeacherConfig, num_classes: int) -> tuple[nn.Module, str]:
     return model.eval().requires_grad_(False), weights_from
 
 
-def _count_outputs(config: TeacherConfig, model: nn.Module, preprocess: Preprocess) -> int:
+def _identify(
+    config: TeacherConfig, model: nn.Module, num_classes: int, view_size: int, *, needs_map: bool
+) -> TeacherId:
+    """What the cache keeps about the teacher, measured on the network itself."""
+    digest = weights_sha256(model)  # before the first run, which may leave tensors behind
+    preprocess = resolve_preprocess(config, model, view_size=view_size)
+    num_outputs = _count_outputs(config, model, preprocess.size)
+    _check_outputs(config, model, num_outputs=num_outputs, num_classes=num_classes)
+    support = check_cells(model, preprocess.size) if needs_map else None
+    return TeacherId(
+        model=_portable_name(config),
+        weights_sha256=digest,
+        num_classes=num_outputs,
+        preprocess=preprocess,
+        precision=config.precision,
+        map_side=support.map_side if support else None,
+        affine_head=support.affine if support else False,
+        pooling=config.pooling,
+    )
+
+
+def _count_outputs(config: TeacherConfig, model: nn.Module, size: int) -> int:
     """Logits of one image. They are counted, because metadata may name another number."""
-    size = preprocess.size
     try:
         with torch.no_grad():
             logits_B1C = cell_logits(model, torch.zeros(1, 3, size, size), (1,))
@@ -240,20 +248,18 @@ def _check_outputs(
             f"{num_outputs} would be random weights.",
             hint="Set teacher.checkpoint to weights for this dataset.",
         )
-    if num_outputs < num_classes or (
-        num_outputs > num_classes and config.num_classes != num_outputs
-    ):
+    if num_outputs < num_classes:
         hint = "Use a teacher of this dataset."
-        if num_outputs > num_classes:
-            hint = (
-                f"If the first {num_classes} are the dataset's, set teacher.num_classes: "
-                f"{num_outputs}."
-            )
-        raise ConfigError(
-            f"teacher {config.model} answers {num_outputs} classes and the dataset has "
-            f"{num_classes}.",
-            hint=hint,
+    elif num_outputs > num_classes and config.num_classes != num_outputs:
+        hint = (
+            f"If the first {num_classes} are the dataset's, set teacher.num_classes: {num_outputs}."
         )
+    else:
+        return
+    raise ConfigError(
+        f"teacher {config.model} answers {num_outputs} classes and the dataset has {num_classes}.",
+        hint=hint,
+    )
 
 
 def _linear_head(config: TeacherConfig, model: nn.Module, input_size: int) -> Head:

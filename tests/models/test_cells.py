@@ -116,7 +116,7 @@ def test_a_hooked_network_is_left_as_it_was(network, images):
     with torch.no_grad():
         before = model(images(32))
         cell_logits(model, images(32), (1, 2))
-        with pytest.raises(UnsupportedError):
+        with pytest.raises(UnsupportedError, match="cells need a square feature map"):
             cell_logits(model, images(32, 64), (1, 2))
         torch.testing.assert_close(model(images(32)), before, rtol=0, atol=0)
     assert not any(module._forward_hooks for module in model.modules())

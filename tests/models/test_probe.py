@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import pytest
 import torch
 from torch import nn
@@ -80,7 +78,7 @@ def test_cell_0_is_the_networks_own_answer(
     model = network(name, **options)
     support = check_cells(model, size)
     if side is not None:
-        assert astuple(support) == (side, channels, affine)
+        assert support == (side, channels, affine)
     assert (support.affine, linear_head(model) is not None) == (affine, is_linear)
     with torch.no_grad():
         own, cells = model(images(size)), cell_logits(model, images(size), (1, 2))
@@ -140,7 +138,7 @@ def test_probing_leaves_modes_weights_and_randomness_alone(network):
 
 def test_a_refused_network_gets_its_modes_back(network):
     model = network("resnet10t", global_pool="max").train()
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedError, match="has no cells"):
         check_cells(model, 64)
     assert all(module.training for module in model.modules())
 

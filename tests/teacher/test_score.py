@@ -91,7 +91,7 @@ def test_twice_chance_is_needed_or_halfway_to_perfect_for_two_classes(num_classe
     score = Score(accuracy=needed, num_samples=9, chance=1 / num_classes)
     assert score.needed == pytest.approx(needed)
     require_trained(Score(needed + 1e-9, 9, 1 / num_classes), CONFIG)
-    with pytest.raises(UntrainedTeacherError):
+    with pytest.raises(UntrainedTeacherError, match="where guessing gives"):
         require_trained(Score(needed - 1e-3, 9, 1 / num_classes), CONFIG)
 
 
