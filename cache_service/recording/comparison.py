@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,37 +58,27 @@ FLOAT16_ROUNDING = 2.0**-10
 """Relative difference that rounding to float16 makes at most, with some room."""
 
 
-class Difference(NamedTuple):
-    """How far two answers to the same views are apart, beyond rounding to float16.
+@dataclass
+class RelativeError:
+    """Root-mean-square difference of answers beyond rounding to float16, in standard deviations
+    of the logits over the classes of a cell."""
 
-    Attributes:
-        squares_B: sum of the squared differences of each view.
-        variances_B: sum of the squared deviations from the mean of each view's cells.
-    """
+    squares: float = 0.0
+    variances: float = 0.0
 
-    squares_B: NDArray[np.float64]
-    variances_B: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, answer_BRX: Floats, reference_BRX: Floats) -> Difference:
-        """The difference of an answer from a reference."""
+    def add(self, answer_BRX: Floats, reference_BRX: Floats) -> RelativeError:
+        """Include the differences between an answer and a reference."""
         rounding_BRX = FLOAT16_ROUNDING * np.abs(reference_BRX)
         beyond_BRX = np.maximum(np.abs(answer_BRX - reference_BRX) - rounding_BRX, 0)
-        return cls(
-            np.square(beyond_BRX, dtype=np.float64).sum(axis=(1, 2)),
-            reference_BRX.var(axis=-1, dtype=np.float64).sum(axis=-1) * reference_BRX.shape[-1],
-        )
+        self.squares += float(np.square(beyond_BRX, dtype=np.float64).sum())
+        variances_BR = reference_BRX.var(axis=-1, dtype=np.float64)
+        self.variances += float(variances_BR.sum()) * reference_BRX.shape[-1]
+        return self
 
     @property
-    def overall(self) -> float:
-        """Root-mean-square difference of all views, in standard deviations of their logits."""
-        return float(np.sqrt(self.squares_B.sum() / max(self.variances_B.sum(), 1e-12)))
-
-    @property
-    def worst(self) -> float:
-        """The same of the view with the largest difference."""
-        scale_B = np.maximum(self.variances_B, max(self.variances_B.mean(), 1e-12))
-        return float(np.sqrt((self.squares_B / scale_B).max()))
+    def value(self) -> float:
+        """The error of everything that was added."""
+        return float(np.sqrt(self.squares / max(self.variances, 1e-12)))
 
 
 def allowed_error(spec: CacheSpec) -> float:
@@ -144,7 +134,7 @@ def _require_repeatable(build: BuildContext) -> None:
     # In another order, and two views first: few views have other statistics than many.
     backward = torch.flip(views, (0,))
     apart = _answer(build, [backward[:2], *torch.split(backward[2:], size)])[::-1]
-    if Difference.of(apart, first).worst > ALLOWED_ERROR[build.spec.teacher.precision]:
+    if RelativeError().add(apart, first).value > ALLOWED_ERROR[build.spec.teacher.precision]:
         raise UnsupportedError(
             f"teacher {build.config.teacher.model} answers a view by what else is in its batch: "
             f"the same {count} views in other batches differ by up to "
@@ -166,7 +156,7 @@ def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
         except CorruptError:  # `verify` finds it; it says nothing about the teacher
             continue
         stored_BRC, now_BRC = _both_answers(build, cache, rows, views_BHW3)
-        error = Difference.of(stored_BRC, now_BRC).overall
+        error = RelativeError().add(stored_BRC, now_BRC).value
         if error <= allowed_error(cache.spec):
             continue
         raise SpecMismatchError(
@@ -279,7 +269,7 @@ def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparis
     errors: dict[int, float] = {}
     shards: set[tuple[int, int]] = set()
     for seed, positions in chosen.items():
-        differences = []
+        error = RelativeError()
         for start in range(0, len(positions), build.config.batch_size):
             batch = positions[start : start + build.config.batch_size]
             views = build.views.render(seed, batch)
@@ -293,9 +283,8 @@ def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparis
             shards |= {(seed, shard) for shard in (batch // cache.spec.layout.shard_rows).tolist()}
             agreements.append((stored.argmax(-1) == now.argmax(-1)).ravel())
             worst = max(worst, float(np.abs(stored - now).max()))
-            differences.append(Difference.of(stored, now))
-        squares, variances = (np.concatenate(parts) for parts in zip(*differences, strict=True))
-        errors[seed] = Difference(squares, variances).overall
+            error.add(stored, now)
+        errors[seed] = error.value
     return Comparison(
         total,
         len(chosen),

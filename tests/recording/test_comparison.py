@@ -59,6 +59,17 @@ def test_another_network_of_a_hidden_list_is_another_teacher(tmp_path, monkeypat
         run_build(open_doubtful(tmp_path / "c", "member", seeds="0:2"))
 
 
+def test_a_teacher_without_tensors_is_recorded_only_under_a_digest_of_its_own(
+    tmp_path, monkeypatch
+):
+    with pytest.raises(UnsupportedError, match="attribute weights_digest"):
+        open_doubtful(tmp_path / "c", "session")
+    run_build(open_doubtful(tmp_path / "c", "named_session", seeds="0:1"))
+    monkeypatch.setenv("TEACHER_GAIN", "-9")
+    with pytest.raises(SpecMismatchError, match=r"teacher\.weights_sha256"):
+        run_build(open_doubtful(tmp_path / "c", "named_session", seeds="0:2"))
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec["kind"])
 def test_recorded_views_are_asked_for_again_before_every_resume(tmp_path, codec):
     changes = {"codec": codec, "seeds": "0:1"}

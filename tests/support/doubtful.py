@@ -65,6 +65,26 @@ class Lazy(TinyNet):
         return super().forward(images_B3HW) + self.table
 
 
+class Session(nn.Module):
+    """Weights that torch does not know of: those of a closure here, of a file elsewhere."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        weight = torch.eye(3, NUM_CLASSES) * gain
+        self.run = lambda means_B3: means_B3 @ weight
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        return self.run(images_B3HW.mean((2, 3)))
+
+
+class NamedSession(Session):
+    """The same, with a name for its weights."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(gain)
+        self.weights_digest = f"weights of gain {gain}"
+
+
 def _scaled(kind: type[TinyNet]) -> TinyNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -100,3 +120,11 @@ def member(num_classes: int) -> nn.Module:
 
 def disguised(num_classes: int) -> nn.Module:
     return Disguised(float(os.environ.get("TEACHER_GAIN", "1")))
+
+
+def session(num_classes: int) -> nn.Module:
+    return Session(float(os.environ.get("TEACHER_GAIN", "20")))
+
+
+def named_session(num_classes: int) -> nn.Module:
+    return NamedSession(float(os.environ.get("TEACHER_GAIN", "20")))
