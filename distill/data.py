@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from cache_service.datasets import wrap_dataset
 from cache_service.errors import RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds
-from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, RowSource, open_source
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
+from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
 from cache_service.views.replay import ViewBatch
 from distill.replay import Replay
 from distill.targets import TargetDecoder, tensors_of
@@ -44,7 +44,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
 
     def __init__(
         self,
-        cache: RowSource,
+        cache: Cache,
         images: Any,
         *,
         seed: int,
@@ -107,7 +107,7 @@ def load_cache(
     disk_cache: str | None = None,
     disk_cache_bytes: int = DEFAULT_DISK_BYTES,
     open_shards: int = DEFAULT_OPEN_SHARDS,
-) -> RowSource:
+) -> Cache:
     """Open a cache by path or URL.
 
     Args:
@@ -129,7 +129,7 @@ def load_cache(
     )
 
 
-def recorded_seeds(caches: Sequence[RowSource], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+def recorded_seeds(caches: Sequence[Cache], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """The seeds to train on: those wanted, or all that every cache has complete.
 
     A cache whose rows may be awaited counts with all the seeds that are planned.
@@ -159,5 +159,5 @@ def recorded_seeds(caches: Sequence[RowSource], wanted: tuple[int, ...] | None) 
     return wanted
 
 
-def _usable(cache: RowSource) -> set[int]:
+def _usable(cache: Cache) -> set[int]:
     return set(range(cache.num_seeds()) if cache.wait_s > 0 else cache.complete_seeds())

@@ -19,7 +19,7 @@ from cache_service.errors import ConfigError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import PadCrop
 from cache_service.human_format import human_bytes
-from cache_service.remote.source import RowSource
+from cache_service.rows.reader import Cache
 from cache_service.views.draws import epoch_order
 from cache_service.views.identity import digest64
 from cache_service.views.render import make_renderer
@@ -189,7 +189,7 @@ def open_on_device(
     return None
 
 
-def _is_streamed(cache: RowSource) -> bool:
+def _is_streamed(cache: Cache) -> bool:
     """Whether rows come over a network, or while they are recorded: better a few at a time."""
     return "://" in cache.url or cache.wait_s > 0
 

@@ -12,7 +12,7 @@ from cache_service.datasets import ImageDataset
 from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import Recipe
-from cache_service.remote.source import RowSource
+from cache_service.rows.reader import Cache
 from cache_service.views.identity import (
     WitnessDiff,
     accepts_drift,
@@ -39,7 +39,7 @@ class Replay:
     def __init__(
         self,
         images: ImageDataset,
-        caches: Sequence[RowSource],
+        caches: Sequence[Cache],
         *,
         recipe: Recipe | None = None,
         max_drift: int = 0,
@@ -83,7 +83,7 @@ class Replay:
         )
 
 
-def _rows(cache: RowSource, seed: int, positions: NDArray[np.int64]) -> Arrays:
+def _rows(cache: Cache, seed: int, positions: NDArray[np.int64]) -> Arrays:
     """One slice where the positions run on, which is what a loader asks for."""
     first, last = int(positions[0]), int(positions[-1])
     if last - first + 1 == len(positions) and (np.diff(positions) == 1).all():
@@ -91,7 +91,7 @@ def _rows(cache: RowSource, seed: int, positions: NDArray[np.int64]) -> Arrays:
     return cache.gather(seed, positions)
 
 
-def _refuse_other(cache: RowSource, images: ImageDataset, recipe: Recipe) -> None:
+def _refuse_other(cache: Cache, images: ImageDataset, recipe: Recipe) -> None:
     recorded = cache.spec.dataset
     if recorded.sha256 != images.id.sha256:
         raise SpecMismatchError(
@@ -115,7 +115,7 @@ class ReplayGuard:
     all draws are proven equal. 0 means none, which is the default everywhere.
     """
 
-    def __init__(self, cache: RowSource, *, max_drift: int = 0) -> None:
+    def __init__(self, cache: Cache, *, max_drift: int = 0) -> None:
         self._cache = cache
         self._max_drift = max_drift
         self._witness_diffs: dict[tuple[int, int], list[WitnessDiff]] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cache_service.errors import ConfigError
 from cache_service.models.preprocess import prepare_views
-from cache_service.remote.source import RowSource
+from cache_service.rows.reader import Cache
 from distill.batches import Batch
 from distill.checkpoint import Payload, load_checkpoint
 from distill.config import TrainConfig
@@ -72,7 +72,7 @@ class Together(NamedTuple):
 
 
 def prediction_covariance(
-    cache: RowSource, *, seeds: Sequence[int] | None = None, temperature: float = 1.0
+    cache: Cache, *, seeds: Sequence[int] | None = None, temperature: float = 1.0
 ) -> Tensor:
     """Covariance of a generalist's recorded class probabilities, float64 [C, C].
 
@@ -85,7 +85,7 @@ def prediction_covariance(
 
     Raises:
         ConfigError: no seed is complete.
-        RowsNotBuiltError, CorruptError: see `RowSource.read`.
+        RowsNotBuiltError, CorruptError: see `Cache.read`.
     """
     chosen = cache.complete_seeds()[:1] if seeds is None else seeds
     count, num_classes = 0, cache.spec.teacher.num_classes
@@ -102,9 +102,7 @@ def prediction_covariance(
     return outer_CC / count - torch.outer(mean_C, mean_C)
 
 
-def _recorded_logits(
-    cache: RowSource, seeds: Sequence[int], temperature: float
-) -> Iterator[Tensor]:
+def _recorded_logits(cache: Cache, seeds: Sequence[int], temperature: float) -> Iterator[Tensor]:
     decoder = TargetDecoder(cache.spec, cache.head(), device="cpu")
     num_samples = cache.spec.dataset.num_samples
     for seed in seeds:

@@ -18,8 +18,7 @@ from torch import Tensor
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.loading import STALLED_S, load_ahead
-from cache_service.remote.source import RowSource
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
 from cache_service.views.draws import epoch_order
 from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
@@ -304,7 +303,7 @@ def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamF
     )
 
 
-def recorded_facts(cache: RowSource) -> TeacherFacts:
+def recorded_facts(cache: Cache) -> TeacherFacts:
     """What a cache tells of its teacher without reading a row."""
     spec = cache.spec
     return TeacherFacts(

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.errors import NotACacheError, RowsNotBuiltError, SpecMismatchError
-from cache_service.format.codecs import Arrays, Head
+from cache_service.format.codecs import Arrays
 from cache_service.format.commit import Commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
-from cache_service.format.spec import CacheSpec
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import (
     Prefetcher,
@@ -36,14 +35,13 @@ KEPT_PIECES = 2
 """Aligned pieces kept in memory: a batch that crosses the edge of a piece needs two."""
 
 
-class RemoteCache:
+class RemoteCache(Cache):
     """One cache on a server, opened for reading. One instance is for one thread.
 
+    Documents, commits and witnesses are read object by object as from any storage; rows come from
+    the row routes of the server.
+
     Attributes:
-        url: where it is.
-        spec: its identity.
-        versions: of the libraries that rendered its views.
-        group: the content of its root document.
         wait_s: how long to wait for rows that are planned but not recorded, in seconds.
     """
 
@@ -55,55 +53,28 @@ class RemoteCache:
         wait_s: float = 0.0,
         disk: DiskCache | None = None,
     ) -> None:
-        self.url = storage.url
-        self.group = group
-        self.spec: CacheSpec = group.spec
-        self.versions = group.versions
-        self.wait_s = wait_s
-        self._names = tuple(array.name for array in group.layout.arrays)
-        self._objects = Cache(storage, group)
-        self._rows = RowClient(storage, group, disk)
         self._aligned = disk is not None
-        self._reset_prefetch()
+        super().__init__(storage, group)
+        self.wait_s = wait_s
+        self._rows = RowClient(storage, group, disk)
+
+    def _start_empty(self) -> None:
+        super()._start_empty()
+        self._prefetch = Prefetcher(KEPT_PIECES if self._aligned else 0)
+        self._predictor = StridePredictor()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without rows and threads: each worker fetches its own."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_prefetch", "_predictor")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset_prefetch()
-
-    @property
-    def fingerprint(self) -> str:
-        """The identity of the cache: 64 hexadecimal digits."""
-        return self.group.fingerprint
-
-    def commits(self) -> dict[int, list[int]]:
-        """Recorded shards by seed, both ascending, according to the server at this moment."""
-        return self._objects.commits()
-
-    def num_seeds(self) -> int:
-        """One more than the largest planned seed."""
-        return self._objects.num_seeds()
-
-    def complete_seeds(self) -> list[int]:
-        """Seeds whose shards are all recorded, ascending."""
-        return self._objects.complete_seeds()
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_prefetch", "_predictor")}
 
     def commit(self, seed: int, shard: int) -> Commit:
-        """The checked commit of a shard. Raises as `Cache.commit` does."""
-        self._wait_for(seed, shard)
-        return self._objects.commit(seed, shard)
-
-    def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
-        """The whole views that a shard keeps as witnesses, uint8 [num_witnesses, H, W, 3]."""
-        self._wait_for(seed, shard)
-        return self._objects.witnesses(seed, shard)
-
-    def head(self) -> Head | None:
-        """The linear head of a `features` cache, otherwise None."""
-        return self._objects.head()
+        """The checked commit of a shard, once the server has it. Raises as `Cache.commit` does."""
+        if self.wait_s > 0:
+            # A request for a row makes the server wait, and record this shard before others.
+            start, _ = self.spec.shard_range(shard)
+            self._fetch(Span(seed, start, start + 1, ("sample",)))
+        return super().commit(seed, shard)
 
     def read(
         self, seed: int, start: int, stop: int, *, arrays: tuple[str, ...] | None = None
@@ -120,7 +91,7 @@ class RemoteCache:
             raise RowsNotBuiltError(
                 f"`start` ({start}) must be smaller than `stop` ({stop}), for seed {seed}."
             )
-        names = self._names if arrays is None else arrays
+        names = self.layout.names if arrays is None else arrays
         requested = Span(seed, start, stop, names)
         pieces = []
         for span in self._spans(requested):
@@ -150,7 +121,7 @@ class RemoteCache:
     def _look_up(
         self, seed: int, samples: NDArray[np.int32], arrays: tuple[str, ...] | None
     ) -> Arrays:
-        names = self._names if arrays is None else arrays
+        names = self.layout.names if arrays is None else arrays
         arrays_sent = self._rows.arrays(names)
         step = rows_per_request(arrays_sent)
         parts = [
@@ -180,12 +151,6 @@ class RemoteCache:
     def _fetch(self, span: Span) -> Arrays:
         return self._rows.range(span, wait_s=self.wait_s)
 
-    def _wait_for(self, seed: int, shard: int) -> None:
-        """If this cache waits for rows, makes the server wait: it then records this shard first."""
-        if self.wait_s > 0:
-            start, _ = self.spec.shard_range(shard)
-            self._fetch(Span(seed, start, start + 1, ("sample",)))
-
     def _refuse_outside(self, numbers: NDArray[Any], what: str) -> None:
         count = self.spec.dataset.num_samples
         outside = (numbers < 0) | (numbers >= count)
@@ -194,10 +159,6 @@ class RemoteCache:
                 f"row {int(numbers[outside][0])} of {what} was requested; {self.url} has rows "
                 f"[0, {count})."
             )
-
-    def _reset_prefetch(self) -> None:
-        self._prefetch = Prefetcher(KEPT_PIECES if self._aligned else 0)
-        self._predictor = StridePredictor()
 
 
 def open_remote(

@@ -2,103 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from cache_service.errors import ConfigError
-from cache_service.format.codecs import Arrays, Head
-from cache_service.format.commit import Commit
-from cache_service.format.group import Group
-from cache_service.format.spec import CacheSpec
 from cache_service.remote.cache import open_remote
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.waiting import WaitingCache
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, open_cache
+from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache, open_cache
 from cache_service.storage import is_server_url
 
 DEFAULT_DISK_BYTES = 10_000_000_000
 """10 GB: two recorded epochs of ImageNet with the codec `topk`."""
-
-
-class RowSource(Protocol):
-    """Recorded rows, checked as they are read. Picklable; one instance is for one thread.
-
-    The methods are those of `cache_service.rows.reader.Cache`, which documents them.
-    """
-
-    @property
-    def url(self) -> str:
-        """The path or URL."""
-        ...
-
-    @property
-    def spec(self) -> CacheSpec:
-        """Everything that identifies the cache."""
-        ...
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries that rendered its views."""
-        ...
-
-    @property
-    def group(self) -> Group:
-        """The content of its root document."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """The identity of the cache: 64 hexadecimal digits."""
-        ...
-
-    @property
-    def wait_s(self) -> float:
-        """How long to wait for rows that are planned but not recorded, in seconds."""
-        ...
-
-    def commits(self) -> dict[int, list[int]]:
-        """Recorded shards by seed."""
-        ...
-
-    def num_seeds(self) -> int:
-        """One more than the largest planned seed."""
-        ...
-
-    def complete_seeds(self) -> list[int]:
-        """Seeds whose shards are all recorded."""
-        ...
-
-    def commit(self, seed: int, shard: int) -> Commit:
-        """The checked commit of a shard."""
-        ...
-
-    def read(
-        self, seed: int, start: int, stop: int, *, arrays: tuple[str, ...] | None = None
-    ) -> Arrays:
-        """Encoded rows of the recorded positions [start, stop)."""
-        ...
-
-    def gather(
-        self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
-    ) -> Arrays:
-        """Encoded rows of scattered positions, in request order."""
-        ...
-
-    def lookup(
-        self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
-    ) -> Arrays:
-        """Encoded rows of the given samples, in request order."""
-        ...
-
-    def witnesses(self, seed: int, shard: int) -> NDArray[np.uint8]:
-        """The whole views that a shard keeps as witnesses."""
-        ...
-
-    def head(self) -> Head | None:
-        """The linear head of a `features` cache, otherwise None."""
-        ...
 
 
 class DiskSettings(NamedTuple):
@@ -115,7 +29,7 @@ def open_source(
     wait_s: float = 0.0,
     disk: DiskSettings | None = None,
     open_shards: int = DEFAULT_OPEN_SHARDS,
-) -> RowSource:
+) -> Cache:
     """Open a cache by path or URL.
 
     Args:

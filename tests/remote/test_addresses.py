@@ -113,7 +113,7 @@ def test_the_token_is_in_no_pickle_log_or_message(origin, monkeypatch, tmp_path,
     cache.read(0, 0, 8)
     open_source(origin.url("c"), disk=disk).read(0, 0, 8)
     said = [pickle.dumps(cache).decode("latin-1"), repr(cache), repr(vars(cache)), caplog.text]
-    said += [repr(vars(cache._objects.storage.client)), repr(vars(cache._rows))]
+    said += [repr(vars(cache.storage.client)), repr(vars(cache._rows))]
     said += [path.read_bytes().decode("latin-1") for path in (tmp_path / "disk").iterdir()]
 
     for status in (400, 401, 404, 500, 503, 302):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cache_service.format.spec import CacheSpec
-from cache_service.remote.source import RowSource
+from cache_service.rows.reader import Cache
 from cache_service.rows.writer import CacheWriter
 from cache_service.storage.http_client import RetryPolicy
 from cache_service.views.draws import epoch_order
@@ -51,7 +51,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     )
 
 
-def epoch_in_batches(cache: RowSource, seed: int, size: int) -> dict[str, Any]:
+def epoch_in_batches(cache: Cache, seed: int, size: int) -> dict[str, Any]:
     """All rows of a seed, read as training reads them."""
     count = cache.spec.dataset.num_samples
     parts = [cache.read(seed, low, min(low + size, count)) for low in range(0, count, size)]
