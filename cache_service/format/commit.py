@@ -67,12 +67,8 @@ def decode_commit(
 ) -> Commit:
     """Parse and check a commit.
 
-    Args:
-        content: the object's bytes.
-        fingerprint: of the cache that it was read from.
-        seed: of the key that it was read from.
-        shard: of that key.
-        names: arrays that it must name, no more and no fewer.
+    `fingerprint` is that of the cache, `seed` and `shard` are those of the key that it was read
+    from. It must name the arrays `names`, no more and no fewer.
 
     Raises:
         CorruptError: damaged, or the commit of another cache, seed or shard.

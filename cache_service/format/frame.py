@@ -98,13 +98,8 @@ def decode_frame(
 ) -> Arrays:
     """The rows of a frame, each array [B, ...], read-only views of `body`.
 
-    Args:
-        body: of the response.
-        checksum: value of its `CHECKSUM_HEADER`; None where it has none.
-        arrays: that were requested.
-        num_rows: rows that were requested.
-        metadata: that the frame must have.
-        what: the request, for messages.
+    `checksum` is the value of its `CHECKSUM_HEADER`, None where there is none; `arrays`, `num_rows`
+    and `metadata` are those of the request, and `what` names it in messages.
 
     Raises:
         CorruptError: it does not answer the request, or was damaged on the way.

@@ -65,7 +65,16 @@ def decode_group(content: bytes, url: str) -> Group:
         CorruptError: it was a cache's, but bytes of it changed.
         ConfigError: reading it would take more memory than a cache may ask for.
     """
-    facts = _facts(content, url)
+    try:
+        facts = json.loads(content)["attributes"]["kd_cache"]
+        if not isinstance(facts, dict):
+            raise TypeError("kd_cache")
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise NotACacheError(
+            f"{url} holds a Zarr group, but not one that kd-cache wrote (or its root document is "
+            "damaged).",
+            hint="`kd-cache info` takes the folder that a build file names under `cache:`.",
+        ) from problem
     if facts.get("format") != FORMAT_VERSION:
         raise NotACacheError(
             f"{url} is a cache of format {facts.get('format')!r}; this version reads format "
@@ -89,17 +98,3 @@ def decode_group(content: bytes, url: str) -> Group:
         ) from problem
     group.layout.check_size()
     return group
-
-
-def _facts(content: bytes, url: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(content)["attributes"]["kd_cache"]
-        if not isinstance(facts, dict):
-            raise TypeError("kd_cache")
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise NotACacheError(
-            f"{url} holds a Zarr group, but not one that kd-cache wrote (or its root document is "
-            "damaged).",
-            hint="`kd-cache info` wants the folder that a build file names under `cache:`.",
-        ) from problem
-    return facts

@@ -115,28 +115,19 @@ def check_table(
 ) -> None:
     """Compare a commit's table with the layout, before memory is allocated by its figures.
 
-    Args:
-        table: from the commit.
-        num_stored: chunks that hold rows of this shard.
-        num_bytes: of one chunk, unpacked.
-        index_bytes: of the index, 0 where the object is one chunk.
-        compression: of the codec.
-        what: names the object in the message.
+    `num_stored` chunks hold rows of this shard, each of `num_bytes` when unpacked; `index_bytes` is
+    0 where the object is one chunk without an index.
 
     Raises:
         CorruptError: no writer of this format makes such a table.
     """
+    low, high = num_bytes, num_bytes
     if compression == "zstd":
         # zstd adds at most one byte in 256 to what it cannot pack, and a header.
         low, high = 1, num_bytes + num_bytes // 128 + 1024
-    else:
-        low, high = num_bytes, num_bytes
-    fits = bool(np.all((table.sizes >= low) & (table.sizes <= high)))
-    if (
-        not fits
-        or len(table.sizes) != num_stored
-        or table.size != int(np.sum(table.sizes + CRC_BYTES)) + index_bytes
-    ):
+    in_bounds = bool(np.all((table.sizes >= low) & (table.sizes <= high)))
+    total = int(np.sum(table.sizes + CRC_BYTES)) + index_bytes
+    if not in_bounds or len(table.sizes) != num_stored or table.size != total:
         raise CorruptError(
             f"the commit gives {what} a size that no shard of this cache can have.", hint=REPAIR
         )
@@ -161,15 +152,9 @@ def check_chunk(stored: Buffer, *, checksum: int, what: str) -> None:
 def decode_chunk(
     stored: Buffer, *, checksum: int, compression: str, num_bytes: int, what: str
 ) -> bytes:
-    """The payload of one stored chunk, checked.
+    """The payload of one stored chunk, its trailing CRC included, checked against its commit.
 
-    Args:
-        stored: the chunk as it lies in the shard, its trailing CRC included.
-        checksum: from the commit.
-        compression: of the codec.
-        num_bytes: what the payload must unpack to. Memory is allocated by this figure, never by
-            one that the stored bytes declare.
-        what: names the chunk in the message.
+    Memory is allocated by `num_bytes`, never by a figure that the stored bytes declare.
 
     Raises:
         CorruptError: the bytes are not those that the commit names, or unpack to another size.
@@ -216,14 +201,7 @@ def pack(payload: bytes) -> bytes:
 def check_index(tail: bytes, table: ChunkTable, *, num_chunks: int, what: str) -> None:
     """Compare a shard's stored index with its commit: other Zarr readers find chunks by it.
 
-    Args:
-        tail: the object's last 16 * num_chunks + 4 bytes.
-        table: from the commit.
-        num_chunks: chunks of a full shard.
-        what: names the object in the message.
-
-    Raises:
-        CorruptError: the index is damaged.
+    `tail` is the object's last `index_size(num_chunks)` bytes. Raises CorruptError.
     """
     expected = _index_bytes(table.sizes, num_chunks)
     if tail != expected + table.index_crc32c.to_bytes(CRC_BYTES, "little"):

@@ -7,7 +7,6 @@ cache, and for each committed shard its commit, its arrays and its witnesses. No
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,9 +47,7 @@ class VerifyReport:
         return not self.damaged and not self.damaged_metadata
 
 
-def verify_cache(
-    cache: Cache, *, on_shard: Callable[[int, int], None] = lambda _seed, _shard: None
-) -> VerifyReport:
+def verify_cache(cache: Cache) -> VerifyReport:
     """Read and check every object of a cache. Damage is collected, not raised."""
     report = VerifyReport()
     commits = cache.commits()
@@ -67,7 +64,6 @@ def verify_cache(
         else:
             report.complete.append(seed)
         for shard in shards:
-            on_shard(seed, shard)
             report.shards_checked += 1
             try:
                 report.rows_checked += _check_shard(cache, seed, shard)
