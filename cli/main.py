@@ -51,8 +51,8 @@ for module in COMMANDS:
     module.register(app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"kd-cache {version('kd-cache')}")
         raise typer.Exit
 

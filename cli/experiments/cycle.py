@@ -200,18 +200,18 @@ class CyclePlan(NamedTuple):
         )
 
     def make_round(self, number: int, teachers: tuple[PlannedTeacher, ...]) -> Round:
-        """A round in which those of all `teachers` so far teach that are kept.
+        """A round with the newest of all `teachers` so far, as the file's `keep` says.
 
         Raises:
             ConfigError: a train file is not valid.
         """
         keep = self.config.keep
-        kept = teachers if keep == "all" else teachers[-keep:]
+        newest = teachers if keep == "all" else teachers[-keep:]
         students = {
-            label: self._student(number, label, method, kept)
+            label: self._student(number, label, method, newest)
             for label, method in zip(self.labels, self.config.methods, strict=True)
         }
-        return Round(number, kept, students)
+        return Round(number, newest, students)
 
     def next_teacher(self, number: int, label: str) -> PlannedTeacher:
         """The student of a round, by one of its methods, as a teacher."""
@@ -257,11 +257,6 @@ def _with_tokens(student: Document, count: int) -> Document:
 
 def run_cycle(config: CycleConfig, *, where: str, on_message: OnMessage) -> CycleTable:
     """Run the rounds that are not done yet. Writes the table after each round.
-
-    Args:
-        config: the cycle file.
-        where: its name, for messages.
-        on_message: called with a line at every step.
 
     Raises:
         NonFiniteError: no student of a round could be trained.

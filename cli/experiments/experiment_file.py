@@ -166,8 +166,8 @@ class ExperimentConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
         for name, entry in self.methods.items():
-            wanted = (*(entry.recordings or ()), *([entry.views] if entry.views else []))
-            _refuse_unknown(f"methods.{name}: recording", wanted, self.recordings)
+            named = (*(entry.recordings or ()), *([entry.views] if entry.views else []))
+            _refuse_unknown(f"methods.{name}: recording", named, self.recordings)
             _refuse_unknown(f"methods.{name}: student", entry.students or (), self.students)
             if entry.views is not None and isinstance(self.recordings[entry.views], str):
                 raise ValueError(

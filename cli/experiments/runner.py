@@ -194,12 +194,7 @@ class ExperimentResult(NamedTuple):
 def run_experiment(
     config: ExperimentConfig, *, where: str, on_message: OnMessage
 ) -> ExperimentResult:
-    """Train and record everything that is not done yet.
-
-    Args:
-        config: the experiment.
-        where: its name, for messages.
-        on_message: called with a line at every step.
+    """Train and record everything that is not done yet. `where` names the experiment in messages.
 
     Raises:
         ConfigError, DatasetError, UnsupportedError, SpecMismatchError: the file, or a folder of
@@ -311,12 +306,7 @@ def record(config: BuildConfig, *, title: str, on_message: OnMessage) -> float:
 def train_runs(
     configs: Mapping[str, TrainConfig], *, title: str, on_message: OnMessage
 ) -> dict[str, Outcome]:
-    """Train runs, those of one stream together, or take the results that are there.
-
-    Args:
-        configs: train files by name.
-        title: start of every message.
-        on_message: called with a line after every epoch.
+    """Train runs by name, those of one stream together, or take the results that are there.
 
     Raises:
         KdCacheError: the runs cannot start.

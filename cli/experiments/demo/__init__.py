@@ -1,1 +1,1 @@
-"""`kd-cache demo`: the whole job on embedded data, measured and told in one report."""
+"""`kd-cache demo`: the whole job on embedded data, measured and shown in one report."""

@@ -100,7 +100,7 @@ class MeasuringProcesses:
         """The job's measurement, from a process that has done nothing else.
 
         Raises:
-            KeyboardInterrupt: this process was told to stop; the child has stopped before.
+            KeyboardInterrupt: this process was asked to stop; the child has stopped before.
             KdCacheError: what the child refused, or that it died.
         """
         child = self._idle.pop(0)

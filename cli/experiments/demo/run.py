@@ -229,12 +229,10 @@ def run_demo(
     on_message: OnMessage = lambda _: None,
     workers: AbstractContextManager[Workers] | None = None,
 ) -> DemoResult:
-    """Do everything. What an earlier run into `out` has finished is kept.
+    """Do everything that an earlier run into the folder `out` has not finished.
 
     Args:
-        out: folder for everything.
         changes: keys of the experiment file that differ.
-        on_message: called with a line at every step.
         workers: trains the students; by default each in a process of its own.
 
     Raises:
@@ -245,8 +243,8 @@ def run_demo(
     torch.set_num_threads(THREADS)
     variants = {variant.name: variant for variant in config.variants()}
     jobs = {name: _job(config, variant) for name, variant in variants.items()}
-    kept = {name: _kept(job) for name, job in jobs.items()}
-    missing = sum(measured is None for measured in kept.values())
+    saved = {name: _saved(job) for name, job in jobs.items()}
+    missing = sum(measured is None for measured in saved.values())
     with ExitStack() as stack:
         ready = stack.enter_context(workers or MeasuringProcesses(missing, threads=THREADS))
         model = config.teachers[TEACHER]["student"]["model"]
@@ -260,7 +258,7 @@ def run_demo(
         recording = _describe_cache(config, recordings[CACHE])
         on_message(f"3 of 4: training one student {len(jobs)} ways on these views.")
         titles = {name: config.title_of(name) for name in jobs}
-        rows = tuple(_train_variants(jobs, kept, titles, ready.measure, on_message))
+        rows = tuple(_train_variants(jobs, saved, titles, ready.measure, on_message))
     on_message("4 of 4: comparing losses, and writing the report.")
     cached, live = jobs[CACHED_KD].train, jobs[LIVE]
     return DemoResult(
@@ -286,23 +284,23 @@ def _job(config: ExperimentConfig, variant: Variant) -> VariantJob:
     return VariantJob(train=train, teacher=teacher, threads=THREADS)
 
 
-class Kept(Frozen):
+class SavedMeasurement(Frozen):
     """A measurement beside the digest of the job that it is of."""
 
     job: str
     measured: Measured
 
 
-def _kept(job: VariantJob) -> Measured | None:
+def _saved(job: VariantJob) -> Measured | None:
     """The measurement of an earlier run of the demo that finished this job."""
     content = LocalStorage(job.train.out).get(MEASURED_NAME)
     if content is None:
         return None
     try:
-        kept = Kept.model_validate_json(content)
+        saved = SavedMeasurement.model_validate_json(content)
     except ValidationError:  # of another version of the demo
         return None
-    return kept.measured if kept.job == _digest(job) else None
+    return saved.measured if saved.job == _digest(job) else None
 
 
 def _digest(job: VariantJob) -> str:
@@ -311,7 +309,7 @@ def _digest(job: VariantJob) -> str:
 
 def _train_variants(
     jobs: Mapping[str, VariantJob],
-    kept: Mapping[str, Measured | None],
+    saved: Mapping[str, Measured | None],
     titles: Mapping[str, str],
     measure: Measure,
     on_message: OnMessage,
@@ -321,14 +319,14 @@ def _train_variants(
     Half of a measurement from before a stop and half from after it would be neither.
     """
     for name, job in jobs.items():
-        title, measured = titles[name], kept[name]
+        title, measured = titles[name], saved[name]
         if measured is not None:
             on_message(f"  {title}: {measured.accuracy:.1%} correct, from the run before")
         else:
             storage = LocalStorage(job.train.out)
             storage.delete(CHECKPOINT_NAME)
             measured = measure(job, _epoch_report(title, job.train.epochs, on_message))
-            content = Kept(job=_digest(job), measured=measured).model_dump_json()
+            content = SavedMeasurement(job=_digest(job), measured=measured).model_dump_json()
             storage.put(MEASURED_NAME, content.encode())
             storage.sweep()
         yield VariantResult(name, title, measured)

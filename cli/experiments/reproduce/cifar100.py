@@ -31,7 +31,7 @@ SIDE = 32  # px
 
 
 class Images:
-    """Decoded images of one part by number. Only those that are asked for are read from disk."""
+    """Decoded images of one part by number. Only those that are used are read from disk."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ def cifar100(
     count = len(names) if num_classes is None else num_classes
     if not 2 <= count <= len(names):
         raise DatasetError(f"cifar100 has {len(names)} classes, so not num_classes={count}.")
-    kept = np.arange(count) * len(names) // count
+    chosen = np.arange(count) * len(names) // count
     place = np.full(len(names), -1)
-    place[kept] = np.arange(count)
+    place[chosen] = np.arange(count)
     chosen_N = np.flatnonzero(place[labels_N] >= 0)
     if per_class is not None:
         chosen_N = chosen_N[_nth_of_class(labels_N[chosen_N]) < per_class]
     own_N = place[labels_N[chosen_N]].astype(np.int64)
-    return Images(pixels_NHW3, own_N, chosen_N, tuple(names[label] for label in kept), shrink)
+    return Images(pixels_NHW3, own_N, chosen_N, tuple(names[label] for label in chosen), shrink)
 
 
 def decode(data: str, into: str) -> None:
@@ -158,7 +158,7 @@ def _read_strip(path: Path) -> NDArray[np.uint8]:
 
 def _read_pickles(folder: Path) -> tuple[list[str], Iterator[tuple[str, Decoded]]]:
     try:
-        found: dict[str, Any] = {part: CIFAR100(folder, train=part == "train") for part in PARTS}
+        datasets: dict[str, Any] = {part: CIFAR100(folder, train=part == "train") for part in PARTS}
     except RuntimeError as problem:
         raise DatasetError(
             f"no CIFAR-100 in {folder}: neither classes.txt with strips of its classes nor "
@@ -166,8 +166,8 @@ def _read_pickles(folder: Path) -> tuple[list[str], Iterator[tuple[str, Decoded]
             hint='Fetch it with `python -c "from torchvision.datasets import CIFAR100; '
             f"CIFAR100('{folder}', download=True)\"`, or name its folder with --data.",
         ) from problem
-    parts = ((part, Decoded(each.data, np.array(each.targets))) for part, each in found.items())
-    return found["train"].classes, parts
+    parts = ((part, Decoded(each.data, np.array(each.targets))) for part, each in datasets.items())
+    return datasets["train"].classes, parts
 
 
 def _nth_of_class(labels_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -133,7 +133,7 @@ def _plain(written: str) -> str:
 
 
 def make_sdd_cifar100(options: Options, root: str) -> Made:
-    """The pairs that were asked for, one after the other, in one table."""
+    """The requested pairs, one after the other, in one table."""
     results: dict[str, ExperimentResult] = {}
     if options.quick and not options.pairs:
         document = shipped_document(options, root=root) | {"published": {}}

@@ -19,7 +19,7 @@ from cli.experiments.runner import OnMessage
 
 
 class Options(NamedTuple):
-    """What was asked for on the command line.
+    """The options of the command line.
 
     Attributes:
         name: of the reproduction.
@@ -64,12 +64,7 @@ class Made(NamedTuple):
 
 
 def shipped_document(options: Options, *, root: str) -> Document:
-    """A shipped experiment file with everything that was asked for put in.
-
-    Args:
-        options: of the command line.
-        root: folder of the datasets.
-    """
+    """A shipped experiment file with the options put in; `root` is the folder of the datasets."""
     document = read_shipped(options.name)
     if options.quick:
         document = quick_form(document, where=options.name)
