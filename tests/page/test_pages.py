@@ -167,6 +167,17 @@ def test_the_page_of_a_cache_says_everything_that_identifies_it(pages, root):
     assert begun in pages.cache("partial").html
 
 
+def test_the_maps_have_a_framed_and_described_cell_for_every_cell_of_the_cache(pages):
+    found = parsed(pages.explore("plain", "0", "0"))
+    frames = [path for path in found.all("path") if path.get("class", "").startswith("cell ")]
+    assert len(frames) == len(found.all("title")) - 1 == 21
+    assert len(found.all("use")) == 1 + 3
+    labels = [svg.get("aria-label", "") for svg in found.all("svg")]
+    described = [label for label in labels if label.startswith("Cells of scale 4. row 1 column 1")]
+    assert len(described) == 1
+    assert "Color scale: probability of place0 from 0, dark, to 100 percent, bright" in labels
+
+
 def test_a_mixed_view_names_its_partner(pages):
     html = pages.explore("mixed", "0", "0").html
     assert "the larger part of a mixed view" in html

@@ -288,7 +288,8 @@ def _cell_map(explored: Explored, scale: int, figures: list[CellFigures], under:
         for cell in figures
     ]
     label = f"Cells of scale {scale}. {'; '.join(cell.description for cell in cells)}."
-    return _safe(cell_map(scale, cells, under=under, label=label))
+    # As plain text: adding text to `Markup` would escape it.
+    return _safe(cell_map(scale, cells, under=str(under), label=label))
 
 
 def _safe(html: str) -> Markup:
