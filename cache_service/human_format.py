@@ -28,3 +28,8 @@ def natural_key(name: str) -> list[int | str]:
     """Sort key that puts "class 9" before "class 10", as timm does."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [int(part) if number % 2 else part for number, part in enumerate(parts)]
+
+
+def describe_error(error: BaseException) -> str:
+    """The class and the text of another library's error in one line: `OSError: disk on fire`."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cache_service.errors import KdCacheError, WorkersError
-from cache_service.human_format import human_bytes
+from cache_service.human_format import describe_error, human_bytes
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -119,13 +119,13 @@ def _watched(loader: DataLoader[Any], stalled_s: float) -> Iterator[Any]:
     except (OSError, EOFError) as error:
         _discard_frames(error)
         raise WorkersError(
-            f"worker processes cannot start: {_one_line(error)}.",
+            f"worker processes cannot start: {describe_error(error)}.",
             hint=f"{IN_LINE}, or see that {SHARED_MEMORY} is writable and large enough{_sizes()}.",
         ) from error
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         _discard_frames(error)
         raise WorkersError(
-            f"the dataset cannot be sent to worker processes: {_one_line(error)}.",
+            f"the dataset cannot be sent to worker processes: {describe_error(error)}.",
             hint=f"{IN_LINE}, or make it picklable.",
         ) from error
     while True:
@@ -220,7 +220,7 @@ def _share(item: Any) -> None:
         if "Too many open files" in str(error):
             hint = f"Raise the limit (ulimit -n 65536). {IN_LINE}."
         raise WorkersError(
-            f"a worker process cannot share a batch: {_one_line(error)}.", hint=hint
+            f"a worker process cannot share a batch: {describe_error(error)}.", hint=hint
         ) from error
 
 
@@ -249,10 +249,6 @@ def _sizes() -> str:
     except OSError:
         return ""
     return f" (it holds {human_bytes(status.f_blocks * status.f_frsize)})"
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _as_it_is(item: T) -> T:

@@ -24,11 +24,11 @@ from cache_service.datasets.named import (
     open_factory,
     open_named,
 )
-from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeError, one_line
+from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeError
 from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
-from cache_service.human_format import natural_key
+from cache_service.human_format import describe_error, natural_key
 
 PREFIXES = ("torch", "hfds", *STREAMS)
 
@@ -170,7 +170,7 @@ class ImageDataset:
         except DECODE_ERRORS as error:
             raise UnreadableSampleError(
                 f"sample {sample} of {self._label} cannot be decoded: {self.describe(sample)}: "
-                f"{one_line(error)}.",
+                f"{describe_error(error)}.",
                 hint="Repair or remove it; a dataset without it is another dataset.",
             ) from error
 

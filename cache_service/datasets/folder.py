@@ -11,8 +11,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
-from cache_service.datasets.pixels import PixelRange, one_line, to_rgb
+from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
+from cache_service.human_format import describe_error
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files with another ending are not images. The same list as torchvision's ImageFolder."""
@@ -185,4 +186,4 @@ def _is_class(entry: Path) -> bool:
 
 def _refuse(error: OSError) -> NoReturn:
     """Stop at what cannot be listed: os.walk would leave it out, which makes another dataset."""
-    raise DatasetError(f"dataset folder cannot list {error.filename}: {one_line(error)}.")
+    raise DatasetError(f"dataset folder cannot list {error.filename}: {describe_error(error)}.")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.mapped import MapSource
-from cache_service.datasets.pixels import one_line, to_rgb
+from cache_service.datasets.pixels import to_rgb
 from cache_service.errors import DatasetError
+from cache_service.human_format import describe_error
 from cache_service.plugins import load_object
 
 TEST_STRIDE = 5
@@ -116,7 +117,7 @@ def _create(config: DatasetConfig) -> Any:
     except OPEN_ERRORS as error:
         raise DatasetError(
             f"dataset {config.name} ({config.split}) cannot be opened in {config.root}: "
-            f"{one_line(error)}.",
+            f"{describe_error(error)}.",
             hint="To fetch it, set dataset.args.download: true."
             if config.name.lower().startswith("torch/") and not config.args.get("download")
             else "",
@@ -138,7 +139,9 @@ def _call_factory(config: DatasetConfig) -> Any:
     try:
         return factory(**arguments)
     except OPEN_ERRORS as error:
-        raise DatasetError(f"dataset {config.name} failed to open: {one_line(error)}.") from error
+        raise DatasetError(
+            f"dataset {config.name} failed to open: {describe_error(error)}."
+        ) from error
 
 
 class DigitsSource:

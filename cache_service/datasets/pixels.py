@@ -74,11 +74,6 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
     return decoded.convert("RGB")
 
 
-def one_line(error: BaseException) -> str:
-    """The name and the text of an error, for a message of one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-
-
 def _is_cut_to_8_bits(image: PIL.Image.Image) -> bool:
     """Whether decoding a file that is open, but not decoded yet, drops the lower half of 16
     bits."""
