@@ -189,7 +189,7 @@ def test_an_unbuilt_row_is_refused_never_filled_in(half_built):
 
 def test_a_shard_that_is_recorded_later_is_seen_by_who_has_the_cache_open(half_built):
     cache, rows = half_built
-    with pytest.raises(RowsNotBuiltError):
+    with pytest.raises(RowsNotBuiltError, match=r"positions \[32, 64\) of seed 0 are not recorded"):
         cache.read(0, 0, 100)
     write_shard(open_writer(cache.url, cache.spec, 2), 0, 1)
     assert cache.complete_seeds() == [0]

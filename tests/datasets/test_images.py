@@ -168,5 +168,5 @@ def test_no_samples_are_refused():
 
 @pytest.mark.parametrize("setting", [{"name": ""}, {"root": ""}, {"split": ""}, {"rooot": "x"}])
 def test_every_bound_of_the_settings_is_enforced(setting):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=next(iter(setting))):
         DatasetConfig(**({"name": "folder"} | setting))

@@ -130,7 +130,7 @@ def test_a_well_sealed_commit_of_another_form_is_refused(content):
 
 
 def test_advice_is_to_repair_and_to_build_again():
-    with pytest.raises(CorruptError) as refusal:
+    with pytest.raises(CorruptError, match=r"commits/3/7.json is damaged") as refusal:
         decode(b"")
     assert "kd-cache verify" in refusal.value.hint
     assert "kd-cache build" in refusal.value.hint

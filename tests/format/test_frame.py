@@ -87,11 +87,11 @@ def test_an_answer_to_another_question_is_refused():
         metadata | {"seed": "1"},
         metadata | {"start": "5", "stop": "9"},
     ):
-        with pytest.raises(CorruptError):
+        with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
             decoded(body, arrays, other)
-    with pytest.raises(CorruptError):
+    with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
         decoded(body, arrays[:-1], metadata)
-    with pytest.raises(CorruptError):
+    with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
         decoded(body, arrays, metadata, num_rows=4)
 
 

@@ -47,7 +47,7 @@ def test_a_root_document_with_any_bit_flipped_is_refused():
     for bit in range(0, 8 * len(content), 3):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
-        with pytest.raises((CorruptError, NotACacheError)):
+        with pytest.raises((CorruptError, NotACacheError), match="here"):
             decode_group(bytes(flipped), "here")
 
 
@@ -116,7 +116,7 @@ def nested(depth: int) -> bytes:
 
 @pytest.mark.parametrize("depth", [2_000, 20_000, 200_000])
 def test_attributes_nested_too_deep_to_walk_are_refused(depth):
-    with pytest.raises((CorruptError, NotACacheError)):
+    with pytest.raises((CorruptError, NotACacheError), match="here"):
         decode_group(nested(depth), "here")
 
 

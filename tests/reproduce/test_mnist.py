@@ -54,7 +54,7 @@ def test_another_process_opens_the_files_itself(data):
 
 def test_missing_files_are_one_line_that_says_what_to_put_where(copied):
     (copied / LABELS).unlink()
-    with pytest.raises(DatasetError) as refusal:
+    with pytest.raises(DatasetError, match=f"no {LABELS} in") as refusal:
         open_split(copied)
     text = str(refusal.value)
     assert "\n" not in text

@@ -115,7 +115,7 @@ def test_the_global_generators_are_given_back_even_after_a_failure(make_views):
     make_views("arrays").render(0, range(3))
     assert next_numbers() == expected
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"uint8\[9, 9, 3\]"):
         make_views("small").render(0, [0])
     assert next_numbers() == expected
 

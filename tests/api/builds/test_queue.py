@@ -215,7 +215,7 @@ def test_canceling_ends_what_waits_and_asks_what_runs(queue):
     assert queue.cancel(runs.id).version == asked.version
     queue.finish(runs.id, "canceled")
     assert queue.cancel(runs.id).canceling is False
-    with pytest.raises(NoSuchBuildError):
+    with pytest.raises(NoSuchBuildError, match="has no build of that id"):
         queue.cancel("0" * 16)
 
 
