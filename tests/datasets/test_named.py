@@ -66,7 +66,7 @@ def test_a_factory_that_cannot_be_called_says_so_in_one_line(factory, name, args
 
 def test_a_factory_that_is_not_there_is_refused(factory):
     for name in (f"{factory}:absent", "no_such_module:factory"):
-        with pytest.raises(KdCacheError, match="has no .absent.|no_such_module") as refusal:
+        with pytest.raises(KdCacheError, match=r"has no .absent.|no_such_module") as refusal:
             opened(name)
         assert refusal.value.exit_code == 2
 

@@ -89,9 +89,9 @@ def test_an_answer_to_another_question_is_refused():
     ):
         with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
             decoded(body, arrays, other)
-    with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
+    with pytest.raises(CorruptError, match=r"bytes; [0-9]+ were expected"):
         decoded(body, arrays[:-1], metadata)
-    with pytest.raises(CorruptError, match="returned other arrays or rows than were requested"):
+    with pytest.raises(CorruptError, match=r"bytes; [0-9]+ were expected|returned other arrays"):
         decoded(body, arrays, metadata, num_rows=4)
 
 
