@@ -17,7 +17,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from cache_service.api.http.problems import MEDIA_TYPE, Problem
+from cache_service.api.http.problems import MEDIA_TYPE, problem_response
 from cache_service.api.http.settings import Limits
 
 MIN_BODY_RATE = 16_384
@@ -165,7 +165,12 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._in_header and cycle is not None:
             begun = not cycle.response_complete
         if not begun and not self.pipeline:
-            self.transport.write(_problem(status, code, detail, hint))
+            body = problem_response({"path": ""}, status, detail, code=code, hint=hint).body
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -196,20 +201,3 @@ class _RefusedError(httptools.HttpParserError):
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
-
-
-def _problem(status: int, code: str, detail: str, hint: str) -> bytes:
-    title = HTTPStatus(status).phrase
-    body = Problem(
-        type="about:blank",
-        title=title,
-        status=status,
-        detail=detail,
-        instance="",
-        code=code,
-        hint=hint,
-    ).model_dump_json()
-    return (
-        f"HTTP/1.1 {status} {title}\r\ncontent-type: {MEDIA_TYPE}\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}"
-    ).encode()

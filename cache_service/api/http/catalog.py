@@ -109,9 +109,8 @@ class OpenCache:
         """Return the shards in which the samples are, or will be, recorded."""
         if samples.max() >= self.cache.spec.dataset.num_samples:
             return []
-        shards = self._planned(seed, samples) // self.cache.spec.layout.shard_rows
-        found: list[int] = np.unique(shards).tolist()
-        return found
+        positions = self._planned(seed, samples)
+        return sorted(set((positions // self.cache.spec.layout.shard_rows).tolist()))
 
     def refuse_links(self, key: str) -> None:
         """Refuse an object that a symbolic link puts outside of the cache.
@@ -119,12 +118,9 @@ class OpenCache:
         Raises:
             CorruptError: it is such a link. No writer of this project creates links.
         """
-        if self._folder is None:
-            return
-        if not (self._folder / key).resolve().is_relative_to(self._folder):
-            raise CorruptError(
-                f"{self.name}/{key} is a link to a place outside of the cache.", hint=REPAIR
-            )
+        folder = self._folder
+        if folder is not None and not (folder / key).resolve().is_relative_to(folder):
+            raise CorruptError(f"{self.name}/{key} is a link that leaves the cache.", hint=REPAIR)
 
     def has_commits(self, seed: int, shards: Sequence[int]) -> bool:
         """Whether all of these shards are recorded, as of now."""
