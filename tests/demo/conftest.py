@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -45,7 +44,7 @@ def run_tiny(out, *, changes=None):
         out,
         changes=merge_documents(TINY, changes or {}),
         on_message=messages.append,
-        workers=nullcontext(workers),
+        measure=workers.measure,
     )
     write_report(result)
     return Demo(out, result, messages, workers.jobs)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -202,15 +202,6 @@ class DemoResult:
         }
 
 
-class Workers(Protocol):
-    """Trains and measures one variant at a time."""
-
-    @property
-    def measure(self) -> Measure:
-        """Train one variant."""
-        ...
-
-
 def demo_experiment(out: str, changes: Document | None = None) -> ExperimentConfig:
     """The shipped experiment, with every folder directly in `out`, under the names of its files."""
     document = merge_documents(read_shipped("demo"), changes or {})
@@ -227,13 +218,13 @@ def run_demo(
     *,
     changes: Document | None = None,
     on_message: OnMessage = lambda _: None,
-    workers: AbstractContextManager[Workers] | None = None,
+    measure: Measure | None = None,
 ) -> DemoResult:
     """Do everything that an earlier run into the folder `out` has not finished.
 
     Args:
         changes: keys of the experiment file that differ.
-        workers: trains the students; by default each in a process of its own.
+        measure: trains a student; by default in a process of its own.
 
     Raises:
         ConfigError, SpecMismatchError: `out` holds a demo of other settings.
@@ -246,7 +237,9 @@ def run_demo(
     saved = {name: _saved(job) for name, job in jobs.items()}
     missing = sum(measured is None for measured in saved.values())
     with ExitStack() as stack:
-        ready = stack.enter_context(workers or MeasuringProcesses(missing, threads=THREADS))
+        if measure is None:
+            processes = MeasuringProcesses(missing, threads=THREADS)
+            measure = stack.enter_context(processes).measure
         model = config.teachers[TEACHER]["student"]["model"]
         on_message(f"1 of 4: training the teacher, {model}, on labels.")
         outcomes = train_teachers(config, where=WHERE, on_message=on_message)
@@ -258,7 +251,7 @@ def run_demo(
         recording = _describe_cache(config, recordings[CACHE])
         on_message(f"3 of 4: training one student {len(jobs)} ways on these views.")
         titles = {name: config.title_of(name) for name in jobs}
-        rows = tuple(_train_variants(jobs, saved, titles, ready.measure, on_message))
+        rows = tuple(_train_variants(jobs, saved, titles, measure, on_message))
     on_message("4 of 4: comparing losses, and writing the report.")
     cached, live = jobs[CACHED_KD].train, jobs[LIVE]
     return DemoResult(
