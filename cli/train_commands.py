@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from cli.options import File, Json, Settings, emit
+
+if TYPE_CHECKING:
+    from distill.reporting import Event
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +23,6 @@ def register(app: typer.Typer) -> None:
 def train(file: File, settings: Settings = None, json: Json = False) -> None:
     """Train students from recorded teachers. Resumes from the checkpoints in the file's `out`."""
     from distill.multi_student import load_students
-    from distill.progress import show_progress
     from distill.trainer import train_students
 
     configs = load_students(file, settings or [])
@@ -69,6 +73,41 @@ def evaluate(
         for name, path in find_checkpoints(checkpoint).items()
     }
     _emit_students(scores, as_json=json, lines=_score_lines(scores))
+
+
+SHOWN = ("loss", "top1", "eval_top1", "lr")
+"""Values beside the bar: what one watches a run for. The rest is in the metrics files."""
+
+
+@contextmanager
+def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], None]]:
+    """A listener for `train`: a bar for each student on a terminal, else a JSON line per event."""
+    from cache_service.progress import ProgressDisplay
+    from distill.reporting import finite
+
+    latest: dict[str, dict[str, str]] = {}
+
+    def listen(event: Event) -> None:
+        if not display.is_terminal:
+            display.write_event(finite(event.document()))
+            return
+        values = latest.setdefault(event.student, {})
+        for name in SHOWN:
+            value = event.values.get(name)
+            if isinstance(value, int | float):
+                values[name] = f"{name} {value:.4g}"
+        title = f"{event.student}: " if event.student else ""
+        total = event.values.get("num_steps")
+        display.update_bar(
+            event.student,
+            title=f"{title}epoch {event.epoch}",
+            completed=event.step,
+            total=total if isinstance(total, int) else None,
+            details="  ".join(values[name] for name in SHOWN if name in values),
+        )
+
+    with ProgressDisplay(stream) as display:
+        yield listen
 
 
 def _outcome(config: Any, history: Any) -> dict[str, Any]:

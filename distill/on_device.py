@@ -19,7 +19,6 @@ from cache_service.errors import ConfigError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import PadCrop
 from cache_service.human_format import human_bytes
-from cache_service.rows.reader import Cache
 from cache_service.views.draws import epoch_order
 from cache_service.views.identity import digest64
 from cache_service.views.render import make_renderer
@@ -164,8 +163,8 @@ def open_on_device(
     Args:
         replay: dataset, recipe and caches.
         device: of the students.
-        loader: of the train file. `auto` uses the device where that is exact, where images and
-            rows are small, and where rows are local and complete; `device` insists on it.
+        loader: of the train file. `device` insists on the device; `auto` uses it where it is
+            possible and neither rows nor images are better streamed.
         num_seeds: how many seeds a batch takes its views from.
 
     Raises:
@@ -173,25 +172,26 @@ def open_on_device(
     """
     if loader == "workers":
         return None
-    padded_NHW3 = None
     obstacle = _obstacle(replay, num_seeds)
-    if obstacle is None and loader == "auto" and any(map(_is_streamed, replay.caches)):
-        return None
-    if obstacle is None:
-        padded_NHW3, obstacle = _pad_images(replay)
-    if padded_NHW3 is not None:
-        return DeviceViews(replay, padded_NHW3, device, num_seeds=num_seeds)
-    if loader == "device":
+    if obstacle is not None and loader == "device":
         raise ConfigError(
             f"loader: device is not possible here: {obstacle}.",
             hint="Use `loader: auto`, which makes such views in worker processes.",
         )
-    return None
+    if obstacle is not None or (loader == "auto" and _is_better_streamed(replay)):
+        return None
+    return DeviceViews(replay, _pad_images(replay), device, num_seeds=num_seeds)
 
 
-def _is_streamed(cache: Cache) -> bool:
-    """Whether rows come over a network, or while they are recorded: better a few at a time."""
-    return "://" in cache.url or cache.wait_s > 0
+def _is_better_streamed(replay: Replay) -> bool:
+    """Whether rows or images are better read a few at a time.
+
+    Rows are, if they come over a network or are still being recorded. Images are, if they are much
+    larger than their views: one process would decode all of them before the first step.
+    """
+    if any("://" in cache.url or cache.wait_s > 0 for cache in replay.caches):
+        return True
+    return max(replay.images.image(0).size) > 2 * replay.views.recipe.size
 
 
 def _obstacle(replay: Replay, num_seeds: int) -> str | None:
@@ -219,18 +219,16 @@ def _padding(replay: Replay) -> PadCrop:
     return framing
 
 
-def _pad_images(replay: Replay) -> tuple[Tensor | None, str | None]:
-    """Every image with its border, uint8 [N, H, W, 3], or why there is none."""
-    framing, size = _padding(replay), replay.views.recipe.size
-    side = size + 2 * framing.padding
+def _pad_images(replay: Replay) -> Tensor:
+    """Every image in the size of the view, with its border: uint8 [N, H, W, 3]."""
+    framing, recipe = _padding(replay), replay.views.recipe
+    side = recipe.size + 2 * framing.padding
     padded_NHW3 = np.empty((len(replay.images), side, side, 3), np.uint8)
     border = ((framing.padding,) * 2, (framing.padding,) * 2, (0, 0))
+    renderer = make_renderer(recipe)
+    middle = [framing.padding, framing.padding, 0][: 1 + len(recipe.ops)]
     for sample, out_HW3 in enumerate(padded_NHW3):
-        image = replay.images.image(sample)
-        if image.size != (size, size):
-            width, height = image.size
-            return None, (
-                f"sample {sample} has {width} x {height} px and would be resized to {size} px"
-            )
-        out_HW3[:] = np.pad(np.asarray(image), border, mode=framing.mode)
-    return torch.from_numpy(padded_NHW3), None
+        # The view that is cut from the middle and not mirrored is the image before its padding.
+        image_HW3 = renderer.pixels(replay.images.image(sample), middle)
+        out_HW3[:] = np.pad(image_HW3, border, mode=framing.mode)
+    return torch.from_numpy(padded_NHW3)

@@ -145,7 +145,7 @@ class DistinctFolders:
         if first != str(folder):
             raise DatasetError(
                 f"{folder} is the same folder as {first}: its images would be counted twice.",
-                hint="Remove the link.",
+                hint="Move the link out of the dataset folder.",
             )
 
 

@@ -6,6 +6,7 @@ teacher's input. Shape letters: B batch, H W pixels, h w pixels of the network's
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -50,12 +51,17 @@ def prepare_views(
         images_B3HW = interpolate(
             images_B3HW, size, mode=preprocess.interpolation, antialias=True
         ).clamp_(0, 1)
-    mean_311, std_311 = (
-        torch.tensor(values, dtype=torch.float32, device=images_B3HW.device).reshape(3, 1, 1)
-        for values in (preprocess.mean, preprocess.std)
-    )
+    mean_311 = _channels(preprocess.mean, images_B3HW.device)
+    std_311 = _channels(preprocess.std, images_B3HW.device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return images_B3HW.sub_(mean_311).div_(std_311).to(dtype).contiguous(memory_format=layout)
+
+
+@lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value per channel [3, 1, 1], copied to the device once and not at every batch."""
+    with torch.inference_mode(mode=False):  # the tensor is used outside of inference, too
+        return torch.tensor(values, dtype=torch.float32, device=device).reshape(3, 1, 1)
 
 
 def recorded_preprocess(path: str | Path) -> Preprocess | None:

@@ -119,7 +119,7 @@ def parse_address(url: str) -> Address:
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             "the URL of a cache holds a user name or a password, which would end up in logs.",
-            hint=f"Remove it and put the token into the environment variable {TOKEN_VARIABLE}.",
+            hint=f"Leave it out and put the token into the environment variable {TOKEN_VARIABLE}.",
         )
     host = parts.hostname or ""
     # urlsplit drops line breaks and tabs silently; a URL that contains one is refused instead.

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from distill.progress import show_progress
+from cli.train_commands import show_progress
 from distill.reporting import Event, metrics_files, read_metrics
 
 

@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 RECIPES = {
     "cifar": {"preset": "cifar", "size": 16},
     "crop": {"size": 16, "ops": [{"op": "pad_crop", "padding": 3}]},
+    "resized": {"preset": "cifar", "size": 12},
     "reflect": {
         "size": 16,
         "ops": [{"op": "pad_crop", "mode": "reflect"}, {"op": "horizontal_flip", "prob": 0.3}],
@@ -114,12 +115,11 @@ def test_losses_are_the_same_with_either_loader_and_a_run_resumes_with_the_other
     ("augment", "reason"),
     [
         ({"preset": "none", "size": 16}, "made by center_crop"),
-        ({"preset": "cifar", "size": 12}, "sample 0 has 16 x 16 px and would be resized to 12"),
         ({"size": 16, "ops": [{"op": "pad_crop"}, {"op": "mixup"}]}, "pad_crop, mixup"),
         ({"size": 16, "ops": [{"op": "pad_crop"}, {"op": "color_jitter"}]}, "color_jitter"),
         ({"size": 16, "callable": "support.pipelines:noisy"}, "support.pipelines:noisy"),
     ],
-    ids=["none", "resized", "mixed", "colors", "callable"],
+    ids=["none", "mixed", "colors", "callable"],
 )
 def test_where_the_device_cannot_be_exact_auto_uses_workers_and_device_is_refused(augment, reason):
     config = live("cifar", augment=augment, method={"name": "ce"})
@@ -134,6 +134,16 @@ def test_a_dataset_that_is_too_large_for_the_device_is_left_to_workers(monkeypat
     assert open_stream(config, device=CPU).on_device is None
     monkeypatch.setattr("distill.on_device.MAX_BYTES", 50 * 24 * 24 * 3)
     assert open_stream(config, device=CPU).on_device is not None
+
+
+def test_images_much_larger_than_their_views_are_decoded_by_workers():
+    config = live("cifar", augment={"preset": "cifar", "size": 8}, method={"name": "ce"})
+    assert open_stream(config, device=CPU).on_device is not None
+    dataset = {**TOYS, "args": {"num_samples": 50, "side": 17}}
+    config = live(
+        "cifar", dataset=dataset, augment={"preset": "cifar", "size": 8}, method={"name": "ce"}
+    )
+    assert open_stream(config, device=CPU).on_device is None
 
 
 def test_rows_that_are_waited_for_are_read_a_few_at_a_time(tmp_path):
