@@ -94,6 +94,11 @@ def verify(
         document["recompute"] = comparison
         accepted = comparison.accepted
         lines += comparison.lines()
+        if comparison.num_views < recompute:
+            lines.append(
+                f"{recompute:,} views were requested, but only {comparison.num_views:,} are "
+                "recorded: all of them were compared"
+            )
     document["accepted"] = accepted
     emit(document, as_json=json, text="\n".join(lines))
     if not accepted:

@@ -85,6 +85,12 @@ def test_a_whole_cache_of_this_teacher_is_accepted(recorded):
     assert max(comparison.relative_error.values()) < 0.001
 
 
+def test_fewer_recorded_views_than_requested_are_stated(recorded):
+    ended = kd_cache("verify", recorded.url, "--recompute", "300")
+    assert ended.code == 0
+    assert "300 views were requested, but only 288 are recorded: all of them" in ended.out
+
+
 @pytest.mark.parametrize("factor", [-1.0, 0.8], ids=["other-classes", "same-classes"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_one_seed_with_the_logits_of_another_teacher_is_refused_by_name(
