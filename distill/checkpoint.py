@@ -1,4 +1,4 @@
-"""`checkpoint.pt`: everything a run needs to go on as if it had never stopped.
+"""`checkpoint.pt`: everything that a run needs to resume as if it had not been interrupted.
 
 Written whole or not at all, fsynced, and read back with `weights_only=True`, so that opening
 somebody's checkpoint runs none of their code. Randomness is not in it: each step draws from a
@@ -12,7 +12,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,36 +52,27 @@ FREE = {
     "augment",
     "seeds",
 }
-"""Settings that a resumed run may change: they do not move the loss curve."""
+"""Settings that a resumed run may change, because they do not change its losses."""
 
 _UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, OSError, MemoryError)
-"""What zipfile and torch raise over bytes that somebody else wrote, or that were damaged."""
+"""What zipfile and torch raise for damaged files and files of other programs."""
 
 Payload = dict[str, Any]
-
-
-def save_checkpoint(out: str, payload: Payload) -> None:
-    """Replace the checkpoint in the folder `out`.
-
-    Raises:
-        OutOfSpaceError, StorageError: the old one is still there.
-    """
-    _put(out, CHECKPOINT_NAME, payload)
 
 
 def save_checkpoints(outs: Mapping[str, str], payloads: Mapping[str, Payload]) -> None:
     """Replace the checkpoints of several students, in effect all at once.
 
-    All but the last student's are written beside the old ones; the last student's then decides;
-    only after it the others take their places. Killed before it, all are the old ones; killed after
-    it, `load_checkpoints` finishes the work.
+    All but the last student's are written beside the old ones. Writing the last student's commits
+    them, and then the others are renamed. If the run is killed before that, all old ones are valid;
+    if it is killed after, `load_checkpoints` renames the rest.
 
     Args:
         outs: folder of each student, by name; at least one.
         payloads: by name.
 
     Raises:
-        OutOfSpaceError, StorageError: the old ones still count.
+        OutOfSpaceError, StorageError: the old ones are still valid.
     """
     *others, last = outs
     for name in others:
@@ -99,14 +90,14 @@ def load_checkpoints(outs: Mapping[str, str]) -> dict[str, Payload]:
     """
     found = {name: load_checkpoint(out) for name, out in outs.items()}
     for name, out in outs.items():
-        following = load_checkpoint(Path(out) / NEXT_NAME)
-        if following is None:
+        pending = load_checkpoint(Path(out) / NEXT_NAME)
+        if pending is None:
             continue
-        decision = found.get(following["decided_by"])
-        if decision is not None and _step(decision) == _step(following):
-            found[name] = following
+        decision = found.get(pending["decided_by"])
+        if decision is not None and _step(decision) == _step(pending):
+            found[name] = pending
             _promote(out)
-        else:  # its run was killed before the decision
+        else:  # the run was killed before the last student's was written
             LocalStorage(out).delete(NEXT_NAME)
     return {name: payload for name, payload in found.items() if payload is not None}
 
@@ -151,8 +142,8 @@ def load_checkpoint(path: str | Path) -> Payload | None:
     """The checkpoint at `path` (a file, or a run's folder), on the CPU; None where there is none.
 
     Raises:
-        CorruptError: it is there and is not one.
-        ConfigError: it is of a newer format.
+        CorruptError: the file is not a checkpoint or is damaged.
+        ConfigError: it has a newer format.
     """
     path = Path(path)
     if path.is_dir():
@@ -189,7 +180,7 @@ def _unpack(content: bytes) -> Any:
 
 
 def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> None:
-    """Refuse to go on with a run under settings that would bend its curve.
+    """Refuse to resume a run under settings that would change its losses.
 
     Args:
         path: of the checkpoint, for the message.
@@ -213,7 +204,7 @@ def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> N
 
 
 def refuse_other_rows(path: Path, saved: Payload, identity: dict[str, Any]) -> None:
-    """Refuse to go on with a run on other rows or views.
+    """Refuse to resume a run on other rows or views.
 
     Raises:
         SpecMismatchError: names what differs, with both values.
@@ -228,15 +219,12 @@ def refuse_other_rows(path: Path, saved: Payload, identity: dict[str, Any]) -> N
 
 
 def _leaves(document: Any, prefix: str = "") -> dict[str, Any]:
-    return dict(_walk(document, prefix))
-
-
-def _walk(document: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(document, dict):
-        yield prefix, document
-        return
+        return {prefix: document}
+    found: dict[str, Any] = {}
     for key, value in document.items():
-        yield from _walk(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _json(value: Any) -> str:

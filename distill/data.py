@@ -130,7 +130,7 @@ def load_cache(
 
 
 def recorded_seeds(caches: Sequence[Cache], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The seeds to train on: those wanted, or all that every cache has complete.
+    """The seeds to train on: those requested, or all that every cache has complete.
 
     A cache whose rows may be awaited counts with all the seeds that are planned.
 

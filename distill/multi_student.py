@@ -1,4 +1,4 @@
-"""Several students in one train file: what each may have of its own, and what they must share."""
+"""Several students in one train file: which settings are their own and which they share."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OWN = (
     "label_smoothing",
     "seed",
 )
-"""Keys of a train file that a student may have of its own. All others say what the one stream is,
-how it is cut into steps, and when something is scored or written."""
+"""Keys of a train file that a student may set itself. All others define the shared stream, its
+steps, and when something is scored or written."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""Names are names of folders, on every system."""
+"""Names are also names of folders, on every system."""
 
 
 def load_students(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
@@ -49,8 +49,8 @@ def load_students(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
 def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, TrainConfig]:
     """Train files by name, out of one that may have `students`.
 
-    What a student says itself replaces the same key of the file as a whole. Its `out` is the folder
-    with its name in the file's. A file with `student` alone is that of a student named ``.
+    A student's own key replaces the same key of the file as a whole. Its `out` is the folder with
+    its name in the file's `out`. A file with `student` is one of a single student named ``.
 
     Raises:
         ConfigError: see `load_students`.
@@ -67,7 +67,7 @@ def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, Trai
         if name.lower() in {taken.lower() for taken in found}:
             raise ConfigError(f"{where}: students.{place}.name: {name} is taken.")
         own = {key: value for key, value in entry.items() if key != "name"}
-        # Where `out` is missing or no text, the check of the whole says so.
+        # An `out` that is missing or no text is refused by the validation below.
         out = {"out": str(Path(shared["out"], name))} if isinstance(shared.get("out"), str) else {}
         found[name] = validate_config(
             TrainConfig, shared | own | out, where=f"{where}, student {name}"
@@ -97,7 +97,7 @@ def _name(entry: Any, place: str) -> str:
 
 
 def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
-    """Refuse train files that cannot have one stream; returns any of them, for what they share.
+    """Refuse train files that cannot share one stream; returns any of them, for what they share.
 
     Raises:
         ConfigError: there are none, they differ in what must be shared, or share what must differ.
@@ -122,10 +122,10 @@ def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
 
 
 def refuse_apart_peers(students: Sequence[StudentState]) -> None:
-    """Refuse peers of which one is further than the other.
+    """Refuse peers that have taken different numbers of steps.
 
     Raises:
-        ConfigError: names both, and how far they are.
+        ConfigError: names both and their steps.
     """
     peers = [each for each in students if requirements_of(each.settings).peers]
     for one, other in pairwise(peers):
@@ -138,7 +138,7 @@ def refuse_apart_peers(students: Sequence[StudentState]) -> None:
 
 
 def _refuse_equal_peers(configs: Mapping[str, TrainConfig]) -> None:
-    """Peers alike in everything start alike, and never have anything to teach each other."""
+    """Peers with equal settings start with equal weights and would stay equal."""
     known: dict[str, str] = {}
     for name, config in configs.items():
         if requirements_of(config.method).peers:

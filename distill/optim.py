@@ -1,7 +1,4 @@
-"""Optimizers by name, and which parameters decay.
-
-Learning rates as a pure function of the update: nothing to save, nothing to restore.
-"""
+"""Optimizers, and learning rates as a pure function of the update, which need no state."""
 
 from __future__ import annotations
 
@@ -146,12 +143,12 @@ def learning_rate(
     """
     warmup = schedule.warmup_epochs * updates_per_epoch
     if update < warmup:
-        # From the first step on the rate is above 0: an update at 0 would be a batch wasted.
+        # Above 0 from the first step on: an update at 0 would waste a batch.
         return peak * min((update + 1) / warmup, 1.0)
     if isinstance(schedule, Cosine):
         progress = (update - warmup) / (epochs * updates_per_epoch - warmup)
-        share = 0.5 * (1 + math.cos(math.pi * progress))
-        return schedule.min_lr + (peak - schedule.min_lr) * share
+        weight = 0.5 * (1 + math.cos(math.pi * progress))
+        return schedule.min_lr + (peak - schedule.min_lr) * weight
     if isinstance(schedule, MultiStep):
         completed = update // updates_per_epoch
         return peak * schedule.gamma ** sum(mark <= completed for mark in schedule.milestones)

@@ -1,4 +1,4 @@
-"""Scores of a classifier as running sums: nothing waits for the device until the end.
+"""Scores of a classifier as running sums on its device.
 
 Shape letters: B batch, C classes, N bins.
 """
@@ -22,11 +22,11 @@ class Evaluation(NamedTuple):
 
     Attributes:
         num_samples: views scored.
-        top1: share classified right; of mixed views, as their larger part.
-        top5: share with the label among the five likeliest classes (of all, where there are fewer).
+        top1: fraction classified correctly; of mixed views, as their larger part.
+        top5: fraction whose label is among the five likeliest classes (or all, if fewer).
         nll: mean negative log-likelihood of the label, nats.
-        ece: expected calibration error: mean gap of confidence and share right, over 15 bins.
-        agreement: share classified as the cached teacher does; None without one.
+        ece: expected calibration error: mean gap of confidence and accuracy, over 15 bins.
+        agreement: fraction classified as the cached teacher does; None without one.
     """
 
     num_samples: int
@@ -42,13 +42,13 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self._num_samples = 0
-        self._asked_teacher = False
+        self._has_teacher = False
         zeros = torch.zeros(4, dtype=torch.float64, device=device)
         self._top1, self._top5, self._nll, self._agreed = zeros.unbind()
         self._bins_3N = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
 
     def add(self, logits_BC: Tensor, labels_B: Tensor) -> None:
-        """Take in a batch of float32 logits."""
+        """Add a batch of float32 logits."""
         logp_BC = log_softmax(logits_BC, dim=-1)
         confidence_B, guess_B = logp_BC.exp().max(dim=-1)
         right_B = (guess_B == labels_B).double()
@@ -63,15 +63,15 @@ class Tally:
         self._bins_3N.index_add_(1, bin_B, facts_3B)
 
     def add_agreement(self, logits_BC: Tensor, teacher_BC: Tensor) -> None:
-        """Take in what a teacher says about the same batch."""
-        self._asked_teacher = True
+        """Add a teacher's logits of the same batch."""
+        self._has_teacher = True
         self._agreed += (logits_BC.argmax(dim=-1) == teacher_BC.argmax(dim=-1)).sum()
 
     def evaluation(self) -> Evaluation:
-        """The scores over everything taken in.
+        """The scores over everything added.
 
         Raises:
-            ConfigError: that was nothing.
+            ConfigError: nothing was added.
         """
         if not self._num_samples:
             raise ConfigError("there is nothing to evaluate on: the dataset gave no views.")
@@ -80,5 +80,5 @@ class Tally:
         sums = torch.stack([self._top1, self._top5, self._nll, ece, self._agreed])
         top1, top5, nll, ece_mean, agreed = (sums / self._num_samples).tolist()
         return Evaluation(
-            self._num_samples, top1, top5, nll, ece_mean, agreed if self._asked_teacher else None
+            self._num_samples, top1, top5, nll, ece_mean, agreed if self._has_teacher else None
         )

@@ -1,4 +1,4 @@
-"""What a run reads: batches of views, and what teachers say about them.
+"""What a run reads: batches of views, and the teachers' logits of them.
 
 Shape letters: B batch, R cells, C classes, H W pixels.
 """
@@ -139,7 +139,7 @@ def train_loader(
         workers=workers,
         pin_memory=pin_memory,
         context=context,
-        # Rows that are awaited are no stall.
+        # Waiting for rows that are being recorded is not a stall.
         stalled_s=STALLED_S + max((cache.wait_s for cache in replay.caches), default=0.0),
     )
 
@@ -207,12 +207,15 @@ class ReplayedStream:
 
 
 class LiveStream:
-    """The views of another stream, under teachers that run now; recorded ones are not asked."""
+    """The views of another stream, with the logits of teachers that run now."""
 
     def __init__(self, views: Stream, live: Sequence[LiveTeacher]) -> None:
         teachers = tuple(teacher.facts for teacher in live)
-        told = {"live_teachers": [list(facts.scales) for facts in teachers]}
-        self.facts = views.facts._replace(teachers=teachers, identity=views.facts.identity | told)
+        identity = {
+            **views.facts.identity,
+            "live_teachers": [list(facts.scales) for facts in teachers],
+        }
+        self.facts = views.facts._replace(teachers=teachers, identity=identity)
         self._views = views
         self._live = tuple(live)
 
@@ -221,7 +224,7 @@ class LiveStream:
         return self._views.batches(first_step)
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:  # noqa: ARG002 - Stream's signature
-        """Ask the teacher now."""
+        """Run the teacher."""
         return self._live[cache].answer(batch.images_BHW3)
 
 
@@ -304,7 +307,7 @@ def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamF
 
 
 def recorded_facts(cache: Cache) -> TeacherFacts:
-    """What a cache tells of its teacher without reading a row."""
+    """What is known of a cache's teacher without reading a row."""
     spec = cache.spec
     return TeacherFacts(
         scales=spec.scales,

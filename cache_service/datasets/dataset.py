@@ -171,7 +171,7 @@ class ImageDataset:
             raise UnreadableSampleError(
                 f"sample {sample} of {self._label} cannot be decoded: {self.describe(sample)}: "
                 f"{describe_error(error)}.",
-                hint="Repair or remove it; a dataset without it is another dataset.",
+                hint="Repair the file: a dataset without it is another dataset.",
             ) from error
 
     def describe(self, sample: int) -> str:

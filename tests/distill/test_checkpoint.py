@@ -12,13 +12,17 @@ import pytest
 import torch
 
 from cache_service.errors import ConfigError, CorruptError, OutOfSpaceError
-from distill.checkpoint import load_checkpoint, refuse_other_config, save_checkpoint
+from distill.checkpoint import load_checkpoint, refuse_other_config, save_checkpoints
 
 PAYLOAD = {"model": {"weight": torch.arange(1000.0)}, "step": 3, "note": None}
 
 
+def save_one(out, payload):
+    save_checkpoints({"": str(out)}, {"": payload})
+
+
 def test_what_is_saved_comes_back(tmp_path):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     for path in (tmp_path, tmp_path / "checkpoint.pt"):
         found = load_checkpoint(path)
         assert torch.equal(found["model"]["weight"], PAYLOAD["model"]["weight"])
@@ -32,7 +36,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 @pytest.mark.parametrize("fails", ["fsync", "rename"])
 def test_a_write_that_fails_leaves_the_old_one_and_no_litter(tmp_path, monkeypatch, fails):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
     def full(*_):
@@ -44,9 +48,9 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_litter(tmp_path, monkeypat
         else:
             patch.setattr("pathlib.Path.replace", full)
         with pytest.raises((OutOfSpaceError, OSError)):
-            save_checkpoint(str(tmp_path), PAYLOAD | {"step": 4})
+            save_one(tmp_path, PAYLOAD | {"step": 4})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    save_checkpoint(str(tmp_path), PAYLOAD | {"step": 5})
+    save_one(tmp_path, PAYLOAD | {"step": 5})
     assert load_checkpoint(tmp_path)["step"] == 5
 
 
@@ -56,11 +60,11 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutOfSpaceError, match="no space left to write"):
-        save_checkpoint(str(tmp_path), PAYLOAD)
+        save_one(tmp_path, PAYLOAD)
 
 
 def test_the_file_is_replaced_in_one_rename(tmp_path, monkeypatch):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     steps = []
     fsync = os.fsync
 
@@ -69,7 +73,7 @@ def test_the_file_is_replaced_in_one_rename(tmp_path, monkeypatch):
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", spy)
-    save_checkpoint(str(tmp_path), PAYLOAD | {"step": 4})
+    save_one(tmp_path, PAYLOAD | {"step": 4})
     # Before the rename the file is the old one, and the new one is on disk already.
     assert steps[0] == 3
     assert steps[-1] == 4
@@ -106,7 +110,7 @@ def hostile(_content):
 )
 def test_a_file_that_is_no_checkpoint_is_refused_and_never_run(tmp_path, monkeypatch, spoil):
     monkeypatch.chdir(tmp_path)
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CorruptError, match=r"checkpoint\.pt is not a checkpoint of kd-cache"):
@@ -115,7 +119,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_never_run(tmp_path, monkeyp
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(tmp_path):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged(path.read_bytes()))
     with pytest.raises(CorruptError):
@@ -123,7 +127,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(tmp_path):
 
 
 def test_no_flipped_bit_anywhere_changes_what_is_read(tmp_path):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
     refused = 0
@@ -142,7 +146,7 @@ def test_no_flipped_bit_anywhere_changes_what_is_read(tmp_path):
 
 
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
-    save_checkpoint(str(tmp_path), PAYLOAD)
+    save_one(tmp_path, PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
     with (
