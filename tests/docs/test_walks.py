@@ -76,7 +76,6 @@ def test_one_batch_visits_the_files_of_its_walk(cache, tmp_path, monkeypatch):
         "batch_size": 16,
         "workers": 0,
         "loader": "workers",
-        "loader": "workers",
         "device": "cpu",
         "out": str(tmp_path / "run"),
     }
