@@ -315,7 +315,7 @@ def test_a_method_that_does_not_suit_is_refused_before_anything_is_read(tmp_path
     config = train_config(tmp_path, method={"name": "sd-kd", "scales": [1, 4]})
     stream = MemoryStream(config)
     stream.batches = None  # would fail if it were called
-    with pytest.raises(ConfigError, match="asks for"):
+    with pytest.raises(ConfigError, match="but memory has scales"):
         train(config, stream=stream)
     assert not (tmp_path / "metrics.jsonl").exists()
 
