@@ -121,7 +121,7 @@ def test_a_link_that_reaches_a_folder_twice_is_refused_with_both_paths(folder, l
     with pytest.raises(DatasetError, match=r"is the same folder as .* counted twice") as refusal:
         opened(folder)
     assert str(folder / other) in str(refusal.value)
-    assert "Remove the link" in refusal.value.hint
+    assert "Move the link out of the dataset folder" in refusal.value.hint
 
 
 def test_a_folder_linked_from_elsewhere_is_read_once(folder, tmp_path_factory):

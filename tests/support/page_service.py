@@ -13,18 +13,18 @@ from cache_service.api.page.rendering import Pages
 from support.build_queue import builds_document, request_document
 
 QUIET: dict[str, Any] = {
-    "requests_per_second": 0.0,
-    "errors_per_second": 0.0,
-    "bytes_per_second": 0.0,
-    "p50_ms": None,
-    "p99_ms": None,
+    "requests_per_s": 0.0,
+    "failed_per_s": 0.0,
+    "bytes_per_s": 0.0,
+    "p50_s": None,
+    "p99_s": None,
 }
 BUSY: dict[str, Any] = {
-    "requests_per_second": 412.3,
-    "errors_per_second": 0.1,
-    "bytes_per_second": 48_200_000.0,
-    "p50_ms": 2.1,
-    "p99_ms": 18.4,
+    "requests_per_s": 412.3,
+    "failed_per_s": 0.1,
+    "bytes_per_s": 48_200_000.0,
+    "p50_s": 0.0021,
+    "p99_s": 0.0184,
 }
 
 
