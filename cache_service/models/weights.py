@@ -273,31 +273,29 @@ def weights_sha256(model: nn.Module) -> str:
 
     Memory format, device and compilation do not change it; one bit of one weight does. Tensors
     that the state dict does not hold are added where there are any (see `hidden_tensors`), and so
-    is what the network says of itself by an attribute or method `weights_digest`, a string such as
-    the SHA-256 of an ONNX file. Call it before the network has run: some networks keep tensors of
-    their last run.
+    is the attribute or method `weights_digest` of the network, a string such as the SHA-256 of an
+    ONNX file. Call it before the network has run: some networks keep tensors of their last run.
 
     Raises:
-        UnsupportedError: there is nothing that tells this network from another of its class.
+        UnsupportedError: the state dict is empty and the network has no `weights_digest`. Weights
+            outside a state dict cannot be found reliably, so nothing identifies the network.
     """
     digest = hashlib.sha256()
     state = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for name, value in sorted(tensors.items()):
         _add(digest, name, value)
-    hidden = hidden_tensors(model)
-    if not tensors:  # what is derived from weights elsewhere is all that there is here
-        hidden |= dict(model.named_buffers())
-    for name, value in sorted(hidden.items()):
+    for name, value in sorted(hidden_tensors(model).items()):
         _add(digest, f"hidden:{name}", value)
     own = _own_digest(model)
     if own is not None:
         digest.update(json.dumps([OWN_DIGEST, own]).encode() + b"\n")
-    if not (tensors or hidden or own):
+    if not tensors and own is None:
         raise UnsupportedError(
-            f"{type(model).__name__} has no parameters, no buffers and no tensors, so that its "
-            "recording could not be told from that of another network.",
-            hint=f"Give the network an attribute {OWN_DIGEST}, such as the SHA-256 of its file.",
+            f"the state dict of {type(model).__name__} is empty, so its recording could not be "
+            "distinguished from that of another network.",
+            hint="Register its weights as parameters or buffers, or give the network an attribute "
+            f"{OWN_DIGEST}, such as the SHA-256 of its file.",
         )
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ ROWS = (
     "cache_service.format.group",
     "cache_service.storage",
     "cache_service.storage.local",
+    "cache_service.reader",
     "cache_service.rows.reader",
     "cache_service.rows.writer",
     "cache_service.rows.verify",

@@ -43,19 +43,31 @@ KEEPS = {
 
 
 @pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
-@pytest.mark.parametrize("registered", [True, False])
-def test_weights_outside_the_state_dict_change_the_digest(keep, registered):
-    one, same, other = (Holder(keep(seed), registered=registered) for seed in (1, 1, 2))
+def test_weights_outside_the_state_dict_change_the_digest(keep):
+    one, same, other = (Holder(keep(seed)) for seed in (1, 1, 2))
     assert weights_sha256(one) == weights_sha256(same)
     assert weights_sha256(one) != weights_sha256(other)
 
 
-def test_parameters_that_a_state_dict_leaves_out_change_the_digest():
-    class Silent(nn.Linear):
-        def state_dict(self, *args, **options):
-            return {}
+@pytest.mark.parametrize(
+    "keep", [*KEEPS.values(), lambda _seed: object()], ids=[*KEEPS, "nothing at all"]
+)
+def test_a_network_with_an_empty_state_dict_is_refused_unless_it_names_its_digest(keep):
+    one, other = (Holder(keep(seed), registered=False) for seed in (1, 2))
+    with pytest.raises(UnsupportedError, match=r"is empty.*attribute weights_digest") as error:
+        weights_sha256(one)
+    assert "\n" not in str(error.value)
+    one.weights_digest, other.weights_digest = "one", "other"
+    assert weights_sha256(one) != weights_sha256(other)
 
-    one, other = Silent(2, 2), Silent(2, 2)
+
+def test_parameters_that_a_state_dict_leaves_out_change_the_digest():
+    class Partial(nn.Linear):
+        def state_dict(self, *args, **options):
+            return {"bias": self.bias.detach()}
+
+    one, other = Partial(2, 2), Partial(2, 2)
+    other.bias = one.bias
     assert weights_sha256(one) != weights_sha256(other)
 
 
@@ -75,12 +87,6 @@ def test_names_of_what_is_registered_already_are_no_hidden_weights():
 )
 def test_published_architectures_have_no_hidden_tensors(name):
     assert hidden_tensors(create_model(name, num_classes=4)) == {}
-
-
-def test_a_network_with_nothing_to_tell_it_by_is_refused_with_the_way_out():
-    with pytest.raises(UnsupportedError, match=r"no parameters.*attribute weights_digest") as error:
-        weights_sha256(Holder(object(), registered=False))
-    assert "\n" not in str(error.value)
 
 
 def test_a_network_names_its_weights_by_an_attribute_or_a_method():
