@@ -1,7 +1,8 @@
-"""Which positions make which batch: a pure function of (epoch plan, step, rank). No torch state.
+"""Assigns positions of recorded epochs to batches.
 
-A run is one line of global batches over recorded epochs. Rank r of w takes the r-th equal slice of
-each, and resuming is one integer, the step.
+The assignment is a pure function of the plan, the step and the rank. A run is one sequence of
+global batches over recorded epochs. Rank r of w takes the r-th equal slice of each batch. The step
+number alone is therefore enough to resume a run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class Cursor(NamedTuple):
-    """Where a batch is in its run. `start` and `stop` are this rank's positions."""
+    """The place of a batch in its run; this rank reads the positions [start, stop)."""
 
     step: int
     epoch: int
@@ -23,18 +24,19 @@ class Cursor(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch as the loader hands it over. Shapes: B views, H x W pixels.
+    """One batch as the loader returns it. Shapes: B views, H x W pixels.
 
     Attributes:
-        images_BHW3: uint8 views, byte for byte as the teacher saw them.
+        images_BHW3: uint8 views, with the same bytes that the teacher saw.
         labels_B: int64.
-        partner_labels_B: int64, the mixing partner's; the own label where unmixed.
-        weights_B: float32 share of the own label; 1.0 where unmixed.
-        samples_B: int64 dataset items.
+        partner_labels_B: int64, labels of the mixing partners; equal to `labels_B` if a view is
+            not mixed.
+        weights_B: float32 weight of `labels_B`; 1.0 if a view is not mixed.
+        samples_B: int64 indices of the dataset.
         rows: encoded teacher rows, one dict per cache, keyed by the cache's array names.
-        cursor: where in the run.
-        other_views: one other view for each of these, by the name of the pairing that chose them
-            (`distill.methods.requirements`); empty where no method compares views.
+        cursor: the place of the batch in its run.
+        other_views: for each pairing, by its name, a batch with one other view for each view of
+            this batch (see `distill.methods.requirements`). Empty if no method compares views.
     """
 
     images_BHW3: Tensor
@@ -47,7 +49,7 @@ class Batch(NamedTuple):
     other_views: dict[str, Batch] = {}  # noqa: RUF012 - never changed in place
 
     def to(self, device: str, *, non_blocking: bool = True) -> Batch:
-        """The same batch on a device."""
+        """Copy the batch to a device."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
@@ -55,11 +57,11 @@ class Batch(NamedTuple):
         return self.changed(moved)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; DataLoader calls this where asked to pin."""
+        """Copy the batch to page-locked memory. DataLoader calls this if `pin_memory` is set."""
         return self.changed(Tensor.pin_memory)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with every tensor replaced."""
+        """Apply a function to every tensor of the batch and return the new batch."""
         return Batch(
             images_BHW3=change(self.images_BHW3),
             labels_B=change(self.labels_B),
@@ -78,12 +80,13 @@ class BatchPlan(NamedTuple):
     Attributes:
         num_samples: positions per recorded epoch.
         batch_size: views per rank and step.
-        seeds: recorded epochs, used in turn and again from the first when they run out.
-        epochs: how many to train.
-        rank: which slice is ours.
-        world: how many slices there are.
-        min_views: fewest views per rank of an epoch's last step; fewer are left unseen. 2 where a
-            network trains, because batch statistics of one view do not exist.
+        seeds: recorded epochs. They are used in order, and repeated if the run has more epochs.
+        epochs: number of epochs to train.
+        rank: index of the slice that this process reads.
+        world: number of slices.
+        min_views: smallest number of views per rank in the last step of an epoch. If fewer are
+            left, they are skipped. It is 2 for training, because batch norm cannot compute a
+            variance from one view.
     """
 
     num_samples: int
@@ -97,6 +100,7 @@ class BatchPlan(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch, the same on every rank. The last step may be shorter."""
+        # A remainder of at least `min_views` for every rank makes one more, shorter step.
         whole, rest = divmod(self.num_samples, self.batch_size * self.world)
         return max(whole + (rest >= self.world * self.min_views), 1)
 
@@ -108,7 +112,8 @@ class BatchPlan(NamedTuple):
     def cursor(self, step: int) -> Cursor:
         """This rank's positions at a step.
 
-        All ranks get equally many, so a rest smaller than `world` views ends an epoch unseen.
+        All ranks read the same number of views. Views at the end of an epoch that cannot be divided
+        equally among the ranks are skipped.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         first = index * self.batch_size * self.world

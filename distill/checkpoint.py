@@ -1,8 +1,8 @@
-"""`checkpoint.pt`: everything that a run needs to resume as if it had not been interrupted.
+"""Writes and reads `checkpoint.pt`, which holds everything that a run needs to resume.
 
-Written whole or not at all, fsynced, and read back with `weights_only=True`, so that opening
-somebody's checkpoint runs none of their code. Randomness is not in it: each step draws from a
-generator seeded by the run's seed and its own number.
+A checkpoint is replaced atomically and fsynced. It is read with `weights_only=True`, so a
+checkpoint from an untrusted source cannot run code. It holds no state of random generators,
+because each step seeds its generators from the seed of the run and the number of the step.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from cache_service.storage.local import LocalStorage
 CHECKPOINT_NAME = "checkpoint.pt"
 
 NEXT_NAME = "checkpoint.next.pt"
-"""A student's next checkpoint, until those of all students of its run are written."""
+"""Temporary name of a new checkpoint, until the checkpoints of all students are written."""
 
 START_OVER = "Choose another `out`, or move the checkpoint elsewhere to start over."
-"""Hint. A checkpoint may be days of work, so no message advises to delete one."""
+"""Hint of errors. No hint advises to delete a checkpoint, which may hold days of training."""
 
 EXPECTED_FILES = "Name a run's folder, its checkpoint.pt or its student.safetensors."
-"""Hint where a file was named that is not a checkpoint."""
+"""Hint of errors about a path that is not a checkpoint."""
 
 FORMAT = 1
-"""Raised when an older version would misread a newer checkpoint."""
+"""Increase this number if older versions would misread new checkpoints."""
 
 FREE = {
     "out",
@@ -46,7 +46,7 @@ FREE = {
     "tensorboard",
     "wandb",
     "replay",
-    # Where rows and images lie may change; what they are is held by the identity.
+    # These paths may change. The contents behind them are compared by `refuse_other_rows`.
     "dataset",
     "caches",
     "augment",
@@ -55,24 +55,25 @@ FREE = {
 """Settings that a resumed run may change, because they do not change its losses."""
 
 _UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, OSError, MemoryError)
-"""What zipfile and torch raise for damaged files and files of other programs."""
+"""Exceptions of zipfile and torch for damaged files and for files of other programs."""
 
 Payload = dict[str, Any]
 
 
 def save_checkpoints(outs: Mapping[str, str], payloads: Mapping[str, Payload]) -> None:
-    """Replace the checkpoints of several students, in effect all at once.
+    """Replace the checkpoints of several students atomically.
 
-    All but the last student's are written beside the old ones. Writing the last student's commits
-    them, and then the others are renamed. If the run is killed before that, all old ones are valid;
-    if it is killed after, `load_checkpoints` renames the rest.
+    The new checkpoints of all students but the last are written next to the old ones. Writing that
+    of the last student commits all of them, and then the others are renamed. If the run is killed
+    before the commit, all old checkpoints are valid. If it is killed after the commit,
+    `load_checkpoints` renames the remaining files.
 
     Args:
-        outs: folder of each student, by name; at least one.
-        payloads: by name.
+        outs: folder of each student, by name. It must not be empty.
+        payloads: contents of the checkpoints, by name.
 
     Raises:
-        OutOfSpaceError, StorageError: the old ones are still valid.
+        OutOfSpaceError, StorageError: a file cannot be written. The old checkpoints stay valid.
     """
     *others, last = outs
     for name in others:
@@ -83,10 +84,10 @@ def save_checkpoints(outs: Mapping[str, str], payloads: Mapping[str, Payload]) -
 
 
 def load_checkpoints(outs: Mapping[str, str]) -> dict[str, Payload]:
-    """The checkpoints of several students, by name, of those that have one; on the CPU.
+    """Load the checkpoints of several students to the CPU; students without one are left out.
 
     Raises:
-        CorruptError, ConfigError: as `load_checkpoint`.
+        CorruptError, ConfigError: see `load_checkpoint`.
     """
     found = {name: load_checkpoint(out) for name, out in outs.items()}
     for name, out in outs.items():
@@ -97,16 +98,16 @@ def load_checkpoints(outs: Mapping[str, str]) -> dict[str, Payload]:
         if decision is not None and _step(decision) == _step(pending):
             found[name] = pending
             _promote(out)
-        else:  # the run was killed before the last student's was written
+        else:  # the run was killed before the commit
             LocalStorage(out).delete(NEXT_NAME)
     return {name: payload for name, payload in found.items() if payload is not None}
 
 
 def find_checkpoints(path: str | Path) -> dict[str, Path]:
-    """Checkpoints at `path`, by the names of their students.
+    """Find the checkpoints at `path`, by the names of their students.
 
-    A file, or the folder of one student, is its one checkpoint, and has no name; in the folder of a
-    run of several, each student has a folder by its name.
+    A file or the folder of one student holds one checkpoint, whose name is empty. The folder of a
+    run of several students has a subfolder for each of them, which is named after the student.
     """
     path = Path(path)
     if path.is_dir() and not (path / CHECKPOINT_NAME).is_file():
@@ -129,7 +130,7 @@ def _put(out: str, name: str, payload: Payload) -> None:
 
 
 def _promote(out: str) -> None:
-    # Needs no fsync: a rename that is lost is made again by `load_checkpoints`.
+    # No fsync is needed: if the rename is lost in a crash, `load_checkpoints` repeats it.
     try:
         (Path(out) / NEXT_NAME).replace(Path(out) / CHECKPOINT_NAME)
     except OSError as problem:
@@ -139,7 +140,9 @@ def _promote(out: str) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Payload | None:
-    """The checkpoint at `path` (a file, or a run's folder), on the CPU; None where there is none.
+    """Load the checkpoint at `path`, a file or the folder of a run, to the CPU.
+
+    Returns None if there is no such file.
 
     Raises:
         CorruptError: the file is not a checkpoint or is damaged.
@@ -170,8 +173,9 @@ def load_checkpoint(path: str | Path) -> Payload | None:
 
 
 def _unpack(content: bytes) -> Any:
-    # torch.load checks no checksum: a flipped bit would be a weight. The archive has one for each
-    # of its files, which torch stores as they are.
+    # torch.load does not verify checksums, so a flipped bit would change a weight unnoticed. The
+    # zip archive has a CRC-32 of each file. Torch never compresses, so any other
+    # compression type also indicates damage.
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         plain = all(file.compress_type == zipfile.ZIP_STORED for file in archive.infolist())
         if not plain or archive.testzip() is not None:
@@ -183,12 +187,12 @@ def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> N
     """Refuse to resume a run under settings that would change its losses.
 
     Args:
-        path: of the checkpoint, for the message.
-        saved: the checkpoint.
-        wanted: the config of this run, as JSON.
+        path: path of the checkpoint, for the message.
+        saved: contents of the checkpoint.
+        wanted: config of this run, as a JSON document.
 
     Raises:
-        ConfigError: names each field that differs, with both values.
+        ConfigError: a field differs. The message names every such field with both values.
     """
     before, now = _leaves(saved["config"]), _leaves(wanted)
     differing = [
@@ -207,7 +211,7 @@ def refuse_other_rows(path: Path, saved: Payload, identity: dict[str, Any]) -> N
     """Refuse to resume a run on other rows or views.
 
     Raises:
-        SpecMismatchError: names what differs, with both values.
+        SpecMismatchError: the rows or views differ. The message names the difference.
     """
     for key, before in saved["identity"].items():
         now = identity.get(key)

@@ -1,4 +1,4 @@
-"""A train file: what to train, from what, how, and where to put it."""
+"""Configuration of a train file: student, data, method, optimizer and output folder."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ Spread = Annotated[float, Field(gt=0, le=1)]
 
 
 class CacheConfig(Frozen):
-    """One cache to learn from."""
+    """A cache of recorded teacher logits."""
 
     url: Annotated[str, Field(min_length=1, description="A path, s3://... or http(s)://...")]
-    fingerprint: Annotated[Sha256 | None, Field(description="Refuse any other cache.")] = None
+    fingerprint: Annotated[
+        Sha256 | None, Field(description="Refuse a cache with another fingerprint.")
+    ] = None
     wait_s: Annotated[
         float,
-        Field(ge=0, le=86_400, description="Await planned rows that are not recorded yet, s."),
+        Field(ge=0, le=86_400, description="Longest wait for rows not recorded yet, s."),
     ] = 0.0
     disk_cache: Annotated[
-        str | None, Field(min_length=1, description="Keep what a server sent in this folder.")
+        str | None,
+        Field(min_length=1, description="Folder in which rows from a server are cached."),
     ] = None
     disk_cache_bytes: Annotated[
-        int, Field(ge=2**20, le=2**60, description="Of that folder, at most.")
+        int, Field(ge=2**20, le=2**60, description="Largest size of `disk_cache`, bytes.")
     ] = DEFAULT_DISK_BYTES
 
     @model_validator(mode="after")
@@ -53,40 +56,48 @@ def _as_list(written: Any) -> Any:
 
 
 class StudentConfig(Frozen):
-    """The network to train, and what happens to a view before it sees it."""
+    """The network to train and the preprocessing of its input."""
 
     model: Annotated[
         str, Field(min_length=1, description="A timm name, torchvision/NAME or module:factory.")
     ]
     num_classes: Annotated[
-        int | None, Field(ge=2, description="Checked against the dataset's where given.")
+        int | None, Field(ge=2, description="Must equal the dataset's number of classes.")
     ] = None
-    pretrained: Annotated[bool, Field(description="Start from the published weights.")] = False
+    pretrained: Annotated[bool, Field(description="Start from the pretrained weights.")] = False
     checkpoint: Annotated[
-        str | None, Field(min_length=1, description="Start from these: .safetensors, .pt or .pth.")
+        str | None,
+        Field(min_length=1, description="File of initial weights (.safetensors, .pt, .pth)."),
     ] = None
     checkpoint_weights: Annotated[
         Literal["raw", "averaged"] | None,
-        Field(description="Which to take of a checkpoint that holds both raw and averaged (EMA)."),
+        Field(
+            description="Which weights to load from a checkpoint with raw and averaged (EMA) ones."
+        ),
     ] = None
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**31, description="Of the initial weights; the run's if null.")
+        int | None,
+        Field(ge=0, lt=2**31, description="Seed of the initial weights. Null: the run's seed."),
     ] = None
     model_args: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the model's constructor."
+        default_factory=dict, description="Additional arguments of the model's constructor."
     )
     input_size: Annotated[
-        int | None, Field(ge=8, le=4096, description="px; the view's size if null.")
+        int | None,
+        Field(ge=8, le=4096, description="Side of the input, px. Null: the view's size."),
     ] = None
     mean: Annotated[
         tuple[Unit, Unit, Unit] | None,
-        Field(description="Per channel, 0 to 1 scale; by default the weights' or the teacher's."),
+        Field(
+            description="Per channel, 0 to 1. Null: as the pretrained weights, else the teacher."
+        ),
     ] = None
     std: Annotated[
-        tuple[Spread, Spread, Spread] | None, Field(description="As mean; given together.")
+        tuple[Spread, Spread, Spread] | None,
+        Field(description="Standard deviation; required with `mean`."),
     ] = None
     interpolation: Annotated[
-        Literal["bilinear", "bicubic"], Field(description="For views of another size.")
+        Literal["bilinear", "bicubic"], Field(description="Used if the view must be resized.")
     ] = "bilinear"
 
     @model_validator(mode="after")
@@ -102,21 +113,23 @@ class StudentConfig(Frozen):
 
 
 class EvaluateConfig(Frozen):
-    """What to score the student on while it trains."""
+    """Evaluation of the student during training."""
 
     dataset: DatasetConfig
-    every: Annotated[int, Field(ge=1, description="Epochs; the last one is always scored.")] = 1
+    every: Annotated[
+        int, Field(ge=1, description="Epochs between evaluations; the last is always evaluated.")
+    ] = 1
     augment: Annotated[
-        AugmentConfig | None, Field(description="Null: resize and crop the middle, nothing drawn.")
+        AugmentConfig | None, Field(description="Null: resize and center crop, no random draws.")
     ] = None
-    batch_size: Annotated[int | None, Field(ge=1, description="The run's if null.")] = None
+    batch_size: Annotated[int | None, Field(ge=1, description="Null: the run's batch size.")] = None
 
 
 class CheckpointEvery(Frozen):
     """How often to write `checkpoint.pt`. It is also written at the end and on Ctrl-C."""
 
-    epochs: Annotated[int | None, Field(ge=1, description="Epochs.")] = None
-    steps: Annotated[int | None, Field(ge=1, description="Batches.")] = None
+    epochs: Annotated[int | None, Field(ge=1, description="Epochs between checkpoints.")] = None
+    steps: Annotated[int | None, Field(ge=1, description="Batches between checkpoints.")] = None
 
     @model_validator(mode="after")
     def _check(self) -> CheckpointEvery:
@@ -126,68 +139,71 @@ class CheckpointEvery(Frozen):
 
 
 class ReplayConfig(Frozen):
-    """How exactly replayed views must be those that the teacher saw."""
+    """Tolerance for differences between replayed views and the views that the teacher saw."""
 
     max_drift: Annotated[
-        int, Field(ge=0, le=255, description="Levels by which another library may round.")
+        int, Field(ge=0, le=255, description="Largest accepted difference of a pixel, 0 to 255.")
     ] = 0
 
 
 class TrainConfig(Frozen):
-    """A train file."""
+    """The settings of a train file."""
 
     dataset: DatasetConfig
     caches: Annotated[
         tuple[Annotated[CacheConfig, BeforeValidator(_as_cache)], ...],
         BeforeValidator(_as_list),
-        Field(description="Recorded teachers: paths, URLs or {url, fingerprint}; one or several."),
+        Field(description="Caches of one or more teachers: paths, URLs or {url, fingerprint}."),
     ] = ()
     augment: Annotated[
-        AugmentConfig | None, Field(description="Without caches only: what makes the views.")
+        AugmentConfig | None, Field(description="Recipe of the views, for runs without caches.")
     ] = None
     seeds: Annotated[
         Seeds | None,
-        Field(description="Null: all recorded ones; without caches a new one each epoch."),
+        Field(description="Null: all complete seeds; without caches, a new seed each epoch."),
     ] = None
     student: StudentConfig
     method: MethodConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Constant()
     epochs: Annotated[
-        int, Field(ge=1, le=100_000, description="Passes; recorded seeds are used in turn.")
+        int,
+        Field(ge=1, le=100_000, description="Passes over the dataset; seeds are used in order."),
     ]
     batch_size: Annotated[int, Field(ge=1, le=2**20, description="Views per forward pass.")]
     accumulate: Annotated[int, Field(ge=1, le=2**16, description="Batches per update.")] = 1
     clip_grad_norm: Annotated[
-        float | None, Field(gt=0, description="Largest norm of all gradients together.")
+        float | None, Field(gt=0, description="Largest joint norm of all gradients.")
     ] = None
     amp: Annotated[
         Literal["none", "bfloat16", "float16"],
-        Field(description="Arithmetic of the student; losses are summed in float32."),
+        Field(description="Number type of the student's forward pass; losses are float32."),
     ] = "none"
-    channels_last: Annotated[bool, Field(description="Memory format of the student.")] = False
+    channels_last: Annotated[bool, Field(description="Use the channels-last memory format.")] = (
+        False
+    )
     ema: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Keep a weight average with this decay per update."),
+        Field(gt=0, lt=1, description="Decay per update of an average of the weights (EMA)."),
     ] = None
     label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="Share of a label that is spread over all classes.")
+        float, Field(ge=0, lt=1, description="Weight distributed uniformly over all classes.")
     ] = 0.0
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, ...")
     ] = "auto"
     loader: Annotated[
         Literal["auto", "workers", "device"],
-        Field(description="Where views are made: in processes, or on the device if that is exact."),
+        Field(description="Render views in processes, or on the device if that is exact."),
     ] = "auto"
-    workers: Annotated[int, Field(ge=0, le=256, description="Loader processes.")] = 2
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of weights and dropout.")] = 0
-    out: Annotated[str, Field(min_length=1, description="Folder of everything written.")]
+    workers: Annotated[int, Field(ge=0, le=256, description="Number of loader processes.")] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of weights, dropout.")] = 0
+    out: Annotated[str, Field(min_length=1, description="Folder of all output files.")]
     evaluate: EvaluateConfig | None = None
     checkpoint_every: CheckpointEvery = CheckpointEvery(epochs=1)
-    log_every: Annotated[int, Field(ge=1, description="Updates per line of metrics.")] = 50
+    log_every: Annotated[int, Field(ge=1, description="Updates between lines of metrics.")] = 50
     replay: ReplayConfig = ReplayConfig()
-    tensorboard: Annotated[bool, Field(description="Also write TensorBoard's files.")] = False
+    tensorboard: Annotated[bool, Field(description="Also write TensorBoard event files.")] = False
     wandb: Annotated[
         str | None,
         Field(min_length=1, max_length=128, description="Also report to this W&B project."),
@@ -213,9 +229,9 @@ class TrainConfig(Frozen):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The train file at `path`, with `a.b=value` overrides applied.
+    """Load the train file at `path` and apply `a.b=value` overrides.
 
     Raises:
-        ConfigError: one line that names the file and each bad key.
+        ConfigError: a key is invalid. The message names the file and each such key.
     """
     return load_yaml_config(TrainConfig, path, overrides)

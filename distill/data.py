@@ -1,4 +1,4 @@
-"""What a training loop of your own needs: `load_cache`, and `CachedDataset` over its rows."""
+"""`load_cache` and `CachedDataset`, for use in a custom training loop."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from distill.targets import TargetDecoder, tensors_of
 
 
 class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
-    """(image, label, teacher logits) for a training loop of your own.
+    """Map-style dataset of (image, label, teacher logits) for a custom training loop.
 
-    Item i is position i of the recorded epoch, which is already shuffled: load it with
-    `shuffle=False`. A batch costs one cache read (`__getitems__`).
+    Item i is position i of the recorded epoch. The epoch is already shuffled, so use
+    `shuffle=False`. A DataLoader reads each batch with one access to the cache (`__getitems__`).
 
-    An item is a float32 image [3, H, W] on the 0 to 1 scale (or what `transform` makes of the uint8
-    tensor [3, H, W]); an int label, or for a mixing recipe float32 class shares [C]; and float32
-    logits, [C], or [cells, C] where the cache holds scales beyond 1.
+    The image is float32 [3, H, W] in 0 to 1, or the result of `transform`. The label is an int, or
+    float32 class weights [C] if the recipe mixes images. The logits are float32 [C], or [cells, C]
+    if the cache has scales above 1.
 
     Args:
-        cache: from `load_cache`.
-        images: the dataset that was recorded: any map-style dataset of (image, label).
-        seed: which recorded epoch.
-        transform: applied to each view, a uint8 tensor [3, H, W].
-        temperature: matters for `topk` caches alone; see `TargetDecoder.logits`.
-        max_drift: see `ReplayGuard`.
+        cache: a cache from `load_cache`.
+        images: the dataset that was recorded, a map-style dataset of (image, label).
+        seed: the recorded epoch to read.
+        transform: function of each view, a uint8 tensor [3, H, W].
+        temperature: affects only caches with codec `topk`; see `TargetDecoder.logits`.
+        max_drift: largest accepted difference of a pixel; see `ReplayGuard`.
 
     Raises:
         SpecMismatchError: `images` is not the dataset that was recorded.
@@ -57,20 +57,20 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         self._seed = seed
         self._transform = transform or _to_unit_scale
         self._temperature = temperature
-        cache.commit(seed, 0)  # a seed that is not recorded is refused here, not in a worker
+        cache.commit(seed, 0)  # fail here for a seed that is not recorded, not in a worker
 
     def __len__(self) -> int:
-        """Positions of a recorded epoch."""
+        """Number of positions of a recorded epoch."""
         return len(self._replay.images)
 
     def __getitem__(self, position: int) -> tuple[Any, Any, Tensor]:
-        """The item at one position; see the class."""
+        """Return the item at one position."""
         if not 0 <= position < len(self):
             raise IndexError(position)
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
-        """The items at these positions, with one cache read."""
+        """Return the items at several positions, with one read of the cache."""
         batch, (rows,) = self._replay(self._seed, np.array(positions, np.int64))
         logits_BRC = self._decoder.logits(tensors_of(rows, self._decoder.array_names))
         if self._decoder.num_cells == 1:
@@ -88,6 +88,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
             return [int(label) for label in own]
         shares_BC = torch.zeros(len(own), self._decoder.num_classes)
         rows = torch.arange(len(own))
+        # accumulate: both labels of a pair may be the same class, whose weights then add up to 1.
         weights = torch.from_numpy(batch.weights_B)
         partner = self._replay.images.labels[batch.partners_B]
         shares_BC.index_put_((rows, torch.from_numpy(own)), weights, accumulate=True)
@@ -113,12 +114,12 @@ def load_cache(
     Args:
         url: a path, `s3://bucket/prefix`, or `http(s)://host/v1/caches/NAME`. A server's token
             comes from the environment, KD_CACHE_TOKEN.
-        fingerprint: refuse any other cache.
-        wait_s: await rows that are planned but not recorded for so long, in seconds.
-        disk_cache: folder in which to keep what a server sent.
-        disk_cache_bytes: of that folder, at most.
-        open_shards: how many shards of a local cache may be mapped. A sequential scan needs few;
-            rows from everywhere need as many as there are.
+        fingerprint: refuse a cache with another fingerprint.
+        wait_s: longest time to wait for rows that are planned but not recorded yet, in seconds.
+        disk_cache: folder in which rows from a server are cached.
+        disk_cache_bytes: largest size of `disk_cache`, in bytes.
+        open_shards: number of shards of a local cache that may be mapped at the same time. A
+            sequential scan needs few; random access needs all shards.
 
     Raises:
         NotACacheError, CorruptError, SpecMismatchError, StorageError, ConfigError: see the message.
@@ -130,12 +131,12 @@ def load_cache(
 
 
 def recorded_seeds(caches: Sequence[Cache], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The seeds to train on: those requested, or all that every cache has complete.
+    """Return the requested seeds, or all seeds that are complete in every cache.
 
-    A cache whose rows may be awaited counts with all the seeds that are planned.
+    For a cache with `wait_s`, all planned seeds count as complete.
 
     Raises:
-        RowsNotBuiltError: a wanted seed is not there in some cache, or there is none.
+        RowsNotBuiltError: a cache lacks a requested seed, or no seed is complete in all caches.
     """
     usable = [_usable(cache) for cache in caches]
     common = sorted(set.intersection(*usable))

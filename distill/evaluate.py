@@ -1,4 +1,4 @@
-"""How good a student is: right answers, calibration, agreement with its teacher.
+"""Evaluates students: accuracy, calibration and agreement with the teacher.
 
 Shape letters: B batch, C classes.
 """
@@ -30,7 +30,7 @@ from distill.students import Student, choose_device, restore_student
 __all__ = ["Evaluation", "HeldOut", "evaluate", "evaluate_checkpoint", "evaluate_students"]
 
 MAX_KEPT_BYTES = 256 * 2**20
-"""Views of an evaluation set that are kept between epochs: CIFAR's 30 MB are, ImageNet's not."""
+"""Rendered evaluation sets up to this size stay in memory between epochs (CIFAR's takes 30 MB)."""
 
 
 def evaluate(
@@ -41,14 +41,14 @@ def evaluate(
     device: torch.device | str = "cpu",
     teach: Callable[[Batch], Tensor] | None = None,
 ) -> Evaluation:
-    """Score a model. It is put into evaluation mode for this and then back.
+    """Evaluate a model. Its training mode is restored at the end.
 
     Args:
-        model: on `device`; answers logits [B, C].
+        model: network on `device` that returns logits [B, C].
         batches: views and labels, each view once.
-        preprocess: what the model wants done to a view.
-        device: where the model is.
-        teach: the teacher's logits [B, C] of a batch, to measure agreement.
+        preprocess: preprocessing of the model's input.
+        device: device of the model.
+        teach: function that returns the teacher's logits [B, C] of a batch, to measure agreement.
 
     Raises:
         ConfigError: there are no views.
@@ -67,7 +67,7 @@ def evaluate_students(
     device: torch.device | str = "cpu",
     teach: Callable[[Batch], Tensor] | None = None,
 ) -> list[Evaluation]:
-    """Score students on the same views, each rendered once; see `evaluate`."""
+    """Evaluate several students on the same views, which are rendered once. See `evaluate`."""
     tallies = [Tally(torch.device(device)) for _ in students]
     was_training = [student.model.training for student in students]
     for student in students:
@@ -89,10 +89,11 @@ def evaluate_students(
 
 
 class HeldOut:
-    """The batches of an evaluation set, the same each time it is iterated over.
+    """The batches of an evaluation set. Each iteration yields the same batches.
 
     Raises:
-        ConfigError: a class of it is unknown to the student, or without names, their counts differ.
+        ConfigError: the evaluation set has a class that the student does not know, or, for classes
+            without names, the numbers of classes differ.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class HeldOut:
             if self._is_small:
                 seen.append(batch)
             yield batch
+        # Assigned only after the last batch: an iteration that stops early must not truncate it.
         self._kept = seen
 
 
@@ -140,21 +142,21 @@ def evaluate_checkpoint(
     device: str = "auto",
     workers: int | None = None,
 ) -> Evaluation:
-    """Score the student of a checkpoint: its weight average, where it has one.
+    """Evaluate the student of a checkpoint. Uses the average of its weights (EMA) if it has one.
 
     Args:
         path: `checkpoint.pt`, the folder of the run, or `student.safetensors` in that folder.
-        dataset: what to score on; by default what the run itself was scored on.
-        cache: score on the views that this cache recorded instead, and measure agreement with its
-            teacher. `dataset` then says where its images lie, by default where the run found them.
-        seed: which recorded epoch of the cache; by default its first.
-        batch_size: by default the run's.
-        device: as in a train file.
-        workers: loader processes; by default the run's.
+        dataset: evaluation set; by default that of the run.
+        cache: evaluate on the views of this cache instead and measure agreement with its teacher.
+            `dataset` is then the dataset of its images, by default that of the run.
+        seed: recorded epoch of the cache; by default its first complete one.
+        batch_size: views per forward pass; by default that of the run.
+        device: device name as in a train file.
+        workers: number of loader processes; by default that of the run.
 
     Raises:
-        ConfigError: no checkpoint there, or nothing to score on.
-        CorruptError: the file is no checkpoint.
+        ConfigError: there is no checkpoint at `path`, or no evaluation set is known.
+        CorruptError: the file is not a checkpoint.
     """
     exported = Path(path).suffix == ".safetensors"
     payload = load_exported(path) if exported else load_checkpoint(path)
@@ -218,7 +220,7 @@ def _train_config(payload: Payload, **changes: int | None) -> TrainConfig:
 def _on_recorded_views(
     config: TrainConfig, *, dataset: DatasetConfig | None, cache: str, seed: int | None
 ) -> TrainConfig:
-    """The run's settings, over one recorded epoch of a cache."""
+    """Return the settings of the run, changed to read one recorded epoch of a cache."""
     return config.model_copy(
         update={
             "dataset": dataset or config.dataset,

@@ -1,4 +1,4 @@
-"""`student.safetensors`: the trained student for other tools, written, and read to evaluate it."""
+"""Writes the trained student to `student.safetensors` for other tools, and reads it back."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from distill.students import Student
 STUDENT_NAME = "student.safetensors"
 
 CONFIG_NAME = "config.yaml"
-"""The train file of a run in full, beside the student."""
+"""Name of the complete train file, in the same folder as the student."""
 
 _LENGTH = struct.Struct("<Q")
-"""Length of the header, in front of it."""
+"""Length of the header in bytes, which the file starts with."""
 
 
 def export_student(
@@ -35,18 +35,18 @@ def export_student(
     view_size: int,
     classes: Sequence[str] = (),
 ) -> None:
-    """Write the weights into the folder `out`, with what is needed to use them.
+    """Write weights, preprocessing and class names to `student.safetensors` in the folder `out`.
 
     Args:
-        out: the folder.
+        out: output folder.
         student: network and preprocessing.
-        name: of the network, as in a train file.
-        num_classes: of its logits.
-        view_size: side of the views it was trained on, px.
-        classes: names of the classes, where the dataset has them.
+        name: name of the network, as in a train file.
+        num_classes: number of logits.
+        view_size: side of the training views, px.
+        classes: names of the classes; empty if the dataset has none.
 
     Raises:
-        OutOfSpaceError, StorageError: the file is not there, or still the one before.
+        OutOfSpaceError, StorageError: the file cannot be written. An older file is unchanged.
     """
     # Copies, because safetensors refuses tensors that share memory or are laid out channels-last.
     tensors = {
@@ -66,9 +66,10 @@ def export_student(
 
 
 def load_exported(path: str | Path) -> Payload:
-    """The student of an exported file, in the form of a checkpoint.
+    """Load an exported student in the format of a checkpoint.
 
-    The settings of its run, which say what to evaluate on, come from the `config.yaml` beside it.
+    The settings of its run, including the evaluation set, are read from `config.yaml` in the same
+    folder.
 
     Raises:
         ConfigError: there is no such file, it was not written by `kd-cache train`, or its
@@ -92,7 +93,7 @@ def load_exported(path: str | Path) -> Payload:
             "ema": None,
             "num_classes": int(facts["num_classes"]),
             "classes": json.loads(facts.get("classes", "[]")),
-            # Files of earlier versions lack it. It was mostly the size of the student's input.
+            # Earlier versions did not write it. It usually equals the input size of the student.
             "view_size": int(facts.get("view_size", preprocess["size"])),
             "preprocess": preprocess,
         }
@@ -108,15 +109,15 @@ def load_exported(path: str | Path) -> Payload:
 
 
 def _ordered(content: bytes) -> bytes:
-    """The same document with sorted metadata, which the library writes in a random order.
+    """Sort the metadata, which the library writes in random order.
 
-    Equal students are thus equal files with equal checksums.
+    Equal students then give equal files with equal checksums.
     """
     (size,) = _LENGTH.unpack_from(content)
     start = _LENGTH.size + size
     header = json.loads(content[_LENGTH.size : start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    # Spaces, as the library pads: values behind the header stay where they are aligned.
+    # Pad with spaces, as the library does, so that the tensors stay aligned to 8 bytes.
     padded = text.ljust(-(-len(text) // _LENGTH.size) * _LENGTH.size)
     return _LENGTH.pack(len(padded)) + padded + content[start:]

@@ -1,4 +1,4 @@
-"""Stops a run whose loss or weights are NaN or infinite, and names the step and the samples."""
+"""Stops a run if a loss or a weight is NaN or infinite. The error names step and samples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from distill.batches import Cursor
 from distill.reporting import Named
 
 MAX_PENDING = 64
-"""Losses that may be unchecked on a GPU: checking each at once would stall it at every step."""
+"""Batches between checks on a GPU. A check after every batch would stall the GPU at each step."""
 
 MAX_SAMPLES_NAMED = 16
-"""In a message."""
+"""Number of samples that an error message lists."""
 
 
 class _Entry(NamedTuple):
@@ -29,10 +29,10 @@ class _Entry(NamedTuple):
 class NonFiniteCheck:
     """Checks every loss for NaN and infinity.
 
-    On a CPU each loss is checked before it is used. On a GPU they are collected and checked
-    together, at the latest before anything is reported or saved: by then the model in memory may
-    have non-finite weights, but no file has, and the message names the first such step all the
-    same.
+    On a CPU each loss is checked before it is used. On a GPU losses are collected and checked
+    together, at the latest before anything is reported or saved. At that time the model in memory
+    may have non-finite weights, but no file has them. The message still names the first step with
+    a non-finite loss.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,13 +43,13 @@ class NonFiniteCheck:
         """Add the losses of a batch.
 
         Args:
-            cursor: where the batch is in the run.
-            samples_B: its samples; best still on the CPU.
-            values: losses, and whatever else must be finite.
-            student: whose; empty where there is only one.
+            cursor: the place of the batch in the run.
+            samples_B: its samples, preferably on the CPU, where reading them needs no transfer.
+            values: losses and other values that must be finite.
+            student: name of the student; empty if the run has only one.
 
         Raises:
-            NonFiniteError: one of them, or of those added before, is NaN or infinite.
+            NonFiniteError: one of these or of the earlier values is NaN or infinite.
         """
         self._pending.append(_Entry(student, cursor, samples_B, values))
         if not self._collects or len(self._pending) >= MAX_PENDING:
@@ -59,12 +59,13 @@ class NonFiniteCheck:
         """Check everything added so far.
 
         Raises:
-            NonFiniteError: names the first non-finite step, its samples and its terms.
+            NonFiniteError: a value is not finite. The message names the first such step, its samples
+                and its losses.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
-        # In one vector, because students may report different values: one wait for all.
+        # One concatenated vector, so that the CPU waits for the GPU only once.
         row = iter(torch.cat([entry.values.values_V for entry in pending]).tolist())
         for entry in pending:
             values = dict(zip(entry.values.names, row, strict=False))
@@ -75,11 +76,11 @@ class NonFiniteCheck:
 def refuse_non_finite_weights(model: nn.Module, step: int, *, student: str = "") -> None:
     """Refuse weights that are not finite, before they are saved.
 
-    A gradient can be NaN under a finite loss (that of a root at 0 is). The loss is NaN one step
-    later, which may be one checkpoint too late.
+    A gradient can be NaN although the loss is finite, such as that of a square root at 0. The loss
+    becomes NaN one step later, and a checkpoint may be written in between.
 
     Raises:
-        NonFiniteError: names the step and a parameter.
+        NonFiniteError: a weight is not finite. The message names the step and a parameter.
     """
     finite = [parameter.detach().isfinite().all() for parameter in model.parameters()]
     if bool(torch.stack(finite).all()):

@@ -1,4 +1,4 @@
-"""Several students in one train file: which settings are their own and which they share."""
+"""Several students in one train file: settings of each student and settings that they share."""
 
 from __future__ import annotations
 
@@ -26,31 +26,33 @@ OWN = (
     "label_smoothing",
     "seed",
 )
-"""Keys of a train file that a student may set itself. All others define the shared stream, its
-steps, and when something is scored or written."""
+"""Keys of a train file that each student may set. All other keys define the shared stream, the
+steps, and the intervals of evaluations and files."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""Names are also names of folders, on every system."""
+"""Allowed names of students. They are also names of folders, so they must be valid on every
+operating system."""
 
 
 def load_students(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
-    """The train file at `path`, as one train file for each of its students.
+    """Load the train file at `path` and return the complete settings of each student, by name.
 
     Args:
-        path: a file with `student` for one or `students` for several.
-        overrides: `a.b=value`, as in `students.0.optimizer.lr=0.1`.
+        path: a file with the key `student` (one student) or `students` (several).
+        overrides: settings such as `students.0.optimizer.lr=0.1`.
 
     Raises:
-        ConfigError: one line that names the file, the student and each bad key.
+        ConfigError: a key is invalid. The message names the file, the student and each such key.
     """
     return split_students(read_document(path, overrides), where=str(path))
 
 
 def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, TrainConfig]:
-    """Train files by name, out of one that may have `students`.
+    """Split a train file with `students` into complete settings of each student, by name.
 
-    A student's own key replaces the same key of the file as a whole. Its `out` is the folder with
-    its name in the file's `out`. A file with `student` is one of a single student named ``.
+    A key of a student replaces the whole value of the same key of the file; the two values are not
+    merged. The `out` of a student is a subfolder of the file's `out` with the student's name. The
+    only student of a file with `student` has an empty name.
 
     Raises:
         ConfigError: see `load_students`.
@@ -64,10 +66,11 @@ def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, Trai
     found: dict[str, TrainConfig] = {}
     for place, entry in enumerate(listed):
         name = _name(entry, f"{where}: students.{place}")
+        # Case-insensitive file systems would give both students the same folder.
         if name.lower() in {taken.lower() for taken in found}:
             raise ConfigError(f"{where}: students.{place}.name: {name} is taken.")
         own = {key: value for key, value in entry.items() if key != "name"}
-        # An `out` that is missing or no text is refused by the validation below.
+        # The validation below refuses an `out` that is missing or is not a string.
         out = {"out": str(Path(shared["out"], name))} if isinstance(shared.get("out"), str) else {}
         found[name] = validate_config(
             TrainConfig, shared | own | out, where=f"{where}, student {name}"
@@ -97,10 +100,11 @@ def _name(entry: Any, place: str) -> str:
 
 
 def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
-    """Refuse train files that cannot share one stream; returns any of them, for what they share.
+    """Refuse settings that cannot share one stream; return the first, for the shared settings.
 
     Raises:
-        ConfigError: there are none, they differ in what must be shared, or share what must differ.
+        ConfigError: there are no students, they differ in a shared setting, or two of them have
+            the same output folder.
     """
     if not configs:
         raise ConfigError("there are no students to train.")
@@ -125,7 +129,7 @@ def refuse_apart_peers(students: Sequence[StudentState]) -> None:
     """Refuse peers that have taken different numbers of steps.
 
     Raises:
-        ConfigError: names both and their steps.
+        ConfigError: the steps differ. The message names two such students and their steps.
     """
     peers = [each for each in students if requirements_of(each.settings).peers]
     for one, other in pairwise(peers):
@@ -138,7 +142,7 @@ def refuse_apart_peers(students: Sequence[StudentState]) -> None:
 
 
 def _refuse_equal_peers(configs: Mapping[str, TrainConfig]) -> None:
-    """Peers with equal settings start with equal weights and would stay equal."""
+    """Refuse peers with equal settings: they start with equal weights and would stay equal."""
     known: dict[str, str] = {}
     for name, config in configs.items():
         if requirements_of(config.method).peers:

@@ -1,8 +1,8 @@
-"""Keeps a small dataset on the student's device and cuts the views there.
+"""Stores a small dataset on the student's device and crops the views there.
 
-The batches are those of the worker processes, byte for byte: padding, crops and mirror images only
-copy pixels, and every draw is a function of the recipe and the seed. A run may therefore be resumed
-with either loader. Shape letters: N samples, B batch, H W pixels, S side of a view.
+The batches are byte-identical to those of the worker processes: padding, crops and flips only copy
+pixels, and every draw is a function of the recipe and the seed. A run may therefore be resumed with
+either loader. Shape letters: N samples, B batch, H W pixels, S side of a view.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from distill.replay import Replay
 from distill.targets import tensors_of
 
 MAX_BYTES = 2 * 2**30
-"""Bound on the padded images together with the rows of the seeds that are held at once."""
+"""Largest total size of the padded images and the rows of all loaded seeds."""
 
 NUM_RENDERED = 64
-"""Views of each seed that are also rendered on the CPU where no cache has digests to compare."""
+"""Views per seed that are compared with the CPU renderer if no cache records their digests."""
 
 CHECK_VIEWS = 2048
-"""Views that are copied back at a time to be compared with their digests."""
+"""Views that are copied to the host at a time to compare their digests."""
 
 
 class _Epoch(NamedTuple):
-    """One seed, whole, on the device, by position."""
+    """All samples, draws and rows of one seed on the device, in order of position."""
 
     samples_N: Tensor
     draws_N3: Tensor
-    """Top and left in the padded image, and 1 where the view is mirrored."""
+    """Top and left edge in the padded image, px, and 1 if the view is flipped horizontally."""
     rows: tuple[dict[str, Tensor], ...]
 
 
 class DeviceViews:
-    """Makes batches on a device from images and rows that lie there.
+    """Makes batches on a device from images and rows in its memory.
 
     Args:
-        replay: the dataset, its recipe and the caches; what it refuses is refused here, too.
-        padded_NHW3: every image with its border, uint8.
-        device: where batches are made.
-        num_seeds: how many seeds are held at once: 2 where views of two seeds are compared.
+        replay: dataset, recipe and caches. It also checks views that differ from their digests.
+        padded_NHW3: all images with their borders, uint8.
+        device: device of the batches.
+        num_seeds: number of seeds in memory; 2 if a method compares views of two seeds.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class DeviceViews:
         self._checked_seeds: set[int] = set()
 
     def batch(self, cursor: Cursor, positions_B: NDArray[np.int64]) -> Batch:
-        """The views at these positions of the cursor's seed and their rows, on the device.
+        """Make a batch of the views and rows at these positions of the cursor's seed.
 
         Raises:
-            SpecMismatchError, ViewDriftError: a view of the seed is not what the teacher saw.
+            SpecMismatchError, ViewDriftError: a view of the seed differs from the recorded one.
         """
         epoch = self._open(cursor.seed)
         chosen_B = torch.from_numpy(positions_B).to(self._device, non_blocking=True)
@@ -90,7 +90,7 @@ class DeviceViews:
     def _open(self, seed: int) -> _Epoch:
         if seed not in self._epochs:
             if len(self._epochs) == self._epochs.maxsize:
-                self._epochs.popitem()  # before the next one needs its memory
+                self._epochs.popitem()  # free its memory before the next seed is loaded
             self._epochs[seed] = self._load(seed)
         return self._epochs[seed]
 
@@ -111,13 +111,14 @@ class DeviceViews:
         return epoch
 
     def _draw(self, seed: int, order_N: NDArray[np.int32]) -> Tensor:
+        # P is 2 without flips; the third column then stays 0.
         params_NP = self._renderer.draw(seed, order_N)
         draws_N3 = np.zeros((len(order_N), 3), np.int64)
         draws_N3[:, : params_NP.shape[1]] = params_NP
         return torch.from_numpy(draws_N3)
 
     def _cut(self, epoch: _Epoch, positions_B: Tensor) -> Tensor:
-        """Views, uint8 [B, S, S, 3]."""
+        """Crop views from the padded images, uint8 [B, S, S, 3]."""
         top_B1, left_B1, mirrored_B1 = epoch.draws_N3[positions_B].unsqueeze(-1).unbind(dim=1)
         along_S = torch.arange(self._recipe.size, device=self._device)
         rows_BS = top_B1 + along_S
@@ -130,8 +131,9 @@ class DeviceViews:
     ) -> None:
         """Compare every view of a seed with its digest in every cache.
 
-        Views that differ are rendered in the ordinary way, which refuses them with the reason or
-        accepts them where the train file allows drift.
+        Views that differ are rendered again on the CPU by `Replay`. It raises an error with the
+        cause, or accepts them if the train file allows drift. Without caches, the first views of
+        the seed are compared with the CPU renderer.
         """
         num_views = len(order_N) if read else min(NUM_RENDERED, len(order_N))
         for start in range(0, num_views, CHECK_VIEWS):
@@ -158,17 +160,17 @@ class DeviceViews:
 def open_on_device(
     replay: Replay, device: torch.device, *, loader: str, num_seeds: int
 ) -> DeviceViews | None:
-    """The views of a run on the device, or None where worker processes make them.
+    """Load a dataset onto the device; return None if worker processes should render the views.
 
     Args:
         replay: dataset, recipe and caches.
-        device: of the students.
-        loader: of the train file. `device` insists on the device; `auto` uses it where it is
-            possible and neither rows nor images are better streamed.
-        num_seeds: how many seeds a batch takes its views from.
+        device: device of the students.
+        loader: setting of the train file. `device` requires the device. `auto` uses it if that is
+            possible and streaming is not better; see `_is_better_streamed`.
+        num_seeds: number of seeds from which a batch takes views.
 
     Raises:
-        ConfigError: `loader: device` is not possible; names the reason.
+        ConfigError: `loader: device` is not possible. The message names the reason.
     """
     if loader == "workers":
         return None
@@ -184,10 +186,11 @@ def open_on_device(
 
 
 def _is_better_streamed(replay: Replay) -> bool:
-    """Whether rows or images are better read a few at a time.
+    """Return whether it is better to read rows and images in small parts.
 
-    Rows are, if they come over a network or are still being recorded. Images are, if they are much
-    larger than their views: one process would decode all of them before the first step.
+    This is so for rows that come over a network or are still being recorded, and for images that
+    are much larger than their views, because a single process would decode all of them before the
+    first step.
     """
     if any("://" in cache.url or cache.wait_s > 0 for cache in replay.caches):
         return True
@@ -195,14 +198,14 @@ def _is_better_streamed(replay: Replay) -> bool:
 
 
 def _obstacle(replay: Replay, num_seeds: int) -> str | None:
-    """Why recipe or size do not allow views on the device; None where they do."""
+    """Return why the views cannot be made on the device, or None if they can."""
     recipe, num_samples = replay.views.recipe, len(replay.images)
     ops = [op.op for op in recipe.ops]
     if recipe.callable is not None or ops not in (["pad_crop"], ["pad_crop", "horizontal_flip"]):
         made_by = recipe.callable or ", ".join(ops)
         return f"the views are made by {made_by}, and only pad_crop and horizontal_flip copy pixels"
     side = recipe.size + 2 * _padding(replay).padding
-    # One seed more than are in use: the next one is read before the last one is released.
+    # One additional seed: the rows of the next seed are read before those of the last are freed.
     rows = (num_seeds + 1) * sum(cache.group.layout.row_bytes for cache in replay.caches)
     num_bytes = num_samples * (side**2 * 3 + rows)
     if num_bytes > MAX_BYTES:
@@ -220,7 +223,7 @@ def _padding(replay: Replay) -> PadCrop:
 
 
 def _pad_images(replay: Replay) -> Tensor:
-    """Every image in the size of the view, with its border: uint8 [N, H, W, 3]."""
+    """Resize every image to the size of the view and add its border: uint8 [N, H, W, 3]."""
     framing, recipe = _padding(replay), replay.views.recipe
     side = recipe.size + 2 * framing.padding
     padded_NHW3 = np.empty((len(replay.images), side, side, 3), np.uint8)
@@ -228,7 +231,7 @@ def _pad_images(replay: Replay) -> Tensor:
     renderer = make_renderer(recipe)
     middle = [framing.padding, framing.padding, 0][: 1 + len(recipe.ops)]
     for sample, out_HW3 in enumerate(padded_NHW3):
-        # The view that is cut from the middle and not mirrored is the image before its padding.
+        # The center crop without a flip is the resized image before padding.
         image_HW3 = renderer.pixels(replay.images.image(sample), middle)
         out_HW3[:] = np.pad(image_HW3, border, mode=framing.mode)
     return torch.from_numpy(padded_NHW3)

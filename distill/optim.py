@@ -1,4 +1,7 @@
-"""Optimizers, and learning rates as a pure function of the update, which need no state."""
+"""Optimizers and learning rate schedules.
+
+A learning rate is a pure function of the update, so a schedule has no state to save.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ from cache_service.config import Frozen
 from cache_service.errors import ConfigError
 
 Decay = Annotated[float, Field(ge=0, le=1, description="Weight decay.")]
-Rate = Annotated[float, Field(gt=0, le=100, description="Learning rate at its peak.")]
+Rate = Annotated[float, Field(gt=0, le=100, description="Peak learning rate.")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], Field(description="Decay of both moments, per update.")]
+Betas = Annotated[
+    tuple[Beta, Beta], Field(description="Decay per update of the first and second moment.")
+]
 
 
 class _OptimizerBase(Frozen):
     lr: Rate
     no_decay_bias: Annotated[
-        bool, Field(description="Spare biases and the scales of norms from weight decay.")
+        bool, Field(description="Apply no weight decay to biases and normalization layers.")
     ] = False
 
 
@@ -29,8 +34,8 @@ class SGD(_OptimizerBase):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: Annotated[Beta, Field(description="Share of the last update that stays.")] = 0.9
-    nesterov: Annotated[bool, Field(description="Look ahead along the momentum.")] = False
+    momentum: Annotated[Beta, Field(description="Factor of the previous update.")] = 0.9
+    nesterov: Annotated[bool, Field(description="Use Nesterov momentum.")] = False
     weight_decay: Decay = 0.0
 
     @model_validator(mode="after")
@@ -45,9 +50,9 @@ class AdamW(_OptimizerBase):
 
     name: Literal["adamw"] = "adamw"
     betas: Betas = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0, le=1, description="Added to the root of the variance.")] = (
-        1e-8
-    )
+    eps: Annotated[
+        float, Field(gt=0, le=1, description="Added to the denominator for stability.")
+    ] = 1e-8
     weight_decay: Decay = 0.05
 
 
@@ -55,17 +60,17 @@ OptimizerConfig = Annotated[SGD | AdamW, Field(discriminator="name")]
 
 
 def make_optimizer(config: SGD | AdamW, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over all parameters that take gradients.
+    """Create the optimizer of all parameters that require gradients.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no parameter requires a gradient.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("the student has no parameters that can be trained.")
     groups = [{"params": trained, "weight_decay": config.weight_decay}]
     if config.no_decay_bias:
-        # One-dimensional parameters are biases and the scales and shifts of norms.
+        # One-dimensional parameters are biases and the weights of normalization layers.
         wide = [parameter for parameter in trained if parameter.ndim > 1]
         thin = [parameter for parameter in trained if parameter.ndim <= 1]
         groups[0]["params"] = wide
@@ -79,37 +84,37 @@ def make_optimizer(config: SGD | AdamW, model: nn.Module) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` for every parameter from the next update on."""
+    """Set the learning rate of every parameter, starting with the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 class _ScheduleBase(Frozen):
     warmup_epochs: Annotated[
-        float, Field(ge=0, description="Straight up from 0; may be a part of an epoch.")
+        float, Field(ge=0, description="Epochs of linear warmup from 0; may be fractional.")
     ] = 0.0
 
 
 class Constant(_ScheduleBase):
-    """The optimizer's learning rate throughout."""
+    """A constant learning rate, that of the optimizer."""
 
     name: Literal["constant"] = "constant"
 
 
 class Cosine(_ScheduleBase):
-    """Half a cosine from the optimizer's learning rate to `min_lr`, one value per update."""
+    """Half a cosine from the optimizer's learning rate to `min_lr`, computed for each update."""
 
     name: Literal["cosine"] = "cosine"
     min_lr: Annotated[float, Field(ge=0, description="Learning rate at the end.")] = 0.0
 
 
 class MultiStep(_ScheduleBase):
-    """Times `gamma` after each milestone."""
+    """The learning rate is multiplied by `gamma` at each milestone."""
 
     name: Literal["multistep"] = "multistep"
     milestones: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=1, description="Epochs completed; 150 acts from the 151st epoch on."),
+        Field(min_length=1, description="Completed epochs; 150 takes effect in epoch 151."),
     ]
     gamma: Annotated[float, Field(gt=0, lt=1, description="Factor at each milestone.")] = 0.1
 
@@ -132,18 +137,18 @@ def learning_rate(
     updates_per_epoch: int,
     epochs: int,
 ) -> float:
-    """Learning rate of an update.
+    """Return the learning rate of an update.
 
     Args:
-        schedule: the settings.
-        update: 0 for the first of the run.
-        peak: the optimizer's learning rate.
-        updates_per_epoch: to turn updates into epochs.
-        epochs: length of the run.
+        schedule: settings of the schedule.
+        update: index of the update, from 0.
+        peak: learning rate of the optimizer.
+        updates_per_epoch: number of updates per epoch.
+        epochs: length of the run in epochs.
     """
     warmup = schedule.warmup_epochs * updates_per_epoch
     if update < warmup:
-        # Above 0 from the first step on: an update at 0 would waste a batch.
+        # The first update already has a rate above 0, because an update at 0 would waste a batch.
         return peak * min((update + 1) / warmup, 1.0)
     if isinstance(schedule, Cosine):
         progress = (update - warmup) / (epochs * updates_per_epoch - warmup)

@@ -1,4 +1,4 @@
-"""Replayed views joined to recorded rows, each view compared with its recorded digest."""
+"""Joins replayed views to recorded rows and compares each view with its recorded digest."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from distill.targets import TargetDecoder, tensors_of
 
 
 class Replay:
-    """Joins the views of one recipe to the rows of caches that recorded it. Picklable.
+    """Joins the views of one recipe to the rows of caches that recorded these views. Picklable.
 
     Attributes:
-        images, caches, views: as given, and the recipe bound to the dataset.
-        array_names: of each cache, the arrays that decoding its rows needs.
+        images: the dataset.
+        caches: the caches; may be empty.
+        views: renders views of the dataset by the recipe.
+        array_names: for each cache, the arrays that are needed to decode its rows.
 
     Raises:
-        SpecMismatchError: a cache of another dataset or recipe.
+        SpecMismatchError: a cache was recorded with another dataset or recipe.
     """
 
     def __init__(
@@ -56,7 +58,11 @@ class Replay:
         self._guards = [ReplayGuard(cache, max_drift=max_drift) for cache in caches]
 
     def __call__(self, seed: int, positions: NDArray[np.int64]) -> tuple[ViewBatch, list[Arrays]]:
-        """The views at these positions of a seed, and each cache's rows of them, checked."""
+        """Render the views at these positions of a seed and read their rows from each cache.
+
+        Raises:
+            SpecMismatchError, ViewDriftError: a view differs from the recorded one.
+        """
         batch = self.views.render(seed, positions)
         rows = []
         for cache, guard in zip(self.caches, self._guards, strict=True):
@@ -66,7 +72,7 @@ class Replay:
         return batch, rows
 
     def batch(self, cursor: Cursor, positions: NDArray[np.int64]) -> Batch:
-        """The views at these positions of the cursor's seed and the rows that decoding needs."""
+        """Make a batch of the views at these positions and of the arrays that decoding needs."""
         views, rows = self(cursor.seed, positions)
         labels = self.images.labels
         return Batch(
@@ -84,7 +90,7 @@ class Replay:
 
 
 def _rows(cache: Cache, seed: int, positions: NDArray[np.int64]) -> Arrays:
-    """One slice where the positions run on, which is what a loader asks for."""
+    """Read rows. Consecutive positions, the usual case of a loader, are read as one slice."""
     first, last = int(positions[0]), int(positions[-1])
     if last - first + 1 == len(positions) and (np.diff(positions) == 1).all():
         return cache.read(seed, first, last + 1)
@@ -109,10 +115,10 @@ def _refuse_other(cache: Cache, images: ImageDataset, recipe: Recipe) -> None:
 
 
 class ReplayGuard:
-    """Compares replayed views with one cache's record of them.
+    """Compares replayed views with the digests that one cache recorded.
 
-    `max_drift` is how many levels (of 255) the witnesses may differ by where the source pixels and
-    all draws are proven equal. 0 means none, which is the default everywhere.
+    `max_drift` is the largest accepted difference of a witness pixel, in levels of 0 to 255. It
+    applies only if source pixels and draws are proven equal. The default, 0, accepts no difference.
     """
 
     def __init__(self, cache: Cache, *, max_drift: int = 0) -> None:
@@ -123,11 +129,12 @@ class ReplayGuard:
     def check(
         self, views: Views, seed: int, positions: NDArray[np.int64], batch: ViewBatch, rows: Arrays
     ) -> None:
-        """Refuse a batch in which any view is not the recorded one.
+        """Refuse a batch in which a view differs from the recorded one.
 
         Raises:
-            SpecMismatchError: the recorded order is not the order replayed here.
-            ViewDriftError: other pixels; says how far they moved and which library changed.
+            SpecMismatchError: the recorded order of samples differs from the replayed one.
+            ViewDriftError: pixels differ. The message states by how much, and names libraries
+                whose versions changed.
         """
         if not np.array_equal(rows["sample"], batch.samples_B):
             first = int(np.flatnonzero(rows["sample"] != batch.samples_B)[0])
@@ -154,7 +161,7 @@ class ReplayGuard:
             )
 
     def _accepts(self, origins_equal: bool, diffs: list[WitnessDiff]) -> bool:
-        # Draws made inside a user's own callable are not in the origin: nothing proves them equal.
+        # The origin does not cover draws inside a user's callable, so they cannot be proven equal.
         if self._max_drift == 0 or self._cache.spec.recipe.callable is not None:
             return False
         return accepts_drift(
@@ -162,7 +169,7 @@ class ReplayGuard:
         )
 
     def _diffs(self, views: Views, seed: int, shard: int) -> list[WitnessDiff]:
-        """How far each witness of a shard, replayed now, is from the recorded one."""
+        """Return the difference of each recorded witness of a shard from its replayed view."""
         known = self._witness_diffs.get((seed, shard))
         if known is None:
             recorded = self._cache.witnesses(seed, shard)
@@ -170,6 +177,7 @@ class ReplayGuard:
                 seed, self._cache.group.layout.witness_positions(shard)
             ).pixels_BHW3
             known = [compare_views(*pair) for pair in zip(recorded, replayed, strict=True)]
+            # Only the latest shard is cached: batches are read in order of shards.
             self._witness_diffs = {(seed, shard): known}
         return known
 
