@@ -59,8 +59,8 @@ class NonFiniteCheck:
         """Check everything added so far.
 
         Raises:
-            NonFiniteError: a value is not finite. The message names the first such step, its samples
-                and its losses.
+            NonFiniteError: a value is not finite. The message names the first such step,
+                its samples and its losses.
         """
         pending, self._pending = self._pending, []
         if not pending:

@@ -1,7 +1,7 @@
-"""What a run reports: events, `metrics.jsonl` and `metrics.csv`, TensorBoard, Weights & Biases.
+"""Reports a run as events, in `metrics.jsonl` and `metrics.csv`, TensorBoard and Weights & Biases.
 
-A run that resumes first drops what was written after its checkpoint, so its files hold each step
-once, however often it was killed. Shape letter: V named values.
+A resumed run first deletes all lines that were written after its checkpoint. The files therefore
+contain each step once, even if the run was killed several times. Shape letter: V named values.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ EventKind = Literal["start", "step", "evaluation", "epoch", "checkpoint", "end"]
 
 
 class Event(NamedTuple):
-    """One report of a run, the same for files, progress bars and callbacks.
+    """A report of a run, for files, progress bars and callbacks.
 
     Attributes:
-        kind: `start` of the run, a `step` (an update that is reported), an `evaluation`, an
-            `epoch` that is complete, a `checkpoint` written, the `end`.
-        epoch: epochs completed before it, or for `epoch` and `evaluation` with it.
-        step: batches trained on so far.
-        values: by name; seconds end in `_s`, bytes in `_bytes`, losses start with `loss`.
-        student: whose it is; empty where there is only one.
+        kind: `start` of the run, `step` for an update, `evaluation`, `epoch` at the end of an
+            epoch, `checkpoint` after it is written, or `end` of the run.
+        epoch: number of completed epochs; for `epoch` and `evaluation` it includes the epoch that
+            has just ended.
+        step: number of batches trained so far.
+        values: values by name. Names of seconds end in `_s`, names of bytes in `_bytes`, and names
+            of losses start with `loss`.
+        student: name of the student; empty if the run has only one.
     """
 
     kind: EventKind
@@ -49,7 +51,7 @@ class Event(NamedTuple):
     student: str = ""
 
     def document(self) -> dict[str, Value]:
-        """The event as one flat JSON object."""
+        """Return the event as a flat JSON object."""
         document: dict[str, Value] = {"kind": self.kind, "epoch": self.epoch, "step": self.step}
         return document | ({"student": self.student} if self.student else {}) | self.values
 
@@ -58,23 +60,23 @@ Listener = Callable[[Event], None]
 
 
 class Named(NamedTuple):
-    """Numbers by name, as one vector, so that a GPU is waited for once for all of them.
+    """Named numbers in one vector, which a single transfer copies from the GPU.
 
     Attributes:
-        names: what they are.
-        values_V: float32 or wider.
+        names: names of the values.
+        values_V: the values, float32 or float64.
     """
 
     names: tuple[str, ...]
     values_V: Tensor
 
     def floats(self) -> dict[str, float]:
-        """The numbers on the host. Waits for the device."""
+        """Copy the numbers to the host. This waits for the device."""
         return dict(zip(self.names, self.values_V.tolist(), strict=True))
 
 
 def name_values(tensors: dict[str, Tensor]) -> Named:
-    """Detached () tensors as one float32 vector."""
+    """Detach scalar tensors and stack them into one float32 vector."""
     values = [value.detach().float() for value in tensors.values()]
     return Named(tuple(tensors), torch.stack(values))
 
@@ -82,8 +84,8 @@ def name_values(tensors: dict[str, Tensor]) -> Named:
 class EpochTotals:
     """Running means over an epoch, weighted by numbers of views.
 
-    They stay on the device until they are read, and are part of a checkpoint, so that an epoch in
-    which a run was stopped reports all its views.
+    The sums stay on the device until they are read. They are part of a checkpoint, so an epoch that
+    was interrupted and resumed reports the means over all its views.
     """
 
     def __init__(self) -> None:
@@ -91,7 +93,8 @@ class EpochTotals:
         self._sums: Named | None = None
 
     def add(self, means: Named, num_views: int) -> None:
-        """Add the means over some views."""
+        """Add the means over a number of views."""
+        # float64: thousands of float32 additions would lose digits of the mean.
         sums_V = means.values_V.double() * num_views
         if self._sums is not None:
             assert self._sums.names == means.names, "a method reports the same names every time"
@@ -100,12 +103,12 @@ class EpochTotals:
         self.num_views += num_views
 
     def means(self) -> dict[str, float]:
-        """Means over everything added. Waits for the device."""
+        """Return the means over all views added. This waits for the device."""
         sums = self._sums.floats() if self._sums is not None else {}
         return {name: value / self.num_views for name, value in sums.items()}
 
     def clear(self) -> None:
-        """Start another epoch."""
+        """Reset the sums for the next epoch."""
         self.num_views = 0
         self._sums = None
 
@@ -133,15 +136,15 @@ RECORDED = {"start", "step", "evaluation", "epoch"}
 def metrics_files(
     out: str, *, step: int, trackers: Sequence[AbstractContextManager[Listener]] = ()
 ) -> Iterator[Listener]:
-    """A listener that writes to the folder `out`, as the continuation of a run at `step`.
+    """Provide a listener that writes metrics files to `out` and continues a run at `step`.
 
     Args:
-        out: the folder.
-        step: lines of later steps are dropped.
-        trackers: called with the same events.
+        out: output folder.
+        step: step of the checkpoint; lines of later steps are deleted.
+        trackers: further listeners of the same events.
 
     Raises:
-        ConfigError: a requested tracker is not installed or refuses the run.
+        ConfigError: a tracker is not installed or refuses the run.
         OutOfSpaceError, StorageError: the folder cannot be written.
     """
     writers: list[Listener] = []
@@ -160,7 +163,7 @@ def metrics_files(
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """Read the lines of `metrics.jsonl`. An incomplete last line of a killed run is skipped."""
     content = LocalStorage(out).get(LINES_NAME) or b""
     lines = []
     for line in content.splitlines():
@@ -197,7 +200,7 @@ def _lines(out: str) -> Iterator[Listener]:
 
 
 class _EpochTable:
-    """One row per epoch. The file is rewritten each time: a new column changes its header."""
+    """Writes one CSV row per epoch. The whole file is rewritten, because columns may be added."""
 
     def __init__(self, out: str, rows: list[dict[str, Value]]) -> None:
         self._storage = LocalStorage(out)
@@ -217,7 +220,7 @@ class _EpochTable:
 
 
 def finite(document: dict[str, Value]) -> dict[str, Value]:
-    """The document with null for infinities and NaN, which JSON does not have."""
+    """Replace infinities and NaN by null, because JSON cannot represent them."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in document.items()
@@ -228,11 +231,11 @@ TENSORBOARD_NAME = "tensorboard"
 WANDB_ID_NAME = "wandb-id.txt"
 
 PRIVATE = {"dataset", "caches", "evaluate", "out"}
-"""Settings that hold local paths, which are not sent to a service."""
+"""Settings that contain local paths. They are not sent to an external service."""
 
 
 def trackers_of(config: TrainConfig, *, step: int) -> list[AbstractContextManager[Listener]]:
-    """The trackers of a train file, as the continuation of a run at `step`."""
+    """Return the trackers of a train file, which continue a run at `step`."""
     trackers: list[AbstractContextManager[Listener]] = []
     if config.tensorboard:
         trackers.append(_tensorboard(config.out, step))
@@ -260,7 +263,8 @@ def _tensorboard(out: str, step: int) -> Iterator[Listener]:
 
 @contextmanager
 def _wandb(config: TrainConfig, project: str, step: int) -> Iterator[Listener]:
-    """A resumed run keeps its id; the service ignores steps that it already has."""
+    """Report to Weights & Biases. A resumed run uses the same id, and the service ignores steps
+    that it has already received."""
     module = _import("wandb", f"wandb: {project} needs Weights & Biases.", extra="wandb")
     try:
         run = module.init(
@@ -269,7 +273,7 @@ def _wandb(config: TrainConfig, project: str, step: int) -> Iterator[Listener]:
             name=Path(config.out).name,
             dir=config.out,
             resume="allow",
-            reinit="create_new",  # several students are several runs of one process
+            reinit="create_new",  # each student is a separate run in this process
             config=config.model_dump(mode="json", exclude=PRIVATE),
         )
     except module.errors.Error as problem:
@@ -291,7 +295,7 @@ def _wandb(config: TrainConfig, project: str, step: int) -> Iterator[Listener]:
 
 
 def _wandb_id(out: str, step: int) -> str:
-    """The id of the run at the service, created at its first step and kept in `out`."""
+    """Return the id of the run at the service. It is created once and stored in `out`."""
     storage = LocalStorage(out)
     known = storage.get(WANDB_ID_NAME)
     if known is not None and step:
@@ -310,7 +314,7 @@ def _import(name: str, needs: str, *, extra: str) -> Any:
 
 
 def _numbers(event: Event) -> dict[str, float]:
-    """The numbers of an event under names such as `step/loss`."""
+    """Return the numbers of an event by names such as `step/loss`."""
     if event.kind == "start":
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Scores of a classifier as running sums on its device.
+"""Computes scores of a classifier from running sums on its device.
 
 Shape letters: B batch, C classes, N bins.
 """
@@ -14,19 +14,19 @@ from torch.nn.functional import log_softmax, nll_loss
 from cache_service.errors import ConfigError
 
 NUM_BINS = 15
-"""Confidence bins of the calibration error, as in Guo et al. 2017."""
+"""Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 
 
 class Evaluation(NamedTuple):
     """Scores over a set of views.
 
     Attributes:
-        num_samples: views scored.
-        top1: fraction classified correctly; of mixed views, as their larger part.
-        top5: fraction whose label is among the five likeliest classes (or all, if fewer).
+        num_samples: number of views.
+        top1: fraction classified correctly. A mixed view has the label with the larger weight.
+        top5: fraction whose label is among the five most likely classes.
         nll: mean negative log-likelihood of the label, nats.
-        ece: expected calibration error: mean gap of confidence and accuracy, over 15 bins.
-        agreement: fraction classified as the cached teacher does; None without one.
+        ece: expected calibration error, the mean difference of confidence and accuracy in 15 bins.
+        agreement: fraction with the same predicted class as the teacher; None without a teacher.
     """
 
     num_samples: int
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
 
 class Tally:
-    """Running sums on the device; nothing waits for it until the end."""
+    """Running sums on the device. Only `evaluation` waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._num_samples = 0
@@ -57,21 +57,21 @@ class Tally:
         self._top1 += right_B.sum()
         self._top5 += (likeliest_BK == labels_B[:, None]).any(dim=-1).sum()
         self._nll += nll_loss(logp_BC, labels_B, reduction="sum")
-        # Bins are open below and closed above: a confidence of exactly 1 is in the last one.
+        # A bin excludes its lower and includes its upper edge, so a confidence of 1 is in the last.
         bin_B = (confidence_B * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
         facts_3B = torch.stack([torch.ones_like(right_B), right_B, confidence_B.double()])
         self._bins_3N.index_add_(1, bin_B, facts_3B)
 
     def add_agreement(self, logits_BC: Tensor, teacher_BC: Tensor) -> None:
-        """Add a teacher's logits of the same batch."""
+        """Compare the predicted classes with those of a teacher on the same batch."""
         self._has_teacher = True
         self._agreed += (logits_BC.argmax(dim=-1) == teacher_BC.argmax(dim=-1)).sum()
 
     def evaluation(self) -> Evaluation:
-        """The scores over everything added.
+        """Return the scores over all batches.
 
         Raises:
-            ConfigError: nothing was added.
+            ConfigError: no batch was added.
         """
         if not self._num_samples:
             raise ConfigError("there is nothing to evaluate on: the dataset gave no views.")

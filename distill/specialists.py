@@ -1,7 +1,8 @@
-"""Specialists around a generalist: which classes they get, and all of them combined at inference.
+"""Chooses the classes of specialists, and combines specialists and generalist at inference.
 
 A specialist is trained with `method: {name: specialist, classes: [...]}`. Shape letters: B batch,
-C classes, M specialists, S outputs of one: its classes, then the dustbin for all others.
+C classes, M specialists, S outputs of a specialist: its classes, then a dustbin class for all
+other classes.
 
 Source: Hinton et al. 2015, section 5.
 """
@@ -34,20 +35,21 @@ from distill.students import choose_device, restore_student
 from distill.targets import TargetDecoder, tensors_of
 
 Classifier = Callable[[Batch], Tensor]
-"""Views to logits [B, C]: a network, or the cache that recorded these views."""
+"""Function from a batch to logits [B, C]: a network, or a cache that recorded these views."""
 
 ROWS_AT_A_TIME = 4096
-"""Rows of a cache decoded at a time: 1.6 MB at 100 classes."""
+"""Number of rows that are decoded at a time: 1.6 MB of logits at 100 classes."""
 
 
 class Specialist(NamedTuple):
     """One specialist at inference.
 
     Attributes:
-        classify: its logits over all C classes; those outside `classes` are its dustbin.
-        classes: its subset.
-        oversampling: how much more frequent its classes were in training, against all others, than
-            in the dataset; 1 corrects nothing.
+        classify: function that returns logits of all C classes. The classes outside `classes` are
+            merged into the dustbin class.
+        classes: labels of its subset.
+        oversampling: factor by which its classes, relative to all others, were more frequent in
+            training than in the dataset. 1 means no correction.
     """
 
     classify: Classifier
@@ -59,9 +61,9 @@ class Together(NamedTuple):
     """Scores of a generalist alone, and combined with its specialists.
 
     Attributes:
-        generalist: alone, over all views.
-        combined: with its specialists.
-        members: both, alone and combined, over the views of each specialist's classes.
+        generalist: scores of the generalist alone, over all views.
+        combined: scores of the combination, over all views.
+        members: for each specialist, both scores over the views of its classes.
         active: fraction of views for which each specialist was active.
     """
 
@@ -74,14 +76,15 @@ class Together(NamedTuple):
 def prediction_covariance(
     cache: Cache, *, seeds: Sequence[int] | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """Covariance of a generalist's recorded class probabilities, float64 [C, C].
+    """Return the covariance of a generalist's recorded class probabilities, float64 [C, C].
 
-    Positive where two classes are probable for the same views, that is, where they are confused.
+    An entry is positive if two classes are probable for the same views, that is, if the generalist
+    confuses them.
 
     Args:
-        cache: of the generalist.
+        cache: recorded logits of the generalist.
         seeds: recorded epochs to read; by default the first complete one.
-        temperature: T > 0; above 1 it brings out the second choices of a confident generalist.
+        temperature: T > 0. Values above 1 increase the probabilities of less likely classes.
 
     Raises:
         ConfigError: no seed is complete.
@@ -115,16 +118,16 @@ def _recorded_logits(cache: Cache, seeds: Sequence[int], temperature: float) -> 
 def confusable_subsets(
     covariance_CC: Tensor, *, num_subsets: int, seed: int = 0, restarts: int = 10
 ) -> list[tuple[int, ...]]:
-    """Subsets of classes that are predicted together, for one specialist each.
+    """Find subsets of classes that are predicted together, one subset for each specialist.
 
-    The columns of the covariance are clustered by k-means. Subsets of one class are left out, so
-    there may be fewer than `num_subsets`.
+    The columns of the covariance are clustered by k-means. Subsets of one class are dropped, so the
+    result may have fewer than `num_subsets` subsets.
 
     Args:
         covariance_CC: from `prediction_covariance`.
         num_subsets: k, at most C.
-        seed: of the random starts.
-        restarts: number of starts, of which the best result is taken.
+        seed: seed of the random initial centers.
+        restarts: number of runs of k-means. The result with the smallest error is returned.
 
     Raises:
         ConfigError: k is not between 1 and C.
@@ -144,12 +147,15 @@ def confusable_subsets(
 
 
 def _k_means(rows_CD: Tensor, count: int, generator: torch.Generator) -> tuple[float, Tensor]:
-    """Sum of squared distances and cluster of each row, by Lloyd's steps from k-means++."""
+    """Cluster rows by Lloyd's algorithm with k-means++ initialization.
+
+    Returns the sum of squared distances and the cluster of each row.
+    """
     first = int(torch.randint(len(rows_CD), (1,), generator=generator))
     centers_KD = rows_CD[first : first + 1]
     while len(centers_KD) < count:
         gap_C = torch.cdist(rows_CD, centers_KD).amin(dim=1).square()
-        # Where every row coincides with a center already, any row serves as the next one.
+        # If every row equals a center, all weights are 0 and any row may become the next center.
         weights_C = gap_C if bool(gap_C.sum() > 0) else torch.ones_like(gap_C)
         chosen = torch.multinomial(weights_C, 1, generator=generator)
         centers_KD = torch.cat([centers_KD, rows_CD[chosen]])
@@ -171,13 +177,17 @@ def combine(
     *,
     top: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Combined probabilities, float64 [B, C], and which specialists were active, bool [B, M].
+    """Combine a generalist with its specialists.
 
     Args:
-        generalist_BC: its logits.
+        generalist_BC: logits of the generalist.
         specialists_BC: logits of each specialist, over all classes.
         specialists: the specialists, in the same order.
-        top: a specialist is active where it has one of the generalist's `top` likeliest classes.
+        top: a specialist is active for a view if it has one of the `top` classes that the
+            generalist finds most likely.
+
+    Returns:
+        Combined probabilities, float64 [B, C], and the active specialists, bool [B, M].
     """
     generalist_p_BC = torch.softmax(generalist_BC.double(), dim=-1)
     subsets = [torch.tensor(each.classes, device=generalist_BC.device) for each in specialists]
@@ -215,14 +225,15 @@ def evaluate_together(
     """Evaluate a generalist alone and combined with its specialists, over the same views.
 
     Args:
-        batches: such as `distill.evaluate.HeldOut`.
-        generalist: from `open_answer`, or whole-image logits of a stream's `teacher_logits`.
-        specialists: from `open_specialist`, or of caches.
+        batches: views and labels, such as `distill.evaluate.HeldOut`.
+        generalist: classifier from `open_answer`, or one that returns a stream's
+            `teacher_logits` of the whole image.
+        specialists: specialists from `open_specialist`, or ones that read caches.
         top: see `combine`.
-        device: where classifiers run; the CPU by default.
+        device: device of the classifiers; by default the CPU.
 
     Raises:
-        ConfigError: there are no views, or none of a specialist's classes.
+        ConfigError: there are no views, or no views of the classes of a specialist.
     """
     device = device or torch.device("cpu")
     alone, together = Tally(device), Tally(device)
@@ -235,7 +246,7 @@ def evaluate_together(
         q_BC, active_BM = combine(
             generalist_BC, [each.classify(batch) for each in specialists], specialists, top=top
         )
-        # A class with probability exactly 0 would have an infinite loss in a single view.
+        # A probability of exactly 0 for the label would make the mean loss infinite.
         log_q_BC = q_BC.clamp(min=torch.finfo(torch.float32).tiny).log().float()
         num_active += active_BM.double().sum(dim=0).cpu()
         for tally, logits_BC in ((alone, generalist_BC), (together, log_q_BC)):
@@ -254,7 +265,7 @@ def evaluate_together(
 
 
 def open_answer(path: str | Path, *, device: torch.device | None = None) -> Classifier:
-    """The student of a checkpoint, in evaluation mode: views to logits [B, C].
+    """Load the student of a checkpoint in evaluation mode, as a function to logits [B, C].
 
     Raises:
         ConfigError: there is no checkpoint.
@@ -263,10 +274,10 @@ def open_answer(path: str | Path, *, device: torch.device | None = None) -> Clas
 
 
 def open_specialist(path: str | Path, *, device: torch.device | None = None) -> Specialist:
-    """The specialist of a checkpoint, with its classes and their oversampling.
+    """Load the specialist of a checkpoint, with its classes and their oversampling.
 
     Raises:
-        ConfigError: there is no checkpoint, or it was trained by another method.
+        ConfigError: there is no checkpoint, or its student was trained by another method.
     """
     payload = _payload(path)
     settings = TrainConfig.model_validate(payload["config"]).method

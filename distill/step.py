@@ -1,7 +1,7 @@
-"""One update of every student: views in, logits of students and teachers, losses, new weights.
+"""Computes one update of every student from a group of batches.
 
-A batch is moved to the device once, and each teacher's logits are decoded once for all students.
-What a method computes is in `distill.methods`. Shape letters: B batch, R cells, C classes.
+A batch is copied to the device once, and each teacher's logits are decoded once for all students.
+The losses of each method are in `distill.methods`. Shape letters: B batch, R cells, C classes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from distill.students import StudentState
 
 
 class TrainContext(NamedTuple):
-    """What all students share, from the first step to the last.
+    """Objects that all students of a run share.
 
     Attributes:
         stream: batches and the teachers' logits.
-        device: where the students are.
+        device: device of the students.
         non_finite: checks every loss.
     """
 
@@ -41,11 +41,11 @@ class TrainContext(NamedTuple):
 
 
 class BatchTargets:
-    """A batch on the device and the teachers' logits of it, for any number of students.
+    """A batch on the device and the teachers' logits of its views, shared by all students.
 
     Attributes:
-        batch: on the device.
-        samples_B: its samples on the device where they were read, for messages.
+        batch: the batch on the device.
+        samples_B: its samples on the device of the loader, usually the CPU, for messages.
     """
 
     def __init__(self, context: TrainContext, batch: Batch) -> None:
@@ -58,14 +58,14 @@ class BatchTargets:
     def teacher_logits(
         self, *, temperature: float = 1.0, cache: int = 0, views: Batch | None = None
     ) -> Tensor:
-        """A teacher's logits, float32 [B, R, C]; decoded once for each temperature.
+        """Return a teacher's logits, float32 [B, R, C]. They are decoded once per temperature.
 
-        `views` is a part of `batch`, such as one of `batch.other_views`; by default all of it.
+        `views` is `batch` (the default) or one of `batch.other_views`.
         """
         batch = self.batch if views is None else views
         key = (id(batch), cache, temperature)
         if key not in self._decoded:
-            # Outside of autocast: derived cells are sums over stored ones; bfloat16 rounds them.
+            # No autocast: bfloat16 would round the sums of stored cells that give derived cells.
             with torch.autocast(self._context.device.type, enabled=False):
                 self._decoded[key] = self._context.stream.teacher_logits(
                     batch, temperature=temperature, cache=cache
@@ -76,17 +76,17 @@ class BatchTargets:
 def train_step(
     context: TrainContext, students: Sequence[StudentState], group: Sequence[Batch]
 ) -> list[Named]:
-    """One update of each student, from the batches of one accumulation group.
+    """Update each student once from the batches of one accumulation group.
 
-    The gradient is that of the mean over all views of the group. A student's numbers do not depend
-    on which others are trained beside it, unless its method requires peers.
+    The gradient is that of the mean loss over all views of the group. The result of a student does
+    not depend on the other students, unless its method requires peers.
 
     Returns:
-        For each student, means over the group of its losses and of what its method reports. They
-        are on the device: nothing here waits for a GPU.
+        For each student, the means over the group of its losses and of the metrics of its method.
+        They stay on the device, so this function does not wait for a GPU.
 
     Raises:
-        NonFiniteError: a loss is NaN or infinite; on a CPU before the update.
+        NonFiniteError: a loss is NaN or infinite. On a CPU it is raised before the update.
     """
     num_views = sum(len(batch.labels_B) for batch in group)
     means: list[list[Named]] = [[] for _ in students]
@@ -94,6 +94,7 @@ def train_step(
         student.optimizer.zero_grad(set_to_none=True)
     for batch in group:
         targets = BatchTargets(context, batch)
+        # The last batch of an epoch may be shorter, so batches are weighted by their views.
         weight = len(batch.labels_B) / num_views
         peer_logits = _forward_peers(context, students, targets)
         for index, student in enumerate(students):
@@ -112,7 +113,7 @@ def train_step(
 def _loss(
     context: TrainContext, student: StudentState, targets: BatchTargets, peers: PeerLogits | None
 ) -> tuple[Tensor, Named]:
-    """The loss of one batch with gradients, and everything that the method reports."""
+    """Compute the loss of one batch, and all values that the method reports."""
     batch, facts = targets.batch, context.stream.facts
     step = Step(
         student=student.model,
@@ -138,7 +139,7 @@ def _loss(
 
 
 def _input(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
-    """Views as the student's input, normalized [B, 3, H, W]."""
+    """Preprocess views to the student's input, normalized [B, 3, H, W]."""
     return prepare_views(
         batch.images_BHW3,
         student.preprocess,
@@ -162,7 +163,7 @@ def _other_views(
 def _forward_peers(
     context: TrainContext, students: Sequence[StudentState], targets: BatchTargets
 ) -> dict[int, Tensor]:
-    """Logits of each student whose method requires peers, all before any weights change."""
+    """Compute logits of all students that require peers, before any weights change."""
     logits = {}
     for index, student in enumerate(students):
         if requirements_of(student.settings).peers:
@@ -170,7 +171,7 @@ def _forward_peers(
             seed_step(student.config.seed, cursor.step, context.device)
             with student.autocast(context.device):
                 logits[index] = student.model(_input(context, student, targets.batch))
-            # Checked by themselves, or the message would name a peer whose loss they enter.
+            # Checked here, because otherwise the message would name a peer that uses these logits.
             values = name_values({"logits": logits[index].mean()})
             context.non_finite.add(cursor, targets.samples_B, values, student=student.name)
     return logits
@@ -186,6 +187,7 @@ def _peers_of(index: int, logits: dict[int, Tensor]) -> PeerLogits | None:
 def _update_weights(student: StudentState) -> None:
     clip = student.config.clip_grad_norm
     if clip is not None:
+        # The norm is that of the true gradients, not of those scaled for float16.
         student.scaler.unscale_(student.optimizer)
         nn.utils.clip_grad_norm_(student.model.parameters(), clip)
     student.scaler.step(student.optimizer)
@@ -195,12 +197,12 @@ def _update_weights(student: StudentState) -> None:
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Seed torch's generators, on the CPU and on `device`, for one step of a student.
+    """Seed torch's generators on the CPU and on `device` for one step of a student.
 
-    A resumed run draws what an uninterrupted one draws, whatever loaders and evaluations drew in
-    between, and no generator state has to be saved.
+    A resumed run then draws the same random numbers as an uninterrupted run, regardless of draws by
+    loaders and evaluations. No state of generators has to be saved.
     """
-    # A digest, because torch's CPU generator uses the low 32 bits of a seed only.
+    # A 32-bit digest, because torch's CPU generator uses only the low 32 bits of a seed.
     digest = blake2b(f"{seed},{step}".encode(), digest_size=4).digest()
     mixed = int.from_bytes(digest, "little")
     torch.default_generator.manual_seed(mixed)
@@ -211,7 +213,7 @@ def seed_step(seed: int, step: int, device: torch.device) -> None:
 
 @contextmanager
 def private_random(device: torch.device) -> Iterator[None]:
-    """Restore the caller's generators at the end, on the CPU and on `device`."""
+    """Restore the state of the caller's generators on the CPU and on `device` at the end."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
         yield
