@@ -1,1 +1,1 @@
-"""The kd-cache command."""
+"""The `kd-cache` command."""

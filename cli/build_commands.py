@@ -1,4 +1,4 @@
-"""`plan` and `build`."""
+"""The commands `plan` and `build`, which record a teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Engine(StrEnum):
-    """Where builders run."""
+    """The way in which worker processes of a build are started."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Rows, bytes and teacher time of a build, and the teacher's score, before paying."""
+    """Estimate the rows, bytes and teacher time of a build, and score its teacher."""
     from cache_service.config import load_yaml_config
     from cache_service.recording.build_config import BuildConfig
     from cache_service.recording.context import open_build
@@ -71,16 +71,18 @@ def _plan_text(plan: BuildPlan) -> str:
 def build(
     file: File,
     seeds: Annotated[
-        str | None, typer.Option(help="Record only these of the file's seeds, such as 0:8.")
+        str | None, typer.Option(help="Record only these seeds of the file, such as 0:8.")
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="Where builders run.")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine, typer.Option(help="Run worker processes here or as Ray tasks.")
+    ] = Engine.LOCAL,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Record every N-th shard, for N machines.")
+        str, typer.Option(metavar="I/N", help="Record the I-th of N parts, one per machine.")
     ] = "0/1",
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Record the teacher. Always resumes: run the same command again after any stop."""
+    """Record the logits of a teacher. Run the same command again to resume an interrupted build."""
     from cache_service.config import load_yaml_config
     from cache_service.format.seeds import describe_seeds
     from cache_service.progress import ProgressDisplay
@@ -112,7 +114,7 @@ def build(
 
 
 def _progress_on(display: ProgressDisplay) -> OnProgress:
-    """A bar of views where stderr is a terminal, else an event for each committed shard."""
+    """Show a progress bar if stderr is a terminal, otherwise an event per committed shard."""
     shards_shown = 0
 
     def show(progress: Progress) -> None:

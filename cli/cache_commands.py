@@ -1,4 +1,4 @@
-"""`info` and `verify`: looking at a cache that is there."""
+"""The commands `info` and `verify`, which inspect an existing cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(cache: CacheUrl, json: Json = False) -> None:
-    """What a cache holds: teacher, recipe, dataset, codec, seeds."""
+    """Show the teacher, recipe, dataset, codec and seeds of a cache."""
     from cache_service.rows.reader import open_cache
 
     facts = _facts(open_cache(cache))
@@ -65,10 +65,10 @@ def _text(value: Any) -> str:
 def verify(
     cache: CacheUrl,
     recompute: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also ask the teacher again about N views.")
+        int, typer.Option(min=0, metavar="N", help="Also run the teacher on N views and compare.")
     ] = 0,
     repair: Annotated[
-        bool, typer.Option(help="Drop the commits of damaged shards; build records them anew.")
+        bool, typer.Option(help="Delete commits of damaged shards, so that build records them.")
     ] = False,
     json: Json = False,
 ) -> None:

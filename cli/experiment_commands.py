@@ -1,5 +1,4 @@
-"""`experiment`, `demo`, `reproduce`, `cycle` and `bench`: commands that train or measure several
-things and end in a table."""
+"""The commands `experiment`, `demo`, `reproduce`, `cycle` and `bench`, which print a table."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from cli.experiments.bench.http import HttpBench
 
 DEMO_PACKAGES = ("sklearn", "torch", "torchvision", "timm", "PIL")
-"""What the demo extra installs, by the names they are imported under."""
+"""Import names of the packages that the demo needs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,15 +31,15 @@ def _on_message(line: str) -> None:
 def experiment(
     file: File,
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder for everything; the file's `out`.")
+        str | None, typer.Option(metavar="DIR", help="Output folder; by default the file's.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The short form that the file describes.")
+        bool, typer.Option("--quick", help="Run the short form that the file describes.")
     ] = False,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Train students by several methods over several seeds and compare them in a table. Resumes."""
+    """Train students by several methods and seeds and compare them in a table. Can be resumed."""
     from pathlib import Path
 
     from cli.experiments.experiment_file import load_experiment
@@ -48,7 +47,7 @@ def experiment(
 
     config = load_experiment(file, settings or [], quick=quick)
     folder = out or config.out
-    if quick:  # other runs than those of the full form
+    if quick:  # a separate folder, because short and full runs must not resume each other
         folder = str(Path(folder, "quick"))
     config = config.model_copy(update={"out": folder})
     result = run_experiment(config, where=file, on_message=_on_message)
@@ -63,10 +62,10 @@ def experiment(
 
 
 def demo(
-    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for everything.")] = "demo-out",
+    out: Annotated[str, typer.Option(metavar="DIR", help="Output folder.")] = "demo-out",
     json: Json = False,
 ) -> None:
-    """Train a teacher on handwritten digits, record it, train a student four ways, and report."""
+    """Train and record a teacher of handwritten digits, and compare four ways to train a student."""
     missing = [name for name in DEMO_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -101,33 +100,29 @@ def reproduce(
         ),
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer epochs, one seed: minutes instead of hours.")
+        bool, typer.Option("--quick", help="Fewer epochs and one seed; takes minutes, not hours.")
     ] = False,
-    out: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder for everything.")
-    ] = "reproduce-out",
+    out: Annotated[str, typer.Option(metavar="DIR", help="Output folder.")] = "reproduce-out",
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR", help="The dataset's files; data/mnist or data/cifar100 by default."
-        ),
+        typer.Option(metavar="DIR", help="Dataset folder; data/mnist or data/cifar100 by default."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Runs per figure; 3, or 1 with --quick.")
+        int | None, typer.Option(min=1, max=100, help="Seeds per figure; 3, or 1 with --quick.")
     ] = None,
     pair: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEACHER:STUDENT",
-            help="Of sdd-cifar100, such as resnet32x4:resnet8x4; repeatable.",
+            help="Networks of sdd-cifar100, such as resnet32x4:resnet8x4; repeatable.",
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda; of the tables on CIFAR-100.")
+        str | None, typer.Option(help="auto, cpu or cuda; only for CIFAR-100.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train a published table again and write it beside the published figures. Resumes."""
+    """Reproduce a published table and show the published figures for comparison. Can be resumed."""
     from cli.experiments.reproduce.reproductions import RUNS, find_reproduction, refuse_options
     from cli.experiments.reproduce.shipped import Options
     from cli.experiments.runner import write_results
@@ -154,7 +149,7 @@ def reproduce(
 
 
 def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Train a student, record it as a teacher, and train the next one from both. Resumes."""
+    """Train a student, record it as a teacher, and train the next one from both. Can be resumed."""
     from cli.experiments.cycle import load_cycle, run_cycle
 
     config = load_cycle(file, settings or [])
@@ -169,7 +164,7 @@ def bench(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure this machine: `http`, the service against a route that returns a constant."""
+    """Benchmark this machine. `http` compares the service with a route that returns a constant."""
     if name != "http":
         raise ConfigError(f"bench {name} is not known.", hint="Type: kd-cache bench http")
     from cli.experiments.bench.http import FULL, QUICK, run_http_bench

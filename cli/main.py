@@ -1,7 +1,8 @@
-"""`kd-cache`: arguments in, one library call, text out.
+"""The entry point of `kd-cache`.
 
-Heavy imports stay inside the commands, so that `kd-cache --help` answers before torch would have
-finished loading. A refusal becomes one line and its own exit code, never a traceback.
+A command parses its arguments, calls the library once and prints the result. Heavy imports are
+inside the commands, so that `kd-cache --help` does not wait for torch. An error of the library is
+printed as one line, without a traceback, and has its own exit code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cache_service.errors import ConfigError, KdCacheError
 from cli import build_commands, cache_commands, experiment_commands, serve_command, train_commands
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it. SIGTERM ends the same way: finished cleanly, resumable."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells. SIGTERM is handled in the same way."""
 
 EXTRAS = {
     "torch": "train",
@@ -32,7 +33,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "jinja2": "serve",
 }
-"""Which extra brings a module: the core alone reads, checks and serves rows."""
+"""The extra that installs each optional module. The core can read and verify caches."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +73,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def run() -> None:
-    """Console entry point."""
+    """Run the command line and exit with the code of its result."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(standalone_mode=True)
@@ -89,7 +90,7 @@ def run() -> None:
             err=True,
         )
         sys.exit(ConfigError.exit_code)
-    except SystemExit as end:  # typer turns Ctrl-C into this exit status, and says nothing
+    except SystemExit as end:  # typer exits with this status after Ctrl-C, without a message
         if end.code == INTERRUPTED:
             typer.echo("interrupted; the same command resumes", err=True)
         raise

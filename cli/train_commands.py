@@ -1,4 +1,4 @@
-"""`train` and `evaluate`."""
+"""The commands `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Train students from recorded teachers. Resumes from the checkpoints in the file's `out`."""
+    """Train students from recorded teachers. Resumes from checkpoints in the file's `out`."""
     from distill.multi_student import load_students
     from distill.trainer import train_students
 
@@ -47,18 +47,19 @@ def evaluate(
     ],
     cache: Annotated[
         str | None,
-        typer.Option(help="Score on the views this cache recorded; adds agreement with it."),
+        typer.Option(help="Evaluate on the views of this cache; adds agreement with its teacher."),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            metavar="YAML", help="Score on this dataset, such as '{name: digits, split: test}'."
+            metavar="YAML",
+            help="Evaluate on this dataset, such as '{name: digits, split: test}'.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Top-1, top-5, calibration, and agreement with a cached teacher."""
+    """Compute top-1 and top-5 accuracy, calibration error, and agreement with a cached teacher."""
     from cache_service.config import parse_yaml, validate_config
     from cache_service.datasets import DatasetConfig
     from distill.checkpoint import find_checkpoints
@@ -76,12 +77,15 @@ def evaluate(
 
 
 SHOWN = ("loss", "top1", "eval_top1", "lr")
-"""Values beside the bar: what one watches a run for. The rest is in the metrics files."""
+"""Values that the progress bar shows. The metrics files contain all values."""
 
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], None]]:
-    """A listener for `train`: a bar for each student on a terminal, else a JSON line per event."""
+    """Provide a listener for `train`.
+
+    It shows a progress bar per student on a terminal, and otherwise prints a JSON line per event.
+    """
     from cache_service.progress import ProgressDisplay
     from distill.reporting import finite
 
@@ -125,7 +129,7 @@ def _scores(evaluation: Any) -> dict[str, Any]:
 def _emit_students(
     documents: dict[str, dict[str, Any]], *, as_json: bool, lines: list[str]
 ) -> None:
-    """One student's document as it is; those of several in a list, each with its name."""
+    """Print the document of a single student, or a list of named documents for several."""
     document: dict[str, Any] = {
         "students": [{"name": name, **each} for name, each in documents.items()]
     }
@@ -135,7 +139,7 @@ def _emit_students(
 
 
 def _score_lines(scores: dict[str, dict[str, Any]]) -> list[str]:
-    """A line of scores for each student, behind its name where it has one."""
+    """Format a line of scores for each student, which starts with its name if it has one."""
     width = max(map(len, scores), default=0)
     return [f"{name:{width}}  {_score_line(each)}".lstrip() for name, each in scores.items()]
 

@@ -1,4 +1,4 @@
-"""What a run reads: batches of views, and the teachers' logits of them.
+"""Provides the data of a run: batches of views, and the teachers' logits of these views.
 
 Shape letters: B batch, R cells, C classes, H W pixels.
 """
@@ -35,20 +35,20 @@ from distill.replay import Replay
 from distill.targets import TargetDecoder
 
 SCATTERED_OPEN_SHARDS = 64
-"""Shards kept mapped where rows are read from anywhere. Each holds some five files open, and a
-process may open 1024."""
+"""Number of shards that stay mapped for random access. A shard has about five open files, and the
+usual limit of a process is 1024."""
 
 
 class StreamFacts(NamedTuple):
-    """What is known of a stream before anything is read from it.
+    """Facts about a stream that are known before data is read from it.
 
     Attributes:
-        plan: which positions make which batch.
-        teachers: in the order of `caches`.
-        num_classes: of the dataset.
+        plan: assignment of positions to batches.
+        teachers: facts about the teachers, in the order of `caches`.
+        num_classes: number of classes of the dataset.
         view_size: side of the views, px.
-        identity: what fixes the stream, as JSON; a run is only ever resumed on the same one.
-        mixes: views are mixed of two samples.
+        identity: JSON document that identifies the data. A run resumes only with an equal document.
+        mixes: whether views are mixed from two samples.
         classes: class names by label; empty if the dataset has none.
     """
 
@@ -62,30 +62,31 @@ class StreamFacts(NamedTuple):
 
 
 class Stream(Protocol):
-    """The batches of a run, in their one order."""
+    """The batches of a run in a fixed order, and the teachers' logits."""
 
     @property
     def facts(self) -> StreamFacts:
-        """What is known of it."""
+        """Facts about the stream."""
         ...
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches from a step on, on any device."""
+        """Iterate over the batches from a step on. They may be on any device."""
         ...
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
-        """A teacher's logits of a batch on the device, float32 [B, R, C]."""
+        """Return a teacher's logits of a batch on the device, float32 [B, R, C]."""
         ...
 
 
 class PlannedBatches:
-    """Step -> Batch, with the other views that the methods of a run compare its views to.
+    """Makes the batch of a step, with the other views that the methods require.
 
     Args:
-        make: the batch of some positions of a cursor's seed; picklable where workers call it.
-        plan: which positions make which batch.
-        labels_N: of the dataset.
-        requirements: of the methods.
+        make: function that makes a batch of given positions of the cursor's seed. It must be
+            picklable if worker processes call it.
+        plan: assignment of positions to batches.
+        labels_N: labels of the dataset.
+        requirements: requirements of the methods.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class PlannedBatches:
         self._selection = ViewSelection(requirements, labels_N=labels_N, seeds=plan.seeds)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step."""
+        """Make the batch of a step."""
         cursor = self._plan.cursor(step)
         at = {"seed": cursor.seed, "epoch": cursor.epoch}
         positions_B = self._selection.positions(cursor.start, cursor.stop, **at)
@@ -126,12 +127,13 @@ def train_loader(
     pin_memory: bool = False,
     context: str = "forkserver",
 ) -> Iterator[Batch]:
-    """The plan's batches from `first_step` on, in order, whatever the number of workers.
+    """Iterate over the plan's batches from `first_step` on, in order for any number of workers.
 
-    `requirements` of methods add other views to each batch, or select the samples of an epoch.
+    The `requirements` of methods may add other views to each batch, or select the samples of an
+    epoch.
 
     Raises:
-        KdCacheError: from reading or replaying, also out of a worker.
+        KdCacheError: reading or replaying failed, here or in a worker.
     """
     return load_ahead(
         PlannedBatches(replay.batch, plan, replay.images.labels, requirements or Requirements()),
@@ -139,17 +141,18 @@ def train_loader(
         workers=workers,
         pin_memory=pin_memory,
         context=context,
-        # Waiting for rows that are being recorded is not a stall.
+        # A worker that waits for rows to be recorded has not stalled.
         stalled_s=STALLED_S + max((cache.wait_s for cache in replay.caches), default=0.0),
     )
 
 
 class LiveTeacher(NamedTuple):
-    """A teacher that runs beside the student: for comparisons, and where nothing is recorded.
+    """A teacher that runs during training, for comparisons or if no logits are recorded.
 
     Attributes:
-        facts: what is known of it.
-        answer: uint8 views [B, H, W, 3] on the student's device -> float32 logits [B, R, C].
+        facts: facts about the teacher.
+        answer: function from uint8 views [B, H, W, 3] on the student's device to float32 logits
+            [B, R, C].
     """
 
     facts: TeacherFacts
@@ -161,14 +164,14 @@ class ReplayedStream:
     """Views replayed from a recipe, with the rows of the caches that recorded it.
 
     Attributes:
-        facts: what is known before anything is read.
-        replay: views and rows, compared with each other.
-        decoders: of the rows of each cache.
-        workers: loader processes; not used where `on_device` is there.
-        pin_memory: hand batches over in page-locked memory.
-        requirements: other views that come with each batch.
-        loader: of the train file.
-        device: where the students are.
+        facts: facts that are known before data is read.
+        replay: renders views and compares them with the recorded rows.
+        decoders: for each cache, the decoder of its rows.
+        workers: number of loader processes; ignored if `on_device` is not None.
+        pin_memory: whether batches are copied to page-locked memory.
+        requirements: requirements of the methods, such as other views.
+        loader: setting of the train file.
+        device: device of the students.
     """
 
     facts: StreamFacts
@@ -182,12 +185,16 @@ class ReplayedStream:
 
     @cached_property
     def on_device(self) -> DeviceViews | None:
-        """What makes the batches on the device of the students; None where workers do."""
+        """Makes the batches on the device of the students; None if workers make them."""
         num_seeds = self.requirements.seeds_per_epoch
         return open_on_device(self.replay, self.device, loader=self.loader, num_seeds=num_seeds)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches from a step on; refused where a view is not what the teacher saw."""
+        """Iterate over the batches from a step on.
+
+        Raises:
+            SpecMismatchError, ViewDriftError: a view differs from the one that the teacher saw.
+        """
         if self.on_device is not None:
             labels_N, plan = self.replay.images.labels, self.facts.plan
             planned = PlannedBatches(self.on_device.batch, plan, labels_N, self.requirements)
@@ -202,7 +209,7 @@ class ReplayedStream:
         )
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:
-        """Recorded logits, decoded on the device."""
+        """Decode recorded logits on the device."""
         return self.decoders[cache].logits(batch.rows[cache], temperature=temperature)
 
 
@@ -220,11 +227,11 @@ class LiveStream:
         self._live = tuple(live)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Of the views."""
+        """Iterate over the batches of the other stream."""
         return self._views.batches(first_step)
 
     def teacher_logits(self, batch: Batch, *, temperature: float, cache: int) -> Tensor:  # noqa: ARG002 - Stream's signature
-        """Run the teacher."""
+        """Run the teacher on the views of the batch."""
         return self._live[cache].answer(batch.images_BHW3)
 
 
@@ -235,17 +242,18 @@ def open_stream(
     seeds: Sequence[int] | None = None,
     methods: Sequence[MethodSettings] = (),
 ) -> ReplayedStream:
-    """Open dataset and caches of a train file and check that they belong together.
+    """Open the dataset and the caches of a train file and check that they match.
 
     Args:
-        config: the train file.
-        device: where rows are decoded.
-        seeds: of a run that resumes; where the file names none, the caches may hold more by now.
-        methods: of all students; some require other views beside each batch's own.
+        config: settings of the train file.
+        device: device on which rows are decoded.
+        seeds: seeds of a resumed run. They are used if the file names none, because the caches may
+            contain more seeds than at the start of the run.
+        methods: settings of the methods of all students. A method may require other views.
 
     Raises:
         DatasetError, NotACacheError, RowsNotBuiltError, SpecMismatchError: see the message.
-        ConfigError: what the methods require cannot be provided, or not together.
+        ConfigError: the requirements of the methods cannot be met, or contradict each other.
     """
     requirements = requirements_of(*methods)
     images = open_dataset(config.dataset)
@@ -266,7 +274,7 @@ def open_stream(
     if caches:
         chosen = recorded_seeds(caches, wanted)
     else:
-        # New views every epoch, and where two of a sample are compared, both are new.
+        # Without caches every epoch has new views, also if a method compares two views of a sample.
         chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
     selection = ViewSelection(requirements, labels_N=images.labels, seeds=chosen)
     plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
@@ -283,7 +291,7 @@ def open_stream(
         device=device,
     )
     if config.loader == "device":
-        stream.on_device  # noqa: B018 - refused now rather than at the first batch
+        stream.on_device  # noqa: B018 - fail before training
     return stream
 
 
@@ -307,7 +315,7 @@ def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamF
 
 
 def recorded_facts(cache: Cache) -> TeacherFacts:
-    """What is known of a cache's teacher without reading a row."""
+    """Return facts about a cache's teacher, which are known without reading rows."""
     spec = cache.spec
     return TeacherFacts(
         scales=spec.scales,

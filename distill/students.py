@@ -1,4 +1,4 @@
-"""Students: their creation, their preprocessing, and everything that changes while they train."""
+"""Students: creation, preprocessing and training state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from distill.scores import Evaluation
 from distill.stream import Stream
 
 HALF = (0.5, 0.5, 0.5)
-"""Default mean and standard deviation: the input is in -1 to 1."""
+"""Default mean and standard deviation. They scale the input to -1 to 1."""
 
 
 class Student(NamedTuple):
@@ -43,14 +43,15 @@ def make_student(
     """Create the student of a train file, on the CPU.
 
     Args:
-        config: `student:` of the train file.
-        num_classes: of the dataset.
+        config: section `student` of the train file.
+        num_classes: number of classes of the dataset.
         view_size: side of the views, px.
-        teacher: preprocessing of the teacher, if there is one.
-        seed: of the run; initializes the weights unless the student has one of its own.
+        teacher: preprocessing of the teacher, if any.
+        seed: seed of the run. It initializes the weights unless `config.seed` is set.
 
     Raises:
-        ConfigError: no such model, other class count, or a checkpoint that does not fit.
+        ConfigError: the model is unknown, its number of classes differs from the dataset's, or the
+            checkpoint does not fit the model.
     """
     if config.num_classes not in (None, num_classes):
         raise ConfigError(
@@ -71,10 +72,10 @@ def make_student(
 def choose_preprocess(
     config: StudentConfig, model: nn.Module, *, view_size: int, teacher: Preprocess | None
 ) -> Preprocess:
-    """The preprocessing of a student.
+    """Choose the preprocessing of a student.
 
-    Mean and standard deviation are those of the train file, else those that the pretrained weights
-    were trained with, else the teacher's, else 0.5.
+    Mean and standard deviation are taken from the train file, else from the pretrained weights,
+    else from the teacher, else they are 0.5.
     """
     own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     mean, std = HALF, HALF
@@ -93,10 +94,10 @@ def choose_preprocess(
 
 
 def restore_student(payload: dict[str, Any], config: StudentConfig) -> Student:
-    """The student of a checkpoint, on the CPU: its weight average, where it has one.
+    """Load the student of a checkpoint to the CPU. Uses the weight average if it has one.
 
     Raises:
-        ConfigError: the model's code no longer fits its weights.
+        ConfigError: the weights do not fit the model, because its code has changed.
     """
     model = create_model(config.model, num_classes=payload["num_classes"], **config.model_args)
     try:
@@ -109,10 +110,10 @@ def restore_student(payload: dict[str, Any], config: StudentConfig) -> Student:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda:1` means here.
+    """Return the device of this machine for `auto`, `cpu`, `cuda` or a name such as `cuda:1`.
 
     Raises:
-        ConfigError: this machine has no such GPU.
+        ConfigError: this machine does not have the GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,11 +128,11 @@ def choose_device(name: str) -> torch.device:
 
 
 class WeightAverage:
-    """`average <- decay * average + (1 - decay) * weights`, once per update.
+    """Exponential moving average (EMA) of the weights of a network.
 
-    Running statistics of norms are averaged like weights; whole numbers, such as their counters,
-    are copied. The average starts at the initial weights, so choose a decay whose memory,
-    1 / (1 - decay) updates, is short against the run.
+    Each update computes `average = decay * average + (1 - decay) * weights`. Running statistics of
+    batch norm are averaged like weights; integer buffers, such as counters, are copied. The average
+    starts at the initial weights, so the run should be much longer than 1 / (1 - decay) updates.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -140,10 +141,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Add the model's present weights."""
+        """Add the model's current weights."""
         averages: list[Tensor] = []
         weights: list[Tensor] = []
-        # Not by state dict: a tensor shared by two layers is listed there twice.
+        # A state dict lists a tensor that two layers share twice, so it would be averaged twice.
         for average, present in chain(
             zip(self.model.parameters(), model.parameters(), strict=True),
             zip(self.model.buffers(), model.buffers(), strict=True),
@@ -161,12 +162,12 @@ class History:
     """The progress of a run and its scores.
 
     Attributes:
-        step: batches trained on.
+        step: number of batches trained.
         totals: means over the current epoch.
-        last: scores after the last scored epoch.
-        best: scores of the epoch with the best top-1. It is chosen on the evaluation set, so it is
-            too optimistic.
-        best_epoch: epochs completed at `best`.
+        last: scores of the last evaluation.
+        best: scores of the evaluation with the best top-1. It is selected on the evaluation set, so
+            it overestimates the accuracy on new data.
+        best_epoch: number of completed epochs at `best`.
     """
 
     step: int = 0
@@ -176,7 +177,7 @@ class History:
     best_epoch: int | None = None
 
     def note(self, evaluation: Evaluation, epoch: int) -> None:
-        """Add the scores after so many epochs."""
+        """Add the scores after a number of completed epochs."""
         self.last = evaluation
         if self.best is None or evaluation.top1 > self.best.top1:
             self.best, self.best_epoch = evaluation, epoch
@@ -201,7 +202,7 @@ class History:
 
 
 ALONE = ""
-"""Name of the student of a train file without `students`."""
+"""Name of the only student of a train file without `students`."""
 
 AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -211,15 +212,15 @@ class StudentState:
     """One student and its training state.
 
     Attributes:
-        name: among the students of the run.
-        config: the train file that it would have if it were alone.
-        model: the network, on its device.
-        preprocess: how a view becomes its input.
-        optimizer: of its parameters.
-        scaler: of float16 gradients; does nothing for other types.
-        average: of its weights, where `ema` is set.
-        predictions: what it predicted for each sample, where its method requires that.
-        history: its progress and scores.
+        name: name of the student, unique in the run.
+        config: complete settings of the student, as a train file with one student has them.
+        model: network on the device.
+        preprocess: preprocessing of its input.
+        optimizer: optimizer of its parameters.
+        scaler: scaler of float16 gradients; disabled for other number types.
+        average: average of its weights, if `ema` is set.
+        predictions: its predictions for each sample, if its method requires them.
+        history: progress and scores.
     """
 
     name: str
@@ -239,21 +240,21 @@ class StudentState:
 
     @property
     def kept_model(self) -> nn.Module:
-        """What is evaluated and exported: the average, or the model where there is none."""
+        """The network to evaluate and export: the weight average, or the model without `ema`."""
         return self.model if self.average is None else self.average.model
 
     @property
     def learning_rate(self) -> float:
-        """Of the latest update."""
+        """Learning rate of the latest update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The number type of its forward passes."""
+        """Context that sets the number type of its forward passes."""
         amp = self.config.amp
         return torch.autocast(device.type, AMP_TYPES[amp], enabled=amp != "none")
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds of it."""
+        """Return the state that a checkpoint stores."""
         return {
             "model": self.model.state_dict(),
             "ema": None if self.average is None else self.average.model.state_dict(),
@@ -266,7 +267,7 @@ class StudentState:
         """Restore the state of a checkpoint.
 
         Raises:
-            ConfigError: it belongs to another network, although the settings are the same.
+            ConfigError: the state belongs to another network, although the settings are equal.
         """
         try:
             self.model.load_state_dict(state["model"])
@@ -285,10 +286,10 @@ class StudentState:
 def make_student_state(
     config: TrainConfig, stream: Stream, device: torch.device, *, name: str = ALONE
 ) -> StudentState:
-    """The student of a train file, checked against the stream. Reads no row.
+    """Create the student of a train file and check it against the stream, without reading rows.
 
     Raises:
-        ConfigError: model, method or their settings do not fit each other.
+        ConfigError: model, method and settings do not fit each other.
         UnsupportedError: the model does not support the method.
     """
     facts = stream.facts

@@ -1,7 +1,7 @@
-"""Encoded rows to teacher logits, on the device where the student is.
+"""Decodes recorded rows to teacher logits on the student's device.
 
-The codec's own formulas, run on torch. Decoding here keeps what travels to the device small:
-float16 or bytes, and the stored cells only.
+Decoding uses the formulas of the codec with torch. Because rows are decoded on the device, only the
+encoded arrays of the stored cells are transferred.
 Shape letters: B batch, R cells, S stored cells, C classes, D channels, X classes or channels.
 """
 
@@ -20,14 +20,14 @@ from cache_service.format.spec import CacheSpec
 
 
 class TorchMath(ArrayMath):
-    """The same operations in torch."""
+    """The operations that codecs need for decoding, in torch."""
 
     def float32(self, values: Tensor) -> Tensor:
-        """The values as float32."""
+        """Convert the values to float32."""
         return values.float()
 
     def scatter(self, fill: Tensor, width: int, index: Tensor, values: Tensor) -> Tensor:
-        """A new tensor [..., width] of `fill` [...], `values` put at `index` of the last axis."""
+        """Make a tensor [..., width] of `fill` [...] with `values` at `index` of its last axis."""
         dense = fill.unsqueeze(-1).expand(*fill.shape, width).clone()
         return dense.scatter_(-1, index.long(), values.float())
 
@@ -36,11 +36,11 @@ class TargetDecoder:
     """Decodes the rows of one cache.
 
     Attributes:
-        spec: the cache's.
-        scales: grids whose cells come out, in order.
-        num_cells: over all scales.
-        num_classes: of the teacher.
-        array_names: the arrays that decoding needs.
+        spec: spec of the cache.
+        scales: scales whose cells are decoded, in order.
+        num_cells: number of cells of all scales.
+        num_classes: number of classes of the teacher.
+        array_names: names of the arrays that decoding needs.
     """
 
     def __init__(self, spec: CacheSpec, head: Head | None, *, device: str) -> None:
@@ -58,10 +58,11 @@ class TargetDecoder:
             self._head = tuple(torch.from_numpy(part).to(device) for part in head)
 
     def logits(self, rows: dict[str, Tensor], *, temperature: float = 1.0) -> Tensor:
-        """Teacher logits of every cell, float32 [B, R, C].
+        """Return teacher logits of every cell, float32 [B, R, C].
 
-        `temperature` is the one the logits will be used at. It changes only what a codec that drops
-        classes gives them, so that they have the right joint weight there.
+        `temperature` is the temperature of the softmax that follows. It affects only codecs that
+        drop classes: the dropped classes get logits whose total probability at this temperature is
+        correct.
         """
         how = Decoding(TorchMath(), self.num_classes, temperature)
         cells_BRX: Tensor = self.spec.codec.decode(rows, how)
@@ -69,14 +70,15 @@ class TargetDecoder:
             cells_BRX = torch.matmul(self._expand_RS, cells_BRX)
         if self._head is None:
             return cells_BRX
-        # Pooling and an affine head commute: the narrow features are expanded, not the logits.
+        # Average pooling and an affine head commute, so the narrower features are expanded instead
+        # of the logits.
         weight_CD, bias_C = self._head
         return cells_BRX @ weight_CD.T + bias_C
 
 
 def tensors_of(rows: Arrays, names: Sequence[str]) -> dict[str, Tensor]:
-    """The arrays of these names as tensors, for a decoder."""
-    # torch indexes with neither uint16 nor uint32; int64 is what scatter wants anyway
+    """Convert the named arrays to tensors, for a decoder."""
+    # Class indices are int64, because torch cannot index with uint16 and scatter needs int64.
     return {
         name: torch.from_numpy(
             rows[name].astype(np.int64) if name == "classes" else np.ascontiguousarray(rows[name])

@@ -1,4 +1,4 @@
-"""Vision transformers with distillation tokens: one for each teacher, or one for all of them.
+"""Vision transformers with one distillation token per teacher, or one token for all teachers.
 
 Name one in a train file as `student: {model: distill.tokens:vit_tokens, model_args: {backbone:
 vit_tiny_patch16_224, num_tokens: 2, img_size: 32, patch_size: 4}}`; the other arguments are the
@@ -28,7 +28,7 @@ tokens that start equal stay equal."""
 class TokenViT(nn.Module):
     """A vision transformer whose class token learns from labels and whose others from teachers.
 
-    Each token has a head of its own. `forward` returns the mean of all heads' logits [B, C], in
+    Each token has its own head. `forward` returns the mean of all heads' logits [B, C], in
     training too, so that any method can train it; `forward_heads` returns them separately.
 
     Source: Touvron et al., "Training data-efficient image transformers", ICML 2021: one token, and
@@ -60,11 +60,11 @@ class TokenViT(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward_heads(self, images_B3HW: Tensor) -> HeadLogits:
-        """The class token's logits, and each distillation token's."""
+        """Return the logits of the class token and of each distillation token."""
         features_BLD: Tensor = self.backbone.forward_features(images_B3HW)
         label_BC: Tensor = self.backbone.forward_head(features_BLD)
         tokens_BND = features_BLD.narrow(1, self.first_token, self.num_teacher_heads)
-        # The classifier's norm, which some networks apply after pooling.
+        # Some networks apply the norm after pooling; the classifier of the class token uses it too.
         tokens_BND = self.backbone.head_drop(self.backbone.fc_norm(tokens_BND))
         teachers = (
             head(token_BD)
@@ -73,7 +73,7 @@ class TokenViT(nn.Module):
         return HeadLogits(label_BC, tuple(teachers))
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The mean of all heads' logits, [B, C]."""
+        """Return the mean of all heads' logits, [B, C]."""
         label_BC, teachers = self.forward_heads(images_B3HW)
         return torch.stack([label_BC, *teachers]).mean(dim=0)
 
@@ -86,12 +86,12 @@ def vit_tokens(
     pretrained: bool = False,
     **model_args: Any,
 ) -> TokenViT:
-    """A timm vision transformer by name, with `num_tokens` distillation tokens.
+    """Create a timm vision transformer with `num_tokens` distillation tokens.
 
     Args:
-        backbone: timm's name.
-        num_tokens: the number of teachers, or 1 for a token that is shared by all of them.
-        num_classes: None keeps the backbone's.
+        backbone: name of the network in timm.
+        num_tokens: number of teachers, or 1 for a token that all teachers share.
+        num_classes: number of classes; None means that of the backbone.
         pretrained: load the backbone's pretrained weights; tokens and their heads are new.
         model_args: passed on to the backbone, such as `img_size` and `patch_size`.
 
@@ -128,9 +128,10 @@ def _require_vit(model: nn.Module) -> VisionTransformer:
 
 @torch.no_grad()
 def insert_tokens(vit: VisionTransformer, num_tokens: int) -> None:
-    """Append learned tokens to those of the network, with positional embeddings of their own.
+    """Append learned tokens and their positional embeddings to the tokens of the network.
 
-    For timm they are register tokens, which its heads do not read, so nothing else changes.
+    They are added as timm's register tokens. The heads of timm do not read register tokens, so the
+    network needs no other change.
     """
     class_token_1LD = vit.cls_token
     assert class_token_1LD is not None

@@ -1,7 +1,7 @@
-"""Trains students from their train files to what they leave in `out`; resumes from checkpoints.
+"""Trains one or several students, writes their files to `out` and resumes from checkpoints.
 
-One update is `distill.step.train_step`. Nothing here depends on what a method computes or where
-rows come from. A student alone is a run of one.
+`distill.step.train_step` computes one update. This module does not depend on the method or on the
+source of the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from distill.students import (
 
 
 class TrainResult(NamedTuple):
-    """The result of a run: the student as it is evaluated, and its scores on the way."""
+    """The result of a run: the trained student (its weight average with `ema`) and its scores."""
 
     student: Student
     history: History
@@ -61,7 +61,7 @@ def train(
     teachers: Sequence[LiveTeacher] = (),
     on_event: Listener | None = None,
 ) -> TrainResult:
-    """Train one student as a train file says; see `train_students`."""
+    """Train one student by the settings of a train file; see `train_students`."""
     results = train_students({ALONE: config}, stream=stream, teachers=teachers, on_event=on_event)
     return results[ALONE]
 
@@ -73,23 +73,24 @@ def train_students(
     teachers: Sequence[LiveTeacher] = (),
     on_event: Listener | None = None,
 ) -> dict[str, TrainResult]:
-    """Train students on one stream, each by its own train file, or resume them from checkpoints.
+    """Train several students on one stream, or resume them from their checkpoints.
 
-    Every batch is rendered once, and every teacher's logits of it are decoded once, for all
-    students. Each student takes exactly the steps that it would take alone, and a resumed student
-    those of an uninterrupted run. On the first Ctrl-C or SIGTERM the current step is finished and
-    saved.
+    Every batch is rendered once, and the logits of every teacher are decoded once, for all
+    students. Each student is updated exactly as if it were trained alone, and a resumed student
+    exactly as in an uninterrupted run. After the first Ctrl-C or SIGTERM the current step is
+    finished and a checkpoint is saved.
 
     Args:
-        configs: train files by the names of their students. They share one stream, so they may
-            differ in `out` and in the keys of `distill.multi_student.OWN` only.
-        stream: batches from elsewhere than the files' dataset and caches.
-        teachers: run these beside the students instead of reading recorded logits.
-        on_event: called with every step, epoch and checkpoint that is reported.
+        configs: settings by the names of the students. They share one stream, so they may differ
+            only in `out` and in the keys of `distill.multi_student.OWN`.
+        stream: batches to use instead of the dataset and the caches in `configs`.
+        teachers: teachers that run during training instead of recorded logits.
+        on_event: called with every event of the run.
 
     Raises:
-        KeyboardInterrupt: stopped by a signal; the checkpoints hold everything so far.
-        NonFiniteError: a loss is NaN or infinite. All stop; the last checkpoints are from before.
+        KeyboardInterrupt: a signal stopped the run. The checkpoints contain all steps so far.
+        NonFiniteError: a loss is NaN or infinite. All students stop; the last checkpoints were
+            written before that step.
         ConfigError, SpecMismatchError: a checkpoint in `out` belongs to another run.
         KdCacheError: dataset, caches, model and method do not fit each other; see the message.
     """
@@ -130,7 +131,7 @@ def train_students(
 def _restore(
     context: TrainContext, students: Sequence[StudentState], saved: Mapping[str, Payload]
 ) -> None:
-    """Restore the students that have a checkpoint."""
+    """Restore the students that have a checkpoint, and refuse checkpoints of other data."""
     for student in students:
         payload = saved.get(student.name)
         if payload is not None:
@@ -176,7 +177,7 @@ def _path(config: TrainConfig) -> Path:
 
 
 def _write_config(config: TrainConfig) -> None:
-    """Write the train file in full, defaults included."""
+    """Write the complete train file, including default values."""
     text = dump_yaml(config.model_dump(mode="json"))
     storage = LocalStorage(config.out)
     storage.put(CONFIG_NAME, text.encode())
@@ -184,15 +185,15 @@ def _write_config(config: TrainConfig) -> None:
 
 
 class Trainer(NamedTuple):
-    """A run of one student or several.
+    """A run of one or several students.
 
     Attributes:
-        context: what the students share.
-        shared: the train file of any of them, for the settings that they have in common.
+        context: objects that all students share.
+        shared: settings of the first student, used for the keys that all students share.
         students: the students.
-        held_out: what they are scored on, if anything.
-        records: writes the files of each student, by name.
-        on_event: called with the events of all of them.
+        held_out: evaluation set, if any.
+        records: for each student, by name, the writer of its metrics files.
+        on_event: called with the events of all students.
     """
 
     context: TrainContext
@@ -203,7 +204,7 @@ class Trainer(NamedTuple):
     on_event: Listener | None
 
     def train_epochs(self, stop: StopRequest) -> None:
-        """Every step from the earliest that a student has not taken to the last.
+        """Train from the earliest step that a student has not taken to the last step.
 
         A student that is ahead because others were added later is skipped until they catch up.
         """
@@ -220,6 +221,7 @@ class Trainer(NamedTuple):
             self._update(students, group)
             num_views += _count_views(group)
             if end % steps_per_epoch == 0:
+                # Evaluation is excluded from the time of the epoch.
                 seconds = time.perf_counter() - began
                 timing = {"epoch_s": seconds, "views_per_s": num_views / seconds}
                 self._finish_epoch(students, timing)
@@ -236,7 +238,7 @@ class Trainer(NamedTuple):
         return self.context.stream.facts.plan
 
     def _update(self, students: Sequence[StudentState], group: Sequence[Batch]) -> None:
-        """One update at its learning rate, added to the totals and reported where that is due."""
+        """Set the learning rates, update each student once, and report every `log_every` updates."""
         updates_per_epoch = -(-self._plan.steps_per_epoch // self.shared.accumulate)
         epoch, index = divmod(group[0].cursor.step, self._plan.steps_per_epoch)
         update = epoch * updates_per_epoch + index // self.shared.accumulate
@@ -310,7 +312,7 @@ class Trainer(NamedTuple):
         save_checkpoints({student.name: student.config.out for student in students}, payloads)
         for student in students:
             if student.predictions is not None:
-                # Only now: until then the previous checkpoint might have needed older ones.
+                # Not earlier: if saving fails, the previous checkpoint still needs the older files.
                 student.predictions.prune(
                     student.history.step, steps_per_epoch=self._plan.steps_per_epoch
                 )
@@ -347,7 +349,7 @@ class Trainer(NamedTuple):
 def accumulation_groups(
     batches: Iterable[Batch], size: int, steps_per_epoch: int
 ) -> Iterator[list[Batch]]:
-    """Groups of `size` batches; the last group of an epoch has what is left."""
+    """Group batches by `size`. The last group of an epoch contains the remaining batches."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)
@@ -359,7 +361,7 @@ def accumulation_groups(
 def identity_of(
     context: TrainContext, students: Sequence[StudentState], student: StudentState
 ) -> dict[str, Any]:
-    """What determines the steps of a student beside its own settings, as JSON."""
+    """Return a JSON document of everything but its settings that determines a student's steps."""
     identity = context.stream.facts.identity
     if not requirements_of(student.settings).peers:
         return identity
@@ -372,6 +374,7 @@ def _count_views(group: Sequence[Batch]) -> int:
 
 
 def _named_scores(evaluation: Evaluation | None) -> dict[str, Value]:
-    """Scores as `eval_top1` and so on; null where there are none, so that columns stay."""
+    """Name scores `eval_top1` and so on. Without scores the values are None, so that the columns of
+    `metrics.csv` stay the same."""
     names = ("top1", "top5", "nll", "ece")
     return {f"eval_{name}": getattr(evaluation, name, None) for name in names}
