@@ -65,7 +65,7 @@ def demo(
     out: Annotated[str, typer.Option(metavar="DIR", help="Output folder.")] = "demo-out",
     json: Json = False,
 ) -> None:
-    """Train and record a teacher of handwritten digits, and compare four ways to train a student."""
+    """Train and record a teacher of handwritten digits, then train a student in four ways."""
     missing = [name for name in DEMO_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Chooses the classes of specialists, and combines specialists and generalist at inference.
+"""Chooses the classes of specialists and combines specialists and generalist at inference.
 
 A specialist is trained with `method: {name: specialist, classes: [...]}`. Shape letters: B batch,
 C classes, M specialists, S outputs of a specialist: its classes, then a dustbin class for all

@@ -238,7 +238,7 @@ class Trainer(NamedTuple):
         return self.context.stream.facts.plan
 
     def _update(self, students: Sequence[StudentState], group: Sequence[Batch]) -> None:
-        """Set the learning rates, update each student once, and report every `log_every` updates."""
+        """Set the learning rates, update the students, and report every `log_every` updates."""
         updates_per_epoch = -(-self._plan.steps_per_epoch // self.shared.accumulate)
         epoch, index = divmod(group[0].cursor.step, self._plan.steps_per_epoch)
         update = epoch * updates_per_epoch + index // self.shared.accumulate
