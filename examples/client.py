@@ -57,10 +57,10 @@ def rows_in_order(cache: str, *, seed: int, start: int, stop: int) -> Rows:
 
 
 def rows_of_samples(cache: str, *, seed: int, samples: list[int]) -> Rows:
-    """The rows of these samples under a seed, in the order asked for."""
+    """The rows of these samples under a seed, in the requested order."""
     rows = checked_rows(*ask(f"{cache}/lookup", {"seed": seed, "samples": samples}))
     if rows["sample"].tolist() != samples:
-        raise SystemExit("the response holds other samples than those asked for")
+        raise SystemExit("the response has other samples than those requested")
     return rows
 
 

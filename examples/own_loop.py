@@ -105,7 +105,7 @@ def train_student(url: str, digits: ImageDataset, student: nn.Module, epochs: in
 
 @torch.inference_mode()
 def accuracy(student: nn.Module, digits: ImageDataset) -> float:
-    """Share of the test digits that are classified right."""
+    """Fraction of the test digits that are classified correctly."""
     right = 0
     for image, label in (digits[i] for i in range(len(digits))):
         pixels_HW3 = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
