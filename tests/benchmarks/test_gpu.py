@@ -21,8 +21,8 @@ def test_the_harness_measures_four_ways_and_writes_its_table(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads((tmp_path / "gpu.json").read_text())
-    ways = [row["way"] for row in document["rows"]]
-    assert ways == ["alone", "live teacher, KD", "cache, KD", "cache, SD-KD"]
+    variants = [row["variant"] for row in document["rows"]]
+    assert variants == ["alone", "live teacher, KD", "cache, KD", "cache, SD-KD"]
     assert all(row["views_per_s"] > 0 for row in document["rows"])
     assert all(row["peak_memory_bytes"] > 0 for row in document["rows"])
     table = (tmp_path / "gpu.md").read_text()
