@@ -87,10 +87,10 @@ def test_reserving_and_sweeping_from_many_threads_never_gives_one_piece_to_two(r
                 storage.end("0-0")
             storage.sweep()
 
-    crew = [threading.Thread(target=work) for _ in range(4)]
-    for thread in crew:
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
         thread.start()
-    for thread in crew:
+    for thread in threads:
         thread.join()
     assert set(worst) == {1}
     assert leftovers(root) == []

@@ -18,18 +18,18 @@ def winners_of_each_round(url: str, *, processes: int, rounds: int) -> list[list
     environment = {name: text for name, text in os.environ.items() if name.startswith("AWS_")}
     context = multiprocessing.get_context("forkserver")
     barrier, said = context.Barrier(processes, timeout=TIMEOUT_S), context.Queue()
-    crew = [
+    racers = [
         context.Process(target=_race, args=(url, number, rounds, environment, barrier, said))
         for number in range(processes)
     ]
-    for racer in crew:
+    for racer in racers:
         racer.start()
     winners: list[list[int]] = [[] for _ in range(rounds)]
-    for _ in crew:
+    for _ in racers:
         number, won = said.get(timeout=TIMEOUT_S)
         for each in won:
             winners[each].append(number)
-    for racer in crew:
+    for racer in racers:
         racer.join(TIMEOUT_S)
         assert racer.exitcode == 0
     return winners

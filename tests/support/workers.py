@@ -56,15 +56,15 @@ def _work(said: Connection, cache: Cache | str) -> None:
 
 def _workers(method: str, cache: Cache | str) -> list[str]:
     context: Any = multiprocessing.get_context(method)
-    crew = []
+    started = []
     for _ in range(WORKERS):
         ours, theirs = context.Pipe(duplex=False)
         worker = context.Process(target=_work, args=(theirs, cache), daemon=True)
         worker.start()
         theirs.close()
-        crew.append((worker, ours))
+        started.append((worker, ours))
     said = []
-    for worker, ours in crew:
+    for worker, ours in started:
         said.append(ours.recv() if ours.poll(TIMEOUT_S) else "hung")
         worker.kill()
     return said
