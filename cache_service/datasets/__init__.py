@@ -1,6 +1,7 @@
-"""Datasets by name: numbered RGB images, labels, and an identity that names no place.
+"""Image datasets: RGB images and labels by index, and an identity that is independent of paths.
 
-What opens datasets is imported on first use: the service checks `dataset:` sections without Pillow.
+The modules that open datasets are imported on first use, because the service validates `dataset:`
+sections without Pillow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetConfig", "ImageDataset", "Source", "open_dataset", "wrap_dataset"]
 
-if not TYPE_CHECKING:  # a type checker must go on refusing names that do not exist
+if not TYPE_CHECKING:  # type checkers must still report names that do not exist
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

@@ -1,7 +1,8 @@
-"""A dataset as everything else sees it: numbered RGB images, labels, class names, and an identity.
+"""Opens datasets: RGB images by index, labels, class names and an identity.
 
-`open_dataset` knows which name means which source. The identity holds what a dataset is and not
-where it lies: size, class names, labels, paths below the root, and the pixels of some samples.
+`open_dataset` chooses the source by the dataset's name. The identity covers the content of a
+dataset and not its location: size, class names, labels, paths below the root, and the pixels of
+some samples.
 """
 
 from __future__ import annotations
@@ -33,28 +34,29 @@ from cache_service.human_format import describe_error, natural_key
 PREFIXES = ("torch", "hfds", *STREAMS)
 
 NUM_PROBES = 64
-"""Samples whose pixels enter the identity: about half a second of decoding on ImageNet."""
+"""Number of samples whose pixels are part of the identity. ImageNet's take 0.5 s to decode."""
 
 NUM_REPEATS = 8
-"""Probes read twice: a random flip left inside a dataset stays hidden once in 2**8 times."""
+"""Number of samples that are read twice, to detect random transforms inside a dataset. A random
+flip stays undetected with probability 2**-8."""
 
 MAX_NAMES = 5
-"""Names that a message shows."""
+"""Number of names that a message lists."""
 
 
 def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> ImageDataset:
     """Open a dataset by its name.
 
     Args:
-        config: `dataset:` of a build or train file.
-        class_names: of the split that was trained on, by label. Samples of this one get the labels
-            that their class names have there.
+        config: section `dataset` of a build or train file.
+        class_names: class names of the training split, by label. The labels of this split are
+            renumbered so that equal names have equal labels.
 
     Raises:
         ConfigError: a class of this split is not in `class_names`.
-        DatasetError: there is no such dataset, or it is not usable; the message names what was
-            looked for and where.
-        UnreadableSampleError: one of the samples that identify it cannot be decoded.
+        DatasetError: the dataset does not exist or is not usable. The message names the files that
+            were expected and their folder.
+        UnreadableSampleError: a sample that is part of the identity cannot be decoded.
     """
     name = config.name
     source: Source
@@ -85,15 +87,15 @@ def wrap_dataset(
     split: str = "train",
     pixel_range: PixelRange | None = None,
 ) -> ImageDataset:
-    """A dataset of your own: `map_style[i]` is (image, label), and the same at every call.
+    """Wrap a map-style dataset, in which `map_style[i]` is (image, label) and always the same.
 
-    Images are PIL images or pixels [H, W] or [H, W, 3]; labels are integers from 0. Pixels are
-    uint8, or of another type with `pixel_range`, the values of black and white. An ImageDataset is
-    returned as it is.
+    Images are PIL images or pixels [H, W] or [H, W, 3]. Labels are integers from 0. Pixels are
+    uint8, or of another type if `pixel_range` gives the values of black and white. An ImageDataset
+    is returned unchanged.
 
     Raises:
-        DatasetError: it cannot be read by number, or its labels are no class numbers.
-        UnreadableSampleError: one of the samples that identify it cannot be decoded.
+        DatasetError: the dataset cannot be indexed, or a label is not a class number.
+        UnreadableSampleError: a sample that is part of the identity cannot be decoded.
     """
     if isinstance(map_style, ImageDataset):
         return map_style
@@ -101,11 +103,11 @@ def wrap_dataset(
 
 
 class Source(Protocol):
-    """Where samples come from. Picklable; a copy in another process opens its own files."""
+    """A source of samples. It is picklable, and a copy in another process opens its own files."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels [N], without decoding an image where that can be avoided."""
+        """Labels [N]. Images are decoded only if the dataset does not list its labels."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,17 +115,17 @@ class Source(Protocol):
 
     @property
     def paths(self) -> bytes:
-        """Paths below the root, joined by NUL; empty where samples are not files."""
+        """Paths below the root, joined by NUL bytes; empty if samples are not files."""
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """The image in RGB; raises one of DECODE_ERRORS."""
+        """Decode an image to RGB. Raises one of DECODE_ERRORS if that fails."""
 
     def describe(self, sample: int) -> str:
-        """The sample's path, "" where there is none."""
+        """Return the path of the sample, or "" if it is not a file."""
 
 
 class ImageDataset:
-    """A dataset by sample number. Cheap to send to another process."""
+    """A dataset whose samples are read by index. It is small when pickled."""
 
     def __init__(self, source: Source, *, name: str, split: str) -> None:
         self._source = source
@@ -149,12 +151,12 @@ class ImageDataset:
         return f"ImageDataset({self._label}, {len(self)} samples)"
 
     def image(self, sample: int) -> PIL.Image.Image:
-        """The decoded image, RGB.
+        """Decode the image of a sample to RGB.
 
         Raises:
-            IndexError: no such sample.
-            DatasetError: its pixels are not 8 bits deep, and no range fits them.
-            UnreadableSampleError: the sample is there and cannot be decoded.
+            IndexError: the index is out of range.
+            DatasetError: the pixels do not have 8 bits, and `pixel_range` is missing or too small.
+            UnreadableSampleError: the sample exists but cannot be decoded.
         """
         sample = int(sample)
         if not 0 <= sample < len(self):
@@ -175,11 +177,11 @@ class ImageDataset:
             ) from error
 
     def describe(self, sample: int) -> str:
-        """Where the sample lies, for messages: its path where it has one."""
+        """Return the path or the number of a sample, for messages."""
         return self._source.describe(sample) or f"sample {sample}"
 
     def _check_labels(self) -> int:
-        """Number of classes. Raises DatasetError for labels that no classifier could learn."""
+        """Return the number of classes. Raises DatasetError for labels that are not classes."""
         if not len(self):
             raise DatasetError(f"dataset {self._label} has no samples.")
         lowest, highest = int(self.labels.min()), int(self.labels.max())
@@ -198,7 +200,7 @@ class ImageDataset:
         return num_classes
 
     def _digest(self) -> str:
-        """Identity: size, class names, labels, paths below the root, pixels of the probes."""
+        """Compute the identity from size, class names, labels, paths and pixels of samples."""
         count = min(NUM_PROBES, len(self))
         probes = [i * (len(self) - 1) // max(count - 1, 1) for i in range(count)]
         pixels = [_pixel_digest(self.image(sample)) for sample in probes]
@@ -219,14 +221,14 @@ class ImageDataset:
 
 
 def _pixel_digest(image: PIL.Image.Image) -> str:
-    """sha256 of size and pixels: 4 x 2 and 2 x 4 images may have the same bytes."""
+    """Return the SHA-256 of size and pixels. Images of 4 x 2 and 2 x 4 may have equal bytes."""
     digest = hashlib.sha256(b"%d,%d," % image.size)
     digest.update(image.tobytes())
     return digest.hexdigest()
 
 
 class RelabeledSource:
-    """The samples of another source under other class numbers."""
+    """The samples of another source with renumbered classes."""
 
     def __init__(self, source: Source, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
         self._source = source
@@ -235,24 +237,24 @@ class RelabeledSource:
         self.labels = labels
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """As the source."""
+        """Read from the original source."""
         return self._source.read(sample)
 
     def describe(self, sample: int) -> str:
-        """As the source."""
+        """Describe the sample of the original source."""
         return self._source.describe(sample)
 
 
 def arrange_classes(source: Source, order: str | Sequence[str], *, dataset: str) -> Source:
-    """Renumber the classes of a source as `dataset.classes` says.
+    """Renumber the classes of a source by the setting `dataset.classes`.
 
     Args:
-        source: with class names.
-        order: natural, text, numbers (drop the names), or every class name in its new place.
-        dataset: for messages.
+        source: source with class names.
+        order: natural, text, numbers (drop the names), or a list of all class names.
+        dataset: name of the dataset, for messages.
 
     Raises:
-        DatasetError: the source has no class names, or the list does not name each once.
+        DatasetError: the source has no class names, or the list is not a permutation of them.
     """
     names = source.classes
     if order == "numbers":
@@ -285,18 +287,18 @@ def arrange_classes(source: Source, order: str | Sequence[str], *, dataset: str)
 
 
 def match_classes(source: Source, classes: Sequence[str], *, dataset: str) -> Source:
-    """Give the samples of another split the labels that their class names have in the first.
+    """Renumber the labels of a split by the class names of the training split.
 
-    Classes that this split lacks are left without samples. Where either has no names, labels are
-    compared by number alone, and nothing changes.
+    Classes that are missing in this split have no samples. If either split has no class names, the
+    labels are not changed.
 
     Args:
-        source: of the other split.
-        classes: names by label of the first one.
-        dataset: for messages.
+        source: source of the split.
+        classes: class names of the training split, by label.
+        dataset: name of the dataset, for messages.
 
     Raises:
-        ConfigError: the split has a class that the first does not have.
+        ConfigError: the split has a class that the training split does not have.
     """
     names = source.classes
     if not classes or not names or tuple(classes) == names:
@@ -317,7 +319,7 @@ def match_classes(source: Source, classes: Sequence[str], *, dataset: str) -> So
 
 
 def show_names(names: Sequence[str]) -> str:
-    """A few names for a message, and how many more there are."""
+    """List a few names for a message, and the number of names that are left out."""
     if not names:
         return "none"
     shown = ", ".join(repr(name[:40]) for name in names[:MAX_NAMES])
@@ -326,7 +328,7 @@ def show_names(names: Sequence[str]) -> str:
 
 def _relabel(source: Source, arranged: Sequence[str]) -> Source:
     if source.labels.min(initial=0) < 0 or source.labels.max(initial=0) >= len(source.classes):
-        return source  # ImageDataset refuses such labels, with the sample
+        return source  # ImageDataset refuses such labels and names the sample
     number = {name: label for label, name in enumerate(arranged)}
     new_C = np.array([number[name] for name in source.classes], np.int64)
     return RelabeledSource(source, arranged, new_C[source.labels])

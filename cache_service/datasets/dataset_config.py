@@ -1,4 +1,4 @@
-"""`dataset:` of a build or train file. Imported by the service, without Pillow and torch."""
+"""The section `dataset` of a build or train file. The service imports it without Pillow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cache_service.config import Frozen
 
 
 class DatasetConfig(Frozen):
-    """Which images and labels, and where they lie."""
+    """The dataset to use and its location."""
 
     name: Annotated[
         str,
@@ -19,8 +19,8 @@ class DatasetConfig(Frozen):
             description="folder, digits, torch/NAME or hfds/NAME (as in timm), or module:factory.",
         ),
     ]
-    root: Annotated[str | None, Field(min_length=1, description="Folder or cache folder.")] = None
-    split: Annotated[str, Field(min_length=1, description="Which part of it.")] = "train"
+    root: Annotated[str | None, Field(min_length=1, description="Folder of the dataset.")] = None
+    split: Annotated[str, Field(min_length=1, description="Split of the dataset.")] = "train"
     args: dict[str, Any] = Field(
         default_factory=dict,
         description="Keyword arguments of the factory or of timm's create_dataset.",
@@ -36,8 +36,8 @@ class DatasetConfig(Frozen):
     pixel_range: Annotated[
         tuple[float, float] | None,
         Field(
-            description="Values of black and white of images that are not 8 bits deep, such as "
-            "[0, 65535]."
+            description="Values of black and white, for images that do not have 8 bits per channel, "
+            "such as [0, 65535]."
         ),
     ] = None
 
@@ -49,7 +49,7 @@ class DatasetConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Caches store their dataset section; those from before these settings have no such keys.
+        # Caches store this section. Without defaults of later keys, old and new caches stay equal.
         document: dict[str, Any] = serialize(self)
         later = {"classes", "pixel_range"}
         return {name: value for name, value in document.items() if value or name not in later}

@@ -1,4 +1,4 @@
-"""`folder`: one subfolder a class, in the order of torchvision's ImageFolder. No torch."""
+"""Dataset `folder`: one subfolder per class, in the order of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Files with another ending are not images. The same list as torchvision's ImageFolder."""
+"""File name extensions of images, the same list as in torchvision's ImageFolder."""
 
 SPLIT_SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("train", "training"),
     ("val", "valid", "validation", "eval"),
     ("test",),
 )
-"""Names that people give to one split's folder, as timm reads them."""
+"""Equivalent names of split folders, as in timm."""
 
 
 class FolderSource:
-    """Image files under root/<class>/, by number.
+    """Image files in root/<class>/, by index.
 
-    Paths are one string of bytes with offsets and not a list, because 1.28 M of them are then 50 MB
-    and one copy when they are sent to a loader worker.
+    The paths are stored in one bytes object with offsets instead of a list. The 1.28 million paths
+    of ImageNet then take 50 MB, and are copied at once when they are sent to a loader process.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class FolderSource:
         self.classes = tuple(classes)
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """Open, decode and close."""
+        """Open and decode the file of a sample."""
         with self._path(sample).open("rb") as file, PIL.Image.open(file) as image:
             return to_rgb(image, self._pixel_range)
 
     def describe(self, sample: int) -> str:
-        """The path of the file."""
+        """Return the path of the file."""
         return str(self._path(sample))
 
     def _path(self, sample: int) -> Path:
@@ -65,13 +65,13 @@ class FolderSource:
 
 
 def open_folder(config: DatasetConfig) -> FolderSource:
-    """Find the images of a split; nothing is decoded.
+    """Find the images of a split, without decoding them.
 
-    Order: classes by name, then folders and file names within a class, both by code point. Names
-    that start with a dot are skipped, because editors and file browsers leave them.
+    Images are sorted by class name, then by folder and file name, in the order of code points.
+    Names that start with a dot are skipped, because editors and file browsers create such files.
 
     Raises:
-        DatasetError: no root, no class folder, a class folder without an image, or a folder that
+        DatasetError: there is no root or no class folder, a class folder has no image, or a folder
             is reached twice.
     """
     if config.args:
@@ -104,7 +104,7 @@ def open_folder(config: DatasetConfig) -> FolderSource:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """root/<split> or a synonym of it if there is one, else the root itself."""
+    """Return root/<split>, or the folder of a synonym, or the root if it has no split folders."""
     if not root.is_dir():
         raise DatasetError(f"dataset folder found no folder at {root}.")
     synonyms = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
@@ -112,7 +112,7 @@ def _split_folder(root: Path, split: str) -> Path:
         if _has_classes(root / name):
             return root / name
     others = [name for names in SPLIT_SYNONYMS for name in names if _has_classes(root / name)]
-    if others:  # a run would otherwise train on the splits' names as classes
+    if others:  # otherwise the names of the splits would be taken for classes
         raise DatasetError(
             f"dataset folder found no split {split!r} in {root}, only {', '.join(others)}.",
             hint=f"Set dataset.split to {others[0]}.",
@@ -121,25 +121,24 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 class DistinctFolders:
-    """Refuses a folder that is reached a second time, through a link or a second mount.
+    """Refuses a folder that is reached twice, through a link or a second mount.
 
-    A link to the folder that holds it would multiply the images below it, one to a folder above it
-    would bring images of other classes, and one class linked to another gives the same images two
-    labels.
+    A link to its own parent folder would duplicate images, a link to a folder above would add
+    images of other classes, and a link from one class to another would give images two labels.
     """
 
     def __init__(self, *, above: Path | None = None) -> None:
         self._paths: dict[tuple[int, int], str] = {}
-        # Links to folders above the dataset are refused at once, and not after reading the disk.
+        # Refuse links to folders above the dataset before walking through the whole disk.
         for folder in [] if above is None else [above, *above.resolve().parents]:
             self._paths.setdefault(_identity(folder), str(folder))
 
     def add(self, folder: str | Path) -> None:
-        """Note a folder.
+        """Add a folder.
 
         Raises:
-            DatasetError: it has been noted under another path, or holds the dataset.
-            OSError: it cannot be read.
+            DatasetError: the folder was added by another path, or contains the dataset.
+            OSError: the folder cannot be read.
         """
         first = self._paths.setdefault(_identity(folder), str(folder))
         if first != str(folder):
@@ -155,7 +154,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
-    """Paths of the images below a class folder, "/" between the parts."""
+    """Return the paths of the images below a class folder, with "/" as separator."""
     walk = []
     for parent, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         try:
@@ -176,7 +175,7 @@ def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
 
 
 def _has_classes(folder: Path) -> bool:
-    """Whether a folder is a split: a class that happens to be named train has no folders in it."""
+    """Return whether a folder is a split. A class that is named train has no subfolders."""
     return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
@@ -185,5 +184,5 @@ def _is_class(entry: Path) -> bool:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """Stop at what cannot be listed: os.walk would leave it out, which makes another dataset."""
+    """Refuse a folder that cannot be listed. os.walk would skip it and change the dataset."""
     raise DatasetError(f"dataset folder cannot list {error.filename}: {describe_error(error)}.")

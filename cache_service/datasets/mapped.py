@@ -1,7 +1,8 @@
-"""Any map-style dataset of (image, label) as a source: torchvision's, timm's, a user's. No torch.
+"""Map-style datasets of (image, label) as sources: those of torchvision, timm and users.
 
-Labels are read from the attributes in which datasets keep them. Whenever an image is read, its
-label is compared, so a wrong guess is refused.
+Labels are read from the usual attributes of datasets, so that no image has to be decoded. Each time
+an image is read, its label is compared with the listed one, so wrong attributes are detected. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
-"""Where torchvision's datasets keep their labels."""
+"""Attributes with labels in the datasets of torchvision."""
 
 IMAGE_FOLDER = "torchvision.datasets.folder.ImageFolder"
-"""A class whose own loader converts every image to RGB, which clips deep ones."""
+"""A class whose loader converts images to RGB, which clips pixels of more than 8 bits."""
 
 
 class MapSource:
-    """A map-style dataset.
+    """A map-style dataset as a source.
 
-    With `reopen`, another process opens its own instead of receiving a copy: a CIFAR in memory is
-    150 MB, and classes of a file given by path cannot be pickled at all.
+    With `reopen`, another process opens the dataset again instead of receiving a copy. CIFAR takes
+    150 MB in memory, and classes from a file that was given by path cannot be pickled.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class MapSource:
         return self.__dict__ | ({"_items": None} if self._reopen is not None else {})
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """The image of `items[sample]`, after its label was compared."""
+        """Read the image of `items[sample]` and compare its label with the listed one."""
         image, label = _pair(self._open()[sample])
         if label != self.labels[sample]:
             raise DatasetError(
@@ -63,7 +64,7 @@ class MapSource:
         return to_rgb(image, self._pixel_range)
 
     def describe(self, sample: int) -> str:
-        """The path that the dataset lists for the sample."""
+        """Return the path that the dataset lists for the sample."""
         samples = _listed_samples(self._open())
         return str(samples[sample][0]) if samples else ""
 
@@ -81,7 +82,7 @@ class MapSource:
 
 
 class _TimmItems:
-    """A timm dataset without its retry: on a damaged file timm quietly gives the *next* sample."""
+    """A timm dataset without retries. For a damaged file timm would return the *next* sample."""
 
     def __init__(self, dataset: Any, pixel_range: PixelRange | None) -> None:
         self._pixel_range = pixel_range
@@ -109,7 +110,7 @@ class _TimmItems:
 
 
 class _FolderItems:
-    """torchvision's image folder without its loader, which clips images of more than 8 bits."""
+    """torchvision's ImageFolder without its loader, which clips pixels of more than 8 bits."""
 
     def __init__(self, folder: Any, pixel_range: PixelRange | None) -> None:
         self._pixel_range = pixel_range
@@ -129,7 +130,7 @@ class _FolderItems:
 
 
 class _SubsetItems:
-    """torch's Subset, over a dataset that is read as it would be alone."""
+    """torch's Subset, whose dataset is read in the same way as without it."""
 
     def __init__(self, subset: Any, pixel_range: PixelRange | None) -> None:
         self.dataset = _items_of(subset.dataset, pixel_range)
@@ -143,7 +144,7 @@ class _SubsetItems:
 
 
 def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
-    """The dataset, or a way around what its library would do to images in silence."""
+    """Return the dataset, or a wrapper if its library would change images without a message."""
     kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(items).__mro__]
     if "timm.data.dataset.ImageDataset" in kinds:
         return _TimmItems(items, pixel_range)
@@ -180,7 +181,7 @@ def _label(value: Any) -> int:
 
 
 def _find_labels(items: Any) -> NDArray[np.int64]:
-    """Labels [N] from what the dataset lists, else from reading every item once."""
+    """Return the labels [N] that the dataset lists. Without a list, read every item once."""
     listed = _listed_labels(items)
     if listed is None:
         return np.array([_pair(items[sample])[1] for sample in range(len(items))], np.int64)
@@ -201,7 +202,7 @@ def _listed_labels(items: Any) -> NDArray[np.int64] | None:
 
 
 def _as_labels(values: Any, count: int) -> NDArray[np.int64] | None:
-    """Integers [count], or None for anything else (class names, several targets a sample)."""
+    """Convert to integers [count]. Returns None for class names or several targets per sample."""
     if values is None or callable(values):
         return None
     try:
@@ -214,7 +215,7 @@ def _as_labels(values: Any, count: int) -> NDArray[np.int64] | None:
 
 
 def _find_classes(items: Any) -> tuple[str, ...]:
-    """Class names by label, from `classes` or a one-to-one `class_to_idx`."""
+    """Return class names by label, from `classes` or a one-to-one `class_to_idx`."""
     if _is_subset(items):
         return _find_classes(items.dataset)
     names = getattr(items, "classes", None)
@@ -229,7 +230,7 @@ def _find_classes(items: Any) -> tuple[str, ...]:
 
 
 def _renumbered(classes: tuple[str, ...], transform: Callable[[int], Any]) -> tuple[str, ...]:
-    """Class names by the label that a target transform makes; () if it merges or drops classes."""
+    """Renumber class names by a target transform. Return () if it merges or drops classes."""
     try:
         names = {_label(transform(label)): name for label, name in enumerate(classes)}
     except (DatasetError, LookupError, ValueError):
@@ -245,12 +246,14 @@ def _refuse_repeated_folders(items: Any) -> None:
     above = Path(getattr(items, "root", None) or getattr(items, "reader_root", None) or "")
     folders = DistinctFolders()
     for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
-        if (above / folder).is_dir():  # some list paths below a root that they do not name
+        if (
+            above / folder
+        ).is_dir():  # some datasets list paths relative to a root that is unknown here
             folders.add(above / folder)
 
 
 def _find_paths(items: Any) -> bytes:
-    """The paths that an image folder lists, taken from its root so that they name no place."""
+    """Return the paths that an image folder lists, relative to its root."""
     samples = _listed_samples(items)
     if not samples or not isinstance(samples[0][0], str | os.PathLike):
         return b""
@@ -266,7 +269,7 @@ def _is_subset(items: Any) -> bool:
 
 
 def _listed_samples(items: Any) -> list[tuple[Any, Any]]:
-    """`samples` of an image folder, pairs of path and label; [] where there is no such list."""
+    """Return `samples` of an image folder, pairs of path and label, or [] without such a list."""
     samples: Any = getattr(items, "samples", None)
     if not isinstance(samples, list) or len(samples) != len(items) or not samples:
         return []

@@ -1,5 +1,4 @@
-"""Datasets by name: the digits of scikit-learn, timm's torch/NAME and hfds/NAME, a user's
-factory."""
+"""Opens datasets by name: scikit-learn's digits, timm's torch/NAME and hfds/NAME, and factories."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from cache_service.human_format import describe_error
 from cache_service.plugins import load_object
 
 TEST_STRIDE = 5
-"""Every fifth image of each digit is in the test split: fixed, and balanced like the whole."""
+"""Every fifth image of each digit is in the test split, so both splits have balanced classes."""
 
 
 STREAMS = ("hfids", "tfds", "wds")
@@ -32,7 +31,7 @@ STREAMS = ("hfids", "tfds", "wds")
 TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("test", "testing", "val", "valid", "validation", "eval", "evaluation")
 TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
-"""Datasets for which timm takes every split that is not the training one for the test split."""
+"""Datasets for which timm treats every split except the training split as the test split."""
 
 OPEN_ERRORS = (
     OSError,  # includes failed downloads
@@ -41,17 +40,17 @@ OPEN_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
-    AssertionError,  # timm's word for an unknown name
+    AssertionError,  # raised by timm for an unknown name
     EOFError,
 )
-"""What dataset libraries raise while opening, shown as one line. The cause stays chained."""
+"""Exceptions of dataset libraries while opening. They are reported in one line and chained."""
 
 
 def open_named(config: DatasetConfig) -> MapSource:
-    """A dataset of timm's catalog.
+    """Open a dataset through timm.
 
     Raises:
-        DatasetError: the name, the split, the root or the download failed.
+        DatasetError: the name, split or root is not valid, or the download failed.
     """
     prefix, _, rest = config.name.partition("/")
     if prefix.lower() in STREAMS:
@@ -61,7 +60,7 @@ def open_named(config: DatasetConfig) -> MapSource:
         )
     if prefix.lower() == "torch":
         _check_torchvision(config, rest.lower())
-        # Arrays in memory: opening them again in a worker costs less than a copy through a pipe.
+        # The arrays are in memory. Opening them in a worker is faster than a copy through a pipe.
         return MapSource(
             _create(config),
             reopen=functools.partial(_create, config),
@@ -72,16 +71,16 @@ def open_named(config: DatasetConfig) -> MapSource:
             f"dataset {config.name} needs Hugging Face datasets.",
             hint="Run `pip install datasets`.",
         )
-    # Arrow files travel as paths, and opening again would ask the hub once a worker.
+    # Arrow files are pickled as paths. Opening again would contact the hub from every worker.
     return MapSource(_create(config), pixel_range=config.pixel_range)
 
 
 def open_factory(config: DatasetConfig) -> MapSource:
-    """A map-style dataset made by the user's function, called with `args` and, if set, `root`.
+    """Call the user's function that creates a dataset, with `args` and, if set, `root`.
 
     Raises:
-        ConfigError: there is no such function.
-        DatasetError: the function does not take these arguments, or failed.
+        ConfigError: the function does not exist.
+        DatasetError: the function does not accept these arguments, or raised an error.
     """
     return MapSource(
         _call_factory(config),
@@ -91,7 +90,7 @@ def open_factory(config: DatasetConfig) -> MapSource:
 
 
 def factory_name(name: str) -> str:
-    """The name without the folder: a dataset's identity must not depend on where a file lies."""
+    """Return the name without its folder, because the identity must not depend on a location."""
     module, _, function = name.rpartition(":")
     return f"{Path(module).name}:{function}"
 
@@ -109,7 +108,7 @@ def _create(config: DatasetConfig) -> Any:
     from timm.data.dataset_factory import create_dataset
 
     try:
-        # Libraries print their progress; standard output belongs to --json.
+        # Libraries print progress to stdout, which is reserved for the output of --json.
         with contextlib.redirect_stdout(sys.stderr):
             return create_dataset(
                 config.name, root=config.root, split=config.split, transform=None, **config.args
@@ -145,7 +144,7 @@ def _call_factory(config: DatasetConfig) -> Any:
 
 
 class DigitsSource:
-    """Digits of one split, in scikit-learn's order."""
+    """The digits of one split, in the order of scikit-learn."""
 
     paths = b""
     classes = tuple(str(digit) for digit in range(10))
@@ -155,20 +154,19 @@ class DigitsSource:
         self.labels = labels
 
     def read(self, sample: int) -> PIL.Image.Image:
-        """The digit, 8 x 8, grey as RGB."""
+        """Return the digit as an 8 x 8 RGB image with equal channels."""
         return to_rgb(self._pixels_NHW[sample])
 
     def describe(self, sample: int) -> str:  # noqa: ARG002 - Source's signature
-        """Empty: digits have no files of their own."""
+        """Return "", because digits are not files."""
         return ""
 
 
 def open_digits(config: DatasetConfig) -> DigitsSource:
-    """The train or test split of 1,797 handwritten 8 x 8 digits that scikit-learn ships. No
-    network.
+    """Open a split of the 1,797 handwritten 8 x 8 digits in scikit-learn, without network access.
 
     Raises:
-        DatasetError: another split, a root or arguments are given, or scikit-learn is missing.
+        DatasetError: the split is unknown, `root` or `args` is set, or scikit-learn is missing.
     """
     if config.split not in {"train", "test"}:
         raise DatasetError(f"dataset digits has splits train and test, not {config.split!r}.")
@@ -183,6 +181,7 @@ def open_digits(config: DatasetConfig) -> DigitsSource:
     digits = load_digits()
     labels = np.asarray(digits.target, np.int64)
     is_same = labels[:, None] == labels[None, :]
+    # The number of earlier samples with the same label; every fifth one goes to the test split.
     num_before = np.tril(is_same, -1).sum(axis=1)
     in_test = num_before % TEST_STRIDE == TEST_STRIDE - 1
     in_split = in_test if config.split == "test" else ~in_test

@@ -1,8 +1,8 @@
-"""Converts whatever a dataset calls an image to a PIL image in RGB. No torch.
+"""Converts images of any common type to PIL images in RGB.
 
-Views are made of 8 bits a color. What white is in a deeper image (65535, 4095 of a 12-bit camera,
-1.0) is not in its pixels, and a wrong guess gives white or black squares, so the setting
-`pixel_range` says it.
+Views have 8 bits per channel. The pixels of a deeper image do not tell which value is white (65535,
+4095 for a 12-bit camera, 1.0), and a wrong guess gives entirely white or black images. The setting
+`pixel_range` therefore defines it. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,42 +18,40 @@ from numpy.typing import NDArray
 DECODE_ERRORS = (
     OSError,  # includes PIL's UnidentifiedImageError and its truncated files
     EOFError,
-    SyntaxError,  # PIL's word for a broken PNG
+    SyntaxError,  # raised by PIL for a broken PNG
     ValueError,
     OverflowError,
-    RuntimeError,  # torchvision.io's word for a broken file
+    RuntimeError,  # raised by torchvision.io for a broken file
     struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,
 )
-"""What libraries raise for damaged image files. Anything else is a bug, and keeps its traceback."""
+"""Exceptions of libraries for damaged image files. Other exceptions are bugs and not caught."""
 
 
 PixelRange = tuple[float, float]
-"""Values of black and of white."""
+"""The values of black and white."""
 
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-"""Pillow's modes of more than 8 bits a sample. Converting one to RGB clips it to 0..255."""
+"""Pillow's modes of more than 8 bits per channel. Conversion to RGB clips them to 0..255."""
 
 
 class PixelRangeError(ValueError):
-    """Pixels that are not 8 bits deep, and their range is not given or does not hold them."""
+    """The pixels do not have 8 bits, and their range is not given or is too small."""
 
 
 def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image:
-    """A decoded copy in RGB, independent of any open file.
-
-    Takes a PIL image of any mode, or pixels [H, W], [H, W, 1] or [H, W, 3] as an array or a CPU
-    tensor. An alpha channel is dropped.
+    """Decode an image to a copy in RGB that does not depend on an open file.
 
     Args:
-        image: of 8 bits a sample, or of any other type if `pixel_range` is given.
-        pixel_range: values of black and white of pixels that are not 8 bits; mapped to 0 and 255
-            linearly and rounded. 8-bit pixels stay as they are.
+        image: a PIL image of any mode, or pixels [H, W], [H, W, 1] or [H, W, 3] as an array or a
+            CPU tensor. Types other than 8 bits need `pixel_range`. An alpha channel is dropped.
+        pixel_range: values of black and white, which are mapped linearly to 0 and 255 and rounded.
+            8-bit pixels are not changed.
 
     Raises:
-        PixelRangeError: the pixels are not 8 bits and no range is given, or leave the range.
-        ValueError: it is something else; the text names it.
+        PixelRangeError: the pixels do not have 8 bits, and no range is given or it is too small.
+        ValueError: the object is not an image. The message names its type.
     """
     if not isinstance(image, PIL.Image.Image):
         return _from_pixels(image, pixel_range)
@@ -61,7 +59,7 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
         what = f"the image has mode {image.mode}"
         return PIL.Image.fromarray(_to_8_bits(np.asarray(image), pixel_range, what)).convert("RGB")
     if _is_cut_to_8_bits(image) and pixel_range != (0, 65535):
-        # Pillow decodes to the high byte, so the low one is gone whatever the range.
+        # Pillow decodes only the high byte, so the low byte is lost for any other range.
         given = f"; pixel_range is {list(pixel_range)}" if pixel_range else ""
         raise PixelRangeError(
             f"the image has 16 bits a color, of which Pillow keeps the upper 8: right only if "
@@ -69,14 +67,13 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
         )
     decoded: PIL.Image.Image = image
     if image.mode == "P" and "transparency" in image.info:
-        # The direct way to RGB gives the same colors and a warning for every such file.
+        # Direct conversion to RGB gives the same colors, but a warning for every such file.
         decoded = decoded.convert("RGBA")
     return decoded.convert("RGB")
 
 
 def _is_cut_to_8_bits(image: PIL.Image.Image) -> bool:
-    """Whether decoding a file that is open, but not decoded yet, drops the lower half of 16
-    bits."""
+    """Return whether decoding an open file would drop the low byte of 16-bit channels."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(isinstance(each, str) and ";16" in each for each in arguments):
@@ -108,6 +105,6 @@ def _to_8_bits(
     if pixel_range is None:
         raise PixelRangeError(f"{what}, and nothing says which value is white")
     black, white = pixel_range
-    if not (lowest >= black and highest <= white):  # NaN is in no range
+    if not (lowest >= black and highest <= white):  # also refuses NaN
         raise PixelRangeError(f"{what}, outside of pixel_range {list(pixel_range)}")
     return np.rint((values - black) * (255 / (white - black))).astype(np.uint8)

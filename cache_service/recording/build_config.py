@@ -1,4 +1,4 @@
-"""A build file: everything that `kd-cache build` needs to know."""
+"""The settings of a build file, for `kd-cache build`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from cache_service.teacher.settings import TeacherConfig
 
 
 class BuildConfig(Frozen):
-    """One recording: images, views, teacher, and how its logits are stored.
+    """The settings of a recording.
 
-    The first block of settings is the identity of the cache. The second says how the work is done.
+    The first block of settings determines the identity of the cache. The second block configures
+    how it is recorded.
     """
 
     cache: Annotated[str, Field(min_length=1, description="A path or s3://bucket/prefix.")]
@@ -27,25 +28,25 @@ class BuildConfig(Frozen):
     augment: AugmentConfig
     teacher: TeacherConfig
     scales: Annotated[
-        Scales, Field(description="Sides of the grids of cells; 1 is the whole image.")
+        Scales, Field(description="Cells per side of each grid; 1 is the whole image.")
     ] = (1,)
     codec: Codec = DenseCodec()
     layout: Annotated[
-        Layout | None, Field(description="Rows per shard and per chunk; worked out if absent.")
+        Layout | None, Field(description="Rows per shard and chunk. Null: computed.")
     ] = None
 
     seeds: Annotated[Seeds, Field(description="Seeds to record, such as 0:30.")]
     batch_size: Annotated[int, Field(ge=1, le=65536, description="Views per teacher batch.")] = 256
     workers: Annotated[
-        int | None, Field(ge=0, le=256, description="Rendering processes; 0 renders in line.")
+        int | None, Field(ge=0, le=256, description="Rendering processes; 0: in the main process.")
     ] = None
     threads: Annotated[
         int | None, Field(ge=1, le=1024, description="CPU threads of the teacher.")
     ] = None
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda, cuda:1, ...")] = "auto"
-    processes: Annotated[int, Field(ge=1, le=64, description="Builders on this machine.")] = 1
+    processes: Annotated[int, Field(ge=1, le=64, description="Worker processes.")] = 1
     stall_s: Annotated[
-        float, Field(gt=0, description="A builder without progress for so long is replaced, s.")
+        float, Field(gt=0, description="Restart workers after this time without progress, s.")
     ] = 600.0
 
     @field_validator("scales")
@@ -59,15 +60,15 @@ class BuildConfig(Frozen):
         return scales
 
     def choose_seeds(self, text: str | None) -> tuple[tuple[int, ...], BuildConfig]:
-        """The seeds to record now, and the config whose seeds include them.
+        """Return the seeds to record now, and a config whose seeds include them.
 
-        Seeds beyond those of the file extend the cache: its arrays grow.
+        Seeds that are not in the file extend the arrays of the cache.
 
         Args:
-            text: such as 0:8; None for the seeds of the file.
+            text: seeds such as 0:8; None for the seeds of the file.
 
         Raises:
-            ConfigError: `text` is not of that form.
+            ConfigError: `text` has another form.
         """
         if text is None:
             return self.seeds, self

@@ -1,8 +1,8 @@
-"""Compares a teacher's answers with each other and with those that are recorded.
+"""Compares a teacher's logits with each other and with recorded logits.
 
-Before a build records, `check_teacher` refuses teachers whose answers are not repeatable, and
-teachers that answer recorded views otherwise than they were recorded. `recompute` does the second
-for as many views as wanted, for `verify --recompute`.
+Before a build, `check_teacher` refuses teachers whose logits are not repeatable, and teachers whose
+logits for recorded views differ from the recorded ones. `recompute` makes the second comparison for
+any number of views, for `verify --recompute`.
 
 Shape letters: B views, R cells, C classes, X classes or channels.
 """
@@ -39,35 +39,37 @@ from cache_service.rows.writer import refuse_other_spec
 from cache_service.storage import open_storage
 
 NUM_PROBES = 64
-"""Views that the teacher is asked about twice before a build."""
+"""Number of views that the teacher computes twice before a build."""
 
 MAX_SHARDS = 4
-"""Recorded shards, spread over the cache, whose witnesses the teacher is asked about again."""
+"""Number of recorded shards, evenly spaced, whose witnesses the teacher computes again."""
 
 MIN_AGREEMENT = 0.99
-"""Smallest fraction of cells in which teacher and cache must name the same class. Rounding to
-float16 changes a class only where two logits are within 0.1 % of each other."""
+"""Smallest fraction of cells in which teacher and cache must predict the same class. Rounding to
+float16 changes a prediction only if two logits differ by less than 0.1 %."""
 
 ALLOWED_ERROR = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.05}
-"""By `teacher.precision`: largest root-mean-square difference of two answers to the same views, as
-a fraction of the standard deviation of the logits over the classes of a cell. Other batches and
-other devices sum in another order, which half precision amplifies; float32 stays below 0.001.
-Another teacher is near 1, and the same one with a wrong scale shows its factor."""
+"""Largest root-mean-square difference of two results for the same views, by `teacher.precision`.
+The unit is the standard deviation of the logits over the classes of a cell. Sums have another order
+in other batches and on other devices, and half precision increases the differences; in float32 they
+are below 0.001. The difference of another teacher is near 1."""
 
 FLOAT16_ROUNDING = 2.0**-10
-"""Relative difference that rounding to float16 makes at most, with some room."""
+"""Upper bound of the relative difference by rounding to float16 (the exact bound is 2**-11)."""
 
 
 @dataclass
 class RelativeError:
-    """Root-mean-square difference of answers beyond rounding to float16, in standard deviations
-    of the logits over the classes of a cell."""
+    """Root-mean-square difference of logits beyond rounding to float16.
+
+    The unit is the standard deviation of the logits over the classes of a cell.
+    """
 
     squares: float = 0.0
     variances: float = 0.0
 
     def add(self, answer_BRX: Floats, reference_BRX: Floats) -> RelativeError:
-        """Include the differences between an answer and a reference."""
+        """Add the differences between logits and reference logits."""
         rounding_BRX = FLOAT16_ROUNDING * np.abs(reference_BRX)
         beyond_BRX = np.maximum(np.abs(answer_BRX - reference_BRX) - rounding_BRX, 0)
         self.squares += float(np.square(beyond_BRX, dtype=np.float64).sum())
@@ -77,12 +79,12 @@ class RelativeError:
 
     @property
     def value(self) -> float:
-        """The error of everything that was added."""
+        """The error over all logits added."""
         return float(np.sqrt(self.squares / max(self.variances, 1e-12)))
 
 
 def allowed_error(spec: CacheSpec) -> float:
-    """Largest difference of stored logits and the same teacher's logits now."""
+    """Return the largest accepted error of stored logits, including the rounding of the codec."""
     return ALLOWED_ERROR[spec.teacher.precision] + spec.codec.rounding_error
 
 
@@ -90,15 +92,14 @@ def allowed_error(spec: CacheSpec) -> float:
 
 
 def check_teacher(build: BuildContext) -> None:
-    """Refuse a teacher whose answers cannot be recorded into this build's cache.
+    """Refuse a teacher whose logits cannot be recorded into this build's cache.
 
-    Costs a few batches of at most 64 views, and nothing where every shard is committed.
+    The check takes a few batches of at most 64 views. It is skipped if every shard is committed.
 
     Raises:
-        UnsupportedError: it answers the same views differently from call to call, or by what else
-            is in the batch.
-        SpecMismatchError: the cache is of another spec, or what is recorded there was answered by
-            another teacher.
+        UnsupportedError: the logits of a view change from call to call, or depend on the other
+            views of the batch.
+        SpecMismatchError: the cache has another spec, or was recorded with another teacher.
     """
     storage = open_storage(build.config.cache)
     cache = open_cache(build.config.cache) if storage.get(ROOT_KEY) is not None else None
@@ -107,7 +108,7 @@ def check_teacher(build: BuildContext) -> None:
         committed = {(seed, n) for seed, shards in cache.commits().items() for n in shards}
         if committed.issuperset(all_shards(build.spec, build.config.seeds)):
             return
-    # Compiled code is made once a batch size, for what is recorded; the network is the same.
+    # torch.compile would compile again for each batch size of the check, so it runs uncompiled.
     compiled = build.config.teacher.compile
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         _require_repeatable(build)
@@ -119,7 +120,7 @@ def _require_repeatable(build: BuildContext) -> None:
     count, size = min(NUM_PROBES, len(build.dataset)), build.config.batch_size
     positions = np.arange(count, dtype=np.int64)
     views = torch.from_numpy(build.views.render(build.config.seeds[0], positions).pixels_BHW3)
-    _answer(build, [views[:1]])  # what a network does on its first run only is done now
+    _answer(build, [views[:1]])  # some networks initialize state on their first run
     first, second = (_answer(build, torch.split(views, size)) for _ in range(2))
     if not np.array_equal(first, second, equal_nan=True):
         raise UnsupportedError(
@@ -130,8 +131,8 @@ def _require_repeatable(build: BuildContext) -> None:
             "eval() on networks that it keeps in a list.",
         )
     if min(count, size) < 2 or not np.isfinite(first).all():
-        return  # encoding refuses numbers that are not finite, by sample
-    # In another order, and two views first: few views have other statistics than many.
+        return  # encoding refuses non-finite logits and names the samples
+    # Reverse order, and a first batch of two views, whose batch statistics differ strongly.
     backward = torch.flip(views, (0,))
     apart = _answer(build, [backward[:2], *torch.split(backward[2:], size)])[::-1]
     if RelativeError().add(apart, first).value > ALLOWED_ERROR[build.spec.teacher.precision]:
@@ -145,7 +146,7 @@ def _require_repeatable(build: BuildContext) -> None:
 
 
 def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
-    """Ask about the witnesses of a few shards: pixels that the teacher saw, stored as they are."""
+    """Compare logits for the witnesses of a few shards, whose pixels the teacher has seen."""
     shards = [(seed, n) for seed, shards in cache.commits().items() for n in shards]
     spread = np.linspace(0, len(shards) - 1, min(MAX_SHARDS, len(shards))).round().astype(int)
     for seed, shard in (shards[index] for index in spread.tolist()):
@@ -153,7 +154,7 @@ def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
         try:
             rows = cache.gather(seed, positions_B)
             views_BHW3 = torch.from_numpy(np.array(cache.witnesses(seed, shard)))
-        except CorruptError:  # `verify` finds it; it says nothing about the teacher
+        except CorruptError:  # `verify` reports it; this check is about the teacher
             continue
         stored_BRC, now_BRC = _both_answers(build, cache, rows, views_BHW3)
         error = RelativeError().add(stored_BRC, now_BRC).value
@@ -187,7 +188,7 @@ def _answer(build: BuildContext, batches: Sequence[torch.Tensor]) -> Floats:
 def _both_answers(
     build: BuildContext, cache: Cache, rows: Arrays, views_BHW3: torch.Tensor
 ) -> tuple[Floats, Floats]:
-    """Logits of rows as stored and as the teacher computes them now, of what the codec keeps."""
+    """Return stored logits and current logits of the teacher, for the classes that are stored."""
     codec = cache.spec.codec
     stored_BRC = cache.spec.decode(rows, head=cache.head())
     now_BRC = build.teacher.answer(views_BHW3)
@@ -199,17 +200,17 @@ def _both_answers(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference between the stored answers and the teacher's answers now.
+    """Differences between stored logits and the teacher's current logits.
 
     Attributes:
-        num_views: views that were compared.
-        num_seeds: seeds that they belong to.
-        num_shards: shards that they lie in.
-        views_equal: views whose pixels were reproduced exactly.
-        max_abs_diff: largest difference of a stored logit.
-        top1_agreement: fraction of cells in which both name the same class.
-        relative_error: of each seed; see `ALLOWED_ERROR`.
-        allowed_error: largest relative error of the recorded teacher.
+        num_views: number of views that were compared.
+        num_seeds: number of their seeds.
+        num_shards: number of their shards.
+        views_equal: number of views whose pixels were reproduced exactly.
+        max_abs_diff: largest absolute difference of a logit.
+        top1_agreement: fraction of cells with the same predicted class.
+        relative_error: error of each seed; see `ALLOWED_ERROR`.
+        allowed_error: largest accepted error.
     """
 
     num_views: int
@@ -223,17 +224,17 @@ class Comparison:
 
     @property
     def other_seeds(self) -> list[int]:
-        """Seeds whose stored logits are not those of this teacher, ascending."""
+        """Seeds whose stored logits differ from those of this teacher, ascending."""
         return [s for s, error in self.relative_error.items() if not error <= self.allowed_error]
 
     @property
     def accepted(self) -> bool:
-        """Whether every view replays and the answers of every seed are this teacher's."""
+        """Whether all views are reproduced and all seeds have the logits of this teacher."""
         replayed = self.views_equal == self.num_views
         return replayed and self.top1_agreement >= MIN_AGREEMENT and not self.other_seeds
 
     def lines(self) -> list[str]:
-        """The result in words, a sentence a line."""
+        """Return a description of the result, with one sentence per line."""
         counts = f"{self.num_views} views of {self.num_shards} shards and {self.num_seeds} seeds"
         lines = [
             (
@@ -251,12 +252,13 @@ class Comparison:
 
 
 def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparison:
-    """Run `num_views` recorded views, spread over all seeds and shards, through the teacher again.
+    """Compare the teacher's logits for `num_views` views, spread over all seeds and shards.
 
-    Dataset and teacher are opened as the cache's provenance says, from the current folder.
+    Dataset and teacher are opened by the provenance of the cache. Its relative paths are relative
+    to the current folder.
 
     Raises:
-        SpecMismatchError: what opens there is another dataset or teacher.
+        SpecMismatchError: the dataset or the teacher differs from that of the recording.
         RowsNotBuiltError: no shard is recorded.
     """
     chosen = spread_views(cache.spec, cache.commits(), num_views)
@@ -300,16 +302,16 @@ def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparis
 def spread_views(
     spec: CacheSpec, commits: Mapping[int, Sequence[int]], num_views: int
 ) -> dict[int, NDArray[np.int64]]:
-    """Positions to compare of each seed, ascending: `num_views` in all, or every recorded one.
+    """Choose `num_views` positions to compare, or all if fewer are recorded; ascending, by seed.
 
-    Views are divided evenly over the seeds, and evenly spaced over the recorded shards of each.
-    The first position differs from seed to seed, so that few views of many seeds still reach
-    every part of the epoch.
+    Views are divided evenly among the seeds and evenly spaced over the recorded shards of each
+    seed. The first position differs between seeds, so that few views of many seeds still cover all
+    parts of the epoch.
 
     Args:
-        spec: of the cache.
+        spec: spec of the cache.
         commits: recorded shards by seed.
-        num_views: wanted.
+        num_views: number of views to compare.
     """
     recorded = {
         seed: np.concatenate([np.arange(*spec.shard_range(shard)) for shard in shards])
@@ -317,7 +319,7 @@ def spread_views(
     }
     chosen = {}
     left = num_views
-    # Seeds with the fewest rows first: what they cannot give is divided over the others.
+    # Seeds with the fewest rows first, so that the others can provide the views that they lack.
     by_size = sorted(recorded, key=lambda seed: (len(recorded[seed]), seed))
     counts = {}
     for done, seed in enumerate(by_size):
@@ -332,7 +334,7 @@ def spread_views(
 
 
 def _open_recorded(cache: Cache, device: str) -> BuildContext:
-    """The dataset and the teacher of a cache, opened as its provenance says."""
+    """Open the dataset and the teacher of a cache by its provenance."""
     provenance: dict[str, Any] = cache.group.provenance
     if not provenance:
         raise ConfigError(f"{cache.url} does not say how to open its dataset and teacher.")

@@ -1,4 +1,4 @@
-"""Opens what a build file names: dataset, teacher, spec and views. Nothing is written here."""
+"""Opens the dataset and the teacher of a build file and makes its spec. Writes nothing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from cache_service.views.draws import epoch_order
 from cache_service.views.replay import Views
 
 SCORED_SAMPLES = 512
-"""Enough to tell a teacher from chance on 2 to 21,000 classes, a few seconds for the largest."""
+"""Number of samples that are scored. It suffices to distinguish a trained teacher from chance for
+2 to 21,000 classes, and takes a few seconds for the largest teachers."""
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """Everything that recording needs.
+    """The opened parts of a build.
 
     Attributes:
-        config: the build file.
-        dataset: the images and labels.
+        config: settings of the build file.
+        dataset: images and labels.
         teacher: the frozen network.
-        spec: identity of the cache that this build makes.
-        views: the recipe bound to the dataset.
+        spec: identity of the cache.
+        views: renders views of the dataset by the recipe.
     """
 
     config: BuildConfig
@@ -44,25 +45,25 @@ class BuildContext:
 
     @property
     def head(self) -> Head | None:
-        """The teacher's linear head, where the codec keeps it."""
+        """The teacher's linear head if the codec stores features, else None."""
         return self.teacher.head if self.spec.codec.stores_features else None
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The sections that open dataset and teacher again, for `verify --recompute`."""
+        """The sections by which `verify --recompute` opens the dataset and the teacher."""
         teacher = self.config.teacher.model_dump(mode="json")
         if teacher["checkpoint_weights"] is None:
-            del teacher["checkpoint_weights"]  # so that caches look like those before this key
+            del teacher["checkpoint_weights"]  # keeps new caches equal to those of earlier versions
         return {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """What the codec encodes: logits of the stored cells, or the inputs of the head."""
+        """Compute logits of the stored cells, or features if the codec stores features."""
         if self.spec.codec.stores_features:
             return self.teacher.features(pixels_BHW3)
         return self.teacher.answer(pixels_BHW3)
 
     def score(self) -> Score:
-        """Score the teacher on unaugmented views of samples drawn over the dataset."""
+        """Score the teacher on unaugmented views of randomly chosen samples."""
         recipe = AugmentConfig(size=self.spec.recipe.size, preset="none").recipe()
         plain = Views(recipe, self.dataset)
         order_N = epoch_order(len(self.dataset), 0)
@@ -83,7 +84,7 @@ class BuildContext:
 
 
 def open_build(config: BuildConfig) -> BuildContext:
-    """Open what a build file names.
+    """Open the dataset and the teacher of a build file.
 
     Raises:
         DatasetError, ConfigError, UnsupportedError: see the message.
@@ -105,7 +106,7 @@ def open_build(config: BuildConfig) -> BuildContext:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first GPU where there is one."""
+    """Return the device for `auto`: the first GPU, or the CPU if there is none."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,7 +124,7 @@ def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> Cache
         "stored_scales": teacher.stored_scales,
         "codec": codec,
     }
-    # The row's size follows from everything but the layout, so ask a spec with any layout.
+    # The size of a row does not depend on the layout, so it is computed with any valid layout.
     any_layout = Layout(shard_rows=2, chunk_rows=2)
     draft = validate_config(CacheSpec, {**parts, "layout": any_layout}, where="this build")
     layout = config.layout or default_layout(CacheLayout(draft).row_bytes, len(dataset))

@@ -1,7 +1,7 @@
-"""Runs a build in this process, in several on this machine, or as Ray tasks.
+"""Runs a build in this process, in several worker processes, or as Ray tasks.
 
-Every engine records a part of the shards with `record`, which may be repeated, killed and resumed
-at any time. An engine may therefore run a part again whenever in doubt.
+All engines record parts of the shards with `record`, which skips committed shards. A part can
+therefore be interrupted at any time and run again without harm.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from cache_service.storage import open_storage
 from cache_service.teacher.score import require_trained
 
 POLL_S = 0.2
-"""How often the worker processes are checked."""
+"""Interval between checks of the worker processes, seconds."""
 
 MAX_RETRIES = 3
-"""Times that Ray starts a part again after a lost worker."""
+"""Number of times that Ray restarts a task after its worker is lost."""
 
 
 def prepare(build: BuildContext, *, on_message: Callable[[str], None] = lambda _: None) -> None:
-    """Make or extend the cache, after checks of the teacher that cost a few batches.
+    """Check the teacher with a few batches, then create or extend the cache.
 
-    Where something is left to record, the teacher must answer repeatably, and must answer views
-    that are recorded already as it did. A new cache also needs a score above chance.
+    If rows are left to record, the teacher must be repeatable, and its logits for recorded views
+    must equal the recorded ones. For a new cache, its accuracy must also be above chance.
 
     Raises:
-        UnsupportedError: the teacher answers the same views differently.
-        UntrainedTeacherError: the teacher scores like chance.
-        SpecMismatchError: another cache is there, or one of another teacher.
+        UnsupportedError: the teacher returns different logits for the same views.
+        UntrainedTeacherError: the accuracy of the teacher is that of guessing.
+        SpecMismatchError: the path holds a cache with another spec or of another teacher.
     """
     on_message(f"teacher: {build.config.teacher.model}, {build.teacher.weights_from}")
     check_teacher(build)
@@ -61,11 +61,11 @@ def run_local(
     part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
 ) -> int:
-    """Record a part with `config.processes` worker processes. Returns the shards committed.
+    """Record a part with `config.processes` processes and return the number of committed shards.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what is committed stays.
-        KdCacheError: whatever stopped a worker.
+        KeyboardInterrupt: Ctrl-C or SIGTERM was received. Committed shards stay valid.
+        KdCacheError: the error that stopped a worker.
     """
     config = build.config
     if config.processes == 1:
@@ -90,6 +90,7 @@ def run_local(
                     worker.check()
                 on_progress(Progress.sum([w.progress for w in workers if w.progress]))
     finally:
+        # Signal all workers first, so that they finish their shards at the same time.
         for worker in workers:
             worker.terminate()
         for worker in workers:
@@ -105,14 +106,14 @@ def run_ray(
     part: Part = WHOLE,
     on_progress: OnProgress = lambda _: None,
 ) -> int:
-    """Record a part as `config.processes` Ray tasks. Returns the shards committed.
+    """Record a part as `config.processes` Ray tasks and return the number of committed shards.
 
-    The cache must lie where every node reaches it. `on_progress` is not called: tasks report to
-    Ray's own log.
+    Every node must be able to access the cache. `on_progress` is not called; tasks write to the log
+    of Ray.
 
     Raises:
         ConfigError: Ray is not installed.
-        KdCacheError: whatever stopped a task.
+        KdCacheError: the error that stopped a task.
     """
     del on_progress
     try:
@@ -140,5 +141,5 @@ def run_ray(
 
 def _record_part(config: BuildConfig, seeds: tuple[int, ...], part: Part) -> int:
     build = open_build(config.model_copy(update={"processes": 1}))
-    check_teacher(build)  # another machine may have another file of the same name
+    check_teacher(build)  # another machine may have a different checkpoint at the same path
     return record(build, open_writer(build), seeds=seeds, part=part)

@@ -1,4 +1,4 @@
-"""Works out rows, bytes and time of a build before it is paid for, and checks its teacher."""
+"""Estimates rows, bytes and time of a build before it is run, and checks its teacher."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cache_service.teacher.class_order import OtherOrder
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build costs, and how well its teacher knows the dataset.
+    """The estimated cost of a build, and the score of its teacher.
 
     Attributes:
-        rows: views to record over all seeds.
-        rows_pending: of these, not recorded yet.
-        bytes_per_row: stored per view, uncompressed.
-        bytes_total: of all rows, uncompressed.
-        render_rows_per_s: views rendered per second by one process, measured.
-        teacher_rows_per_s: views answered per second on the chosen device, measured.
-        teacher_s: seconds of teacher time for the pending rows.
-        accuracy, chance: the teacher's score on unaugmented samples, and that of guessing.
-        class_order: how the teacher's classes seem to be ordered; empty if as in the dataset.
-        teacher_weights: which weights were loaded, for people.
+        rows: number of views of all seeds.
+        rows_pending: number of views that are not recorded yet.
+        bytes_per_row: bytes of a row, uncompressed.
+        bytes_total: bytes of all rows, uncompressed.
+        render_rows_per_s: measured rate of rendering in one process, views per second.
+        teacher_rows_per_s: measured rate of the teacher on its device, views per second.
+        teacher_s: teacher time for the pending rows, seconds.
+        accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.
+        class_order: probable order of the teacher's classes; empty if it is the dataset's.
+        teacher_weights: description of the loaded weights.
     """
 
     cache: str
@@ -56,11 +56,11 @@ class BuildPlan:
 
 
 def make_plan(build: BuildContext) -> BuildPlan:
-    """Check the teacher, count, measure one batch, score the teacher. Writes nothing.
+    """Check and score the teacher, count rows and measure one batch. Writes nothing.
 
     Raises:
-        UnsupportedError: the teacher answers the same views differently.
-        SpecMismatchError: another cache is there, or one of another teacher.
+        UnsupportedError: the teacher returns different logits for the same views.
+        SpecMismatchError: the path holds a cache with another spec or of another teacher.
     """
     check_teacher(build)
     spec, config = build.spec, build.config
@@ -101,7 +101,7 @@ def _describe_order(other: OtherOrder | None) -> str:
 
 
 def _rates(build: BuildContext) -> tuple[float, float]:
-    """Views per second of rendering (one process) and of the teacher with encoding."""
+    """Measure rendering in one process, and the teacher with encoding, in views per second."""
     count = min(build.config.batch_size, len(build.dataset))
     positions = np.arange(count, dtype=np.int64)
     build.views.render(build.config.seeds[0], positions[:1])  # opens files
@@ -110,7 +110,7 @@ def _rates(build: BuildContext) -> tuple[float, float]:
     render_s = time.perf_counter() - started
     pixels = torch.from_numpy(views.pixels_BHW3)
     labels = build.dataset.labels[views.samples_B][:, None]
-    build.answer(pixels[:1])
+    build.answer(pixels[:1])  # initializes the device outside of the measurement
     started = time.perf_counter()
     build.spec.codec.encode(build.answer(pixels), labels)
     teacher_s = time.perf_counter() - started

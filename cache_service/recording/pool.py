@@ -1,8 +1,8 @@
-"""Worker processes of a recording: how they are started, and a pool of them on this machine.
+"""Starts and supervises the worker processes of a recording.
 
-The workers are supervised here for `kd-cache build` with several processes, and by the build queue
-of the service. Their program and its messages are described in `cache_service.recording.worker`.
-Nothing here loads torch.
+`kd-cache build` supervises its workers with `RecordingWorker`. The build queue of the service only
+starts them here. `cache_service.recording.worker` describes the program of a worker and its
+messages. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cache_service.recording.shards import WHOLE, Part, Progress
 COMMAND = module_command("cache_service.recording.worker")
 
 STOP_S = 20.0
-"""Time for a worker that was asked to end to finish the shard that it is writing."""
+"""Time that a worker has to finish its shard after SIGTERM, seconds."""
 
 
 def job_message(config: BuildConfig, seeds: Sequence[int], part: Part = WHOLE) -> dict[str, Any]:
-    """The first message to a worker: which shards of which build it records."""
+    """Make the first message to a worker, which describes the build and the worker's shards."""
     return {
         "config": config.model_dump(mode="json"),
         "seeds": list(seeds),
@@ -42,12 +42,12 @@ def start_worker(
 
 
 class RecordingWorker:
-    """One worker of a pool on this machine, replaced when it dies or stalls.
+    """A worker on this machine, whose process is restarted if it dies or stalls.
 
     Attributes:
-        progress: its latest report; None until there is one.
-        committed: shards committed by all its processes.
-        is_done: whether its part is recorded.
+        progress: latest report of the current process; None before the first one.
+        committed: number of shards that all its processes have committed.
+        is_done: whether its part is recorded completely.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class RecordingWorker:
         self.is_done = False
 
     def check(self) -> None:
-        """Take in its reports, and replace its process if that died or stalled.
+        """Read the reports of the worker, and restart its process if it died or stalled.
 
         Raises:
-            KdCacheError: it refused, or it keeps dying.
+            KdCacheError: the worker reported an error, or its process died repeatedly.
         """
         report = self._supervisor.report()
         for message in report.messages:
@@ -88,11 +88,11 @@ class RecordingWorker:
             )
 
     def terminate(self) -> None:
-        """Ask its process to finish the shard that it is writing and end."""
+        """Send SIGTERM, after which the process finishes its current shard and exits."""
         self._supervisor.process.terminate()
 
     def stop(self) -> None:
-        """End its process. What is not committed is recorded by the next run."""
+        """Stop the process. The next run records the shards that are not committed."""
         self._supervisor.process.stop(STOP_S)
 
     def _take(self, message: dict[str, Any]) -> None:

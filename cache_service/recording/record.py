@@ -1,9 +1,9 @@
-"""Records shards: views are rendered, the teacher answers them, whole shards are committed.
+"""Records shards: renders views, runs the teacher, encodes its logits and commits whole shards.
 
-Four things overlap: workers render the next views, the teacher answers, one thread encodes its
-answers, and one writes the previous shard. Memory holds the batches that are rendered in advance
-and two shards, whatever the size of the cache. A kill can cost one answered shard and what is
-answered of the next one.
+Four stages overlap: worker processes render the next views, the teacher computes logits, one thread
+encodes them, and one thread writes the previous shard. Memory holds the prefetched batches and two
+shards, independent of the size of the cache. If the process is killed, the work on up to two shards
+is lost.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from cache_service.views.identity import library_versions
 from cache_service.views.replay import ViewBatch, Views
 
 POLL_S = 0.5
-"""How often to look whether another builder has finished the shards that it holds."""
+"""Interval between checks whether another process has finished its shards, seconds."""
 
 AUTO_WORKERS_FROM = 50_000
-"""Views below which starting worker processes (4 s each) costs more than they save."""
+"""Smallest number of views for which worker processes are started. A start takes 4 s."""
 
 
 class RenderedBatch(NamedTuple):
-    """The views of one job. `pixels` is a tensor because those travel through shared memory."""
+    """The views of one job. Pixels are a tensor, which is transferred through shared memory."""
 
     job: Job
     pixels_BHW3: torch.Tensor
@@ -59,14 +59,14 @@ class RenderedBatch(NamedTuple):
 
 
 class EncodedBatch(NamedTuple):
-    """The rows of one job, and by position the views that are kept as witnesses."""
+    """The rows of one job, and the views to store as witnesses, by position."""
 
     rows: Arrays
     witnesses: dict[int, NDArray[np.uint8]]
 
 
 class _Run(NamedTuple):
-    """What accompanies a call of `record`."""
+    """Objects that the functions of one call of `record` share."""
 
     meter: ProgressMeter
     stop: StopRequest
@@ -74,7 +74,11 @@ class _Run(NamedTuple):
 
 
 def open_writer(build: BuildContext) -> CacheWriter:
-    """Open, make or extend the build's cache. Raises SpecMismatchError where another is there."""
+    """Open, create or extend the cache of a build.
+
+    Raises:
+        SpecMismatchError: the path holds a cache with another spec.
+    """
     return create_cache(
         open_storage(build.config.cache),
         build.spec,
@@ -96,16 +100,18 @@ def record(
 ) -> int:
     """Record the shards of these seeds that are not recorded yet.
 
-    Another thread may use `order` meanwhile to have a shard recorded next.
+    During the call, another thread may use `order` to prioritize a shard.
 
     Returns:
         The number of shards that this call committed.
 
     Raises:
-        OutOfSpaceError: the storage is full; what is committed stays good.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the shard being written is committed first.
-        NonFiniteError: the teacher answered what the codec cannot hold; names the samples.
-        UnreadableSampleError: a sample cannot be decoded; names it.
+        OutOfSpaceError: the storage is full. Committed shards stay valid.
+        KeyboardInterrupt: Ctrl-C or SIGTERM was received. A shard that is being written is
+            committed first.
+        NonFiniteError: the codec cannot represent logits of the teacher. The message names the
+            samples.
+        UnreadableSampleError: a sample cannot be decoded. The message names it.
     """
     shards = part.select(all_shards(build.spec, seeds))
     pending = [shard for shard in shards if not writer.is_committed(*shard)]
@@ -120,9 +126,9 @@ def record(
                     for shard in committed:
                         meter.add_commit(shard)
             pending = [shard for shard in pending if not writer.is_committed(*shard)]
-            if pending:  # another builder holds them: wait for it to commit, or to die
+            if pending:  # another process has locked them: wait until it commits or dies
                 time.sleep(POLL_S)
-                meter.add_answers(0)  # shows that this builder is alive
+                meter.add_answers(0)  # reports that this process is alive
     finally:
         writer.storage.sweep()
     return meter.shards_committed
@@ -131,17 +137,17 @@ def record(
 def _record_shards(
     build: BuildContext, writer: CacheWriter, pending: list[Shard], run: _Run
 ) -> Generator[Shard]:
-    """Yield each shard once it is committed; the next one is answered while it is written."""
+    """Yield each shard after its commit. The teacher runs on the next shard during a write."""
     jobs = teacher_batches(build.spec, run.order.through(pending), build.config.batch_size)
     batches = load_ahead(_Render(build.views), jobs, workers=_num_workers(build, pending))
     written: Future[Shard | None] | None = None
-    # One thread each, so that batches are encoded and shards committed in their order.
+    # One thread per stage, so that batches are encoded and shards are committed in order.
     encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
     committer = ThreadPoolExecutor(1, thread_name_prefix="writer")
     with encoder, committer:
         for shard, of_shard in groupby(batches, key=_shard_of):
             if writer.is_committed(*shard) or not writer.storage.begin(_lock_name(shard)):
-                continue  # another builder has it
+                continue  # another process has committed or locked it
             try:
                 encoded = [
                     encoder.submit(encode_batch, build, batch, answer)
@@ -179,7 +185,7 @@ def _lock_name(shard: Shard) -> str:
 
 
 class _Render:
-    """Renders the views of a job; sent to the rendering workers."""
+    """Renders the views of a job. It is pickled and sent to the rendering processes."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -187,7 +193,7 @@ class _Render:
     def __call__(self, job: Job) -> RenderedBatch:
         batch = self._views.render(job.seed, np.arange(job.start, job.stop, dtype=np.int64))
         pixels = torch.from_numpy(batch.pixels_BHW3)
-        # The array inside the views would travel a second time, by pickle.
+        # Without the empty slice, pickle would transfer the pixels a second time.
         return RenderedBatch(job, pixels, batch._replace(pixels_BHW3=batch.pixels_BHW3[:0]))
 
 
@@ -196,7 +202,7 @@ def _answer_batches(
 ) -> Iterator[tuple[RenderedBatch, Floats]]:
     for batch in batches:
         if run.stop.requested:
-            # Raised here and not in the signal's handler, so that it cannot cut a clean-up short.
+            # Raised here instead of in the signal handler, where it could interrupt a clean-up.
             raise KeyboardInterrupt
         answer = build.answer(batch.pixels_BHW3)
         run.meter.add_answers(len(answer))
@@ -204,10 +210,11 @@ def _answer_batches(
 
 
 def encode_batch(build: BuildContext, batch: RenderedBatch, answer_BRX: Floats) -> EncodedBatch:
-    """Encode the teacher's answers to one batch.
+    """Encode the teacher's logits of one batch.
 
     Raises:
-        NonFiniteError: the codec cannot hold an answer; names seed, positions and samples.
+        NonFiniteError: the codec cannot represent a value. The message names the seed, the
+            positions and the samples.
     """
     job, views, labels = batch.job, batch.views, build.dataset.labels
     labels_B2 = np.stack([labels[views.samples_B], labels[views.partners_B]], axis=1)
@@ -224,6 +231,7 @@ def encode_batch(build: BuildContext, batch: RenderedBatch, answer_BRX: Floats) 
         "digest": views.digests_B,
         "origin": views.origins_B,
     }
+    # Copies of the witnesses, because a slice would keep the pixels of the whole batch in memory.
     positions = CacheLayout(build.spec).witness_positions(job.shard)
     here = positions[(positions >= job.start) & (positions < job.stop)].tolist()
     pixels = batch.pixels_BHW3.numpy()
@@ -244,7 +252,7 @@ def _write(
 def join_batches(
     spec: CacheSpec, shard: int, batches: Sequence[EncodedBatch]
 ) -> tuple[Arrays, NDArray[np.uint8]]:
-    """Every row array of a shard, and its witnesses, uint8 [W, H, W, 3]."""
+    """Concatenate the row arrays of a shard and stack its witnesses, uint8 [N, H, W, 3]."""
     names = batches[0].rows
     rows = {name: np.concatenate([batch.rows[name] for batch in batches]) for name in names}
     views = {position: view for batch in batches for position, view in batch.witnesses.items()}

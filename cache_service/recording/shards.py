@@ -1,7 +1,7 @@
-"""The shards of a build: who records which, in what order, and how far the work is. No torch.
+"""The shards of a build: their division among processes, their order, and the progress.
 
-The bytes of a shard depend neither on the order nor on the process that records it, because teacher
-batches never cross the edge of a shard.
+A teacher batch never contains rows of two shards. The bytes of a shard therefore depend neither on
+the order of recording nor on the process. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cache_service.format.spec import CacheSpec
 
 
 class Shard(NamedTuple):
-    """One unit of work."""
+    """A shard of a seed, the unit of work of a build."""
 
     seed: int
     shard: int
 
 
 class Job(NamedTuple):
-    """One teacher batch: positions [start, stop) of a seed, all in one shard."""
+    """A teacher batch: positions [start, stop) of a seed, all in the same shard."""
 
     seed: int
     shard: int
@@ -36,17 +36,17 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` builders that share a build; `index` counts modulo `count`."""
+    """Part `index` of `count` parts of a build, each of which one process records."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """`i/n`. Numbering may start at 0 or at 1: i is taken modulo n, so n/n is 0/n.
+        """Parse `i/n`. Numbering may start at 0 or 1: i is taken modulo n, so n/n equals 0/n.
 
         Raises:
-            ConfigError: not of that form, or i beyond n.
+            ConfigError: the text has another form, or i is larger than n.
         """
         first, slash, second = text.partition("/")
         if not (slash and first.isdigit() and second.isdigit()):
@@ -59,33 +59,33 @@ class Part:
         return cls(index % count, count)
 
     def split(self, count: int) -> list[Part]:
-        """The part divided into `count` smaller ones."""
+        """Divide the part into `count` smaller parts."""
         return [Part(self.index + self.count * i, self.count * count) for i in range(count)]
 
     def select(self, shards: list[Shard]) -> list[Shard]:
-        """Every `count`-th shard, so that parts advance through the seeds side by side."""
+        """Select every `count`-th shard, so that all parts advance through the seeds together."""
         return shards[self.index :: self.count]
 
 
 WHOLE = Part()
-"""The part of a builder that works alone."""
+"""The part that contains all shards."""
 
 
 def all_shards(spec: CacheSpec, seeds: Sequence[int]) -> list[Shard]:
-    """Every shard of the seeds in the order of recording."""
+    """List all shards of the seeds in the order of recording."""
     return [Shard(seed, shard) for seed in seeds for shard in range(spec.num_shards)]
 
 
 def num_rows(spec: CacheSpec, shards: Iterable[Shard]) -> int:
-    """Rows of these shards."""
+    """Count the rows of these shards."""
     ranges = (spec.shard_range(shard) for _, shard in shards)
     return sum(stop - start for start, stop in ranges)
 
 
 def teacher_batches(spec: CacheSpec, shards: Iterable[Shard], batch_size: int) -> Iterator[Job]:
-    """Cut shards into batches that never cross the edge of a shard.
+    """Divide shards into batches, none of which contains rows of two shards.
 
-    Shards are taken one by one as batches are requested, so that their order may still change.
+    A shard is taken only when its first batch is requested, so the order may change until then.
     """
     for seed, shard in shards:
         first, last = spec.shard_range(shard)
@@ -94,10 +94,10 @@ def teacher_batches(spec: CacheSpec, shards: Iterable[Shard], batch_size: int) -
 
 
 class ShardOrder:
-    """The planned order, in which shards can be moved to the front while a build runs.
+    """The order of recording, in which shards can be prioritized during a build.
 
-    Shards that a client waits for come first, in the order of the requests. They may be moved from
-    another thread, also before the iteration starts.
+    Shards that a client waits for are recorded first, in the order of the requests. `prioritize`
+    may be called from another thread, and also before the iteration starts.
     """
 
     def __init__(self) -> None:
@@ -105,12 +105,12 @@ class ShardOrder:
         self._prioritized: deque[Shard] = deque()
 
     def prioritize(self, shard: Shard) -> None:
-        """Take this shard next, unless it has been taken already."""
+        """Record this shard before those that nobody requested, unless it has been started."""
         with self._lock:
             self._prioritized.append(shard)
 
     def through(self, shards: Iterable[Shard]) -> Iterator[Shard]:
-        """Each of the shards once. The next one is chosen when it is requested."""
+        """Yield each shard once. The next shard is chosen when it is requested."""
         left = OrderedDict.fromkeys(shards)
         while left:
             shard = self._next_prioritized(left) or next(iter(left))
@@ -128,16 +128,17 @@ class ShardOrder:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build is. It is reported after every teacher batch and every committed shard.
+    """The progress of a build, reported after every teacher batch and every committed shard.
 
     Attributes:
-        seed, shard: of the latest commit.
-        rows_done: committed rows of this part, by this run and those before it.
-        rows_total: of this part.
-        shards_done, shards_total: likewise.
-        shards_committed: by this run.
-        bytes_written: by this run, uncompressed.
-        rows_per_s: answered by the teacher in this run.
+        seed, shard: the latest committed shard.
+        rows_done: number of committed rows of this part, including earlier runs.
+        rows_total: number of rows of this part.
+        shards_done: number of committed shards of this part, including earlier runs.
+        shards_total: number of shards of this part.
+        shards_committed: number of shards that this run has committed.
+        bytes_written: bytes that this run has committed, uncompressed.
+        rows_per_s: rate of the teacher in this run, rows per second.
     """
 
     seed: int = 0
@@ -152,13 +153,13 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at the present rate."""
+        """Estimated remaining time, seconds; None before the first teacher batch."""
         left = self.rows_total - self.rows_done
         return left / self.rows_per_s if self.rows_per_s > 0 else None
 
     @classmethod
     def sum(cls, parts: Sequence[Progress]) -> Progress:
-        """Of several parts: their counts together, and the latest commit of the last of them."""
+        """Add the counts of several parts. The latest commit is that of the last part."""
         if not parts:
             return cls()
         counts = vars(parts[0]).keys() - {"seed", "shard"}
@@ -171,7 +172,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class ProgressMeter:
-    """Counts answered rows and committed shards, and reports them."""
+    """Counts rows of the teacher and committed shards, and reports the progress."""
 
     def __init__(
         self, spec: CacheSpec, *, part: list[Shard], pending: list[Shard], on_progress: OnProgress
@@ -190,18 +191,19 @@ class ProgressMeter:
         self.shards_committed = 0
 
     def add_answers(self, rows: int) -> None:
-        """Count one teacher batch."""
+        """Add the rows of one teacher batch."""
         self._rows_answered += rows
         self._report()
 
     def add_commit(self, shard: Shard) -> None:
-        """Count one shard."""
+        """Add one committed shard."""
         self._latest = shard
         self.shards_committed += 1
         self._rows_committed += num_rows(self._spec, [shard])
         self._report()
 
     def _report(self) -> None:
+        # The lower bound avoids a division by 0 on clocks with a coarse resolution.
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
         self._on_progress(
             Progress(

@@ -1,4 +1,4 @@
-"""The program of a worker process, which records one part of a build.
+"""The program of a worker process, which records a part of a build.
 
 `python -m cache_service.recording.worker` is started by `cache_service.recording.pool`. Messages
 are JSON objects:
@@ -6,7 +6,8 @@ are JSON objects:
 - to the worker: the job (see `pool.job_message`), then `{"prioritize": [[seed, shard], ...]}`;
 - from the worker: `{"progress": {...}}`, and last `{"done": true}` or `{"error": {...}}`.
 
-On SIGTERM, and when its parent is gone, it commits the shard that it is writing and ends.
+After SIGTERM, or if its parent process has exited, it commits the shard that it is writing and
+exits.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.shards import Part, Progress, Shard, ShardOrder
 
 REPORT_S = 0.2
-"""Least time between two reports of progress, except after a committed shard."""
+"""Smallest interval of progress reports, seconds. A committed shard is reported at once."""
 
 ORPHAN_S = 20.0
-"""Time for a worker whose parent is gone to finish the shard that it is writing."""
+"""Time to finish the current shard after the parent process has exited, seconds."""
 
 
 def main() -> int:
-    """Record what the parent asks for. Returns the exit status."""
+    """Record the part that the parent process requests, and return the exit status."""
     parent = ParentConnection()
     job = parent.receive()
     if job is None:
@@ -44,14 +45,14 @@ def main() -> int:
     except KdCacheError as refusal:
         parent.send({"error": refusal.as_document()})
         return refusal.exit_code
-    except KeyboardInterrupt:  # SIGTERM, once the shard being written is committed
+    except KeyboardInterrupt:  # SIGTERM; the shard that was being written is committed
         return INTERRUPTED
     parent.send({"done": True})
     return 0
 
 
 def _record(job: dict[str, Any], order: ShardOrder, parent: ParentConnection) -> None:
-    try:  # here, so that a missing library is reported as an error of the build
+    try:  # imported here so that a missing library is reported to the parent
         from cache_service.recording.context import open_build
         from cache_service.recording.engines import prepare
         from cache_service.recording.record import open_writer, record
@@ -72,7 +73,7 @@ def _record(job: dict[str, Any], order: ShardOrder, parent: ParentConnection) ->
 
 
 class _ProgressReporter:
-    """Sends progress to the parent, and not more often than it needs to know."""
+    """Sends progress to the parent process, at most every `REPORT_S` seconds between commits."""
 
     def __init__(self, parent: ParentConnection) -> None:
         self._parent = parent
@@ -91,7 +92,7 @@ def _listen(parent: ParentConnection, order: ShardOrder) -> None:
     for message in parent.messages():
         for seed, shard in message["prioritize"]:
             order.prioritize(Shard(seed, shard))
-    # The parent is gone.
+    # The messages end when the parent process has exited.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_S)
     os.kill(os.getpid(), signal.SIGKILL)
