@@ -36,7 +36,7 @@ class DatasetConfig(Frozen):
     pixel_range: Annotated[
         tuple[float, float] | None,
         Field(
-            description="Values of black and white, for images that do not have 8 bits per channel, "
+            description="Values of black and white of images with other than 8 bits per channel, "
             "such as [0, 65535]."
         ),
     ] = None
