@@ -87,6 +87,7 @@ def verify(
         lines.append("Run the same `kd-cache build` again: it writes the metadata anew.")
     lines += [f"incomplete: seed {s} lacks {n} shards" for s, n in report.incomplete.items()]
     accepted = report.is_intact
+    # Damaged rows would differ from the teacher for a reason that is already reported.
     if recompute and accepted:
         from cache_service.recording.comparison import recompute as compare_with_teacher
 

@@ -74,6 +74,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def run() -> None:
     """Run the command line and exit with the code of its result."""
+    # SIGTERM ends a command like Ctrl-C, so that it saves its work and can be resumed.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(standalone_mode=True)

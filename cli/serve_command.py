@@ -31,7 +31,7 @@ def serve(
         str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 8000 by default, 0 takes a free one.")
+        int | None, typer.Option(help="Port to listen on; 8000 by default, 0 chooses a free one.")
     ] = None,
     config: Annotated[
         str | None,
@@ -56,7 +56,7 @@ def serve(
 
 
 def token(
-    name: Annotated[str, typer.Option(help="Name of its owner.")] = "token",
+    name: Annotated[str, typer.Option(help="Name of the token's owner.")] = "token",
     scope: Annotated[
         list[str] | None,
         typer.Option(help="What it allows: read (default), build; repeatable."),

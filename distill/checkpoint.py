@@ -77,6 +77,7 @@ def save_checkpoints(outs: Mapping[str, str], payloads: Mapping[str, Payload]) -
     """
     *others, last = outs
     for name in others:
+        # `load_checkpoints` accepts this file only if the checkpoint of `last` has the same step.
         _put(outs[name], NEXT_NAME, {**payloads[name], "decided_by": last})
     _put(outs[last], CHECKPOINT_NAME, payloads[last])
     for name in others:
@@ -198,6 +199,7 @@ def refuse_other_config(path: Path, saved: Payload, wanted: dict[str, Any]) -> N
     differing = [
         f"{key}={_json(before.get(key))} there and {_json(now.get(key))} here"
         for key in sorted(before.keys() | now.keys())
+        # FREE lists top-level keys, so nested keys are compared by their first part.
         if key.partition(".")[0] not in FREE and before.get(key) != now.get(key)
     ]
     if differing:

@@ -73,6 +73,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         """Return the items at several positions, with one read of the cache."""
         batch, (rows,) = self._replay(self._seed, np.array(positions, np.int64))
         logits_BRC = self._decoder.logits(tensors_of(rows, self._decoder.array_names))
+        # A cache without scales above 1 has a single cell, the whole image.
         if self._decoder.num_cells == 1:
             logits_BRC = logits_BRC[:, 0]
         images_B3HW = torch.from_numpy(batch.pixels_BHW3).permute(0, 3, 1, 2)

@@ -208,6 +208,7 @@ def _score_beside_teacher(
         stream.batches(0),
         student.preprocess,
         device=device,
+        # Cell 0 is the whole image.
         teach=lambda batch: stream.teacher_logits(batch, temperature=1.0, cache=0)[:, 0],
     )
 
@@ -226,6 +227,7 @@ def _on_recorded_views(
             "dataset": dataset or config.dataset,
             "caches": (CacheConfig(url=cache),),
             "augment": None,
+            # `device` would fail for a recipe that cannot be rendered on the device.
             "loader": "auto" if config.loader == "device" else config.loader,
             "seeds": None if seed is None else (seed,),
             "epochs": 1,

@@ -68,6 +68,7 @@ class NonFiniteCheck:
         # One concatenated vector, so that the CPU waits for the GPU only once.
         row = iter(torch.cat([entry.values.values_V for entry in pending]).tolist())
         for entry in pending:
+            # `names` must come first: zip then stops before it takes a value of the next entry.
             values = dict(zip(entry.values.names, row, strict=False))
             if not all(map(math.isfinite, values.values())):
                 raise _refusal(entry, values)
@@ -83,6 +84,7 @@ def refuse_non_finite_weights(model: nn.Module, step: int, *, student: str = "")
         NonFiniteError: a weight is not finite. The message names the step and a parameter.
     """
     finite = [parameter.detach().isfinite().all() for parameter in model.parameters()]
+    # One stacked tensor, so that a GPU is synchronized once and not per parameter.
     if bool(torch.stack(finite).all()):
         return
     name = next(name for name, p in model.named_parameters() if not bool(p.isfinite().all()))

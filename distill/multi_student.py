@@ -117,6 +117,7 @@ def refuse_unlike(configs: Mapping[str, TrainConfig]) -> TrainConfig:
                     f"students {first} and {name} have one stream, but {key} is {values[0]} for "
                     f"the one and {values[1]} for the other."
                 )
+    # Resolved, because different spellings of a path may name the same folder.
     by_out = sorted((str(Path(config.out).resolve()), name) for name, config in configs.items())
     for (out, one), (other_out, other) in pairwise(by_out):
         if out == other_out:

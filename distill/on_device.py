@@ -124,6 +124,7 @@ class DeviceViews:
         rows_BS = top_B1 + along_S
         columns_BS = left_B1 + torch.where(mirrored_B1 == 1, along_S.flip(0), along_S)
         samples_B11 = epoch.samples_N[positions_B, None, None]
+        # Indices of shapes [B, 1, 1], [B, S, 1] and [B, 1, S] broadcast to [B, S, S].
         return self._padded_NHW3[samples_B11, rows_BS[:, :, None], columns_BS[:, None, :]]
 
     def _check(
@@ -140,6 +141,7 @@ class DeviceViews:
             part = slice(start, min(start + CHECK_VIEWS, num_views))
             positions_B = torch.arange(part.start, part.stop, device=self._device)
             views_BSS3 = self._cut(epoch, positions_B).cpu().numpy()
+            # Without recorded digests, all views of this part are rendered on the CPU.
             differs_B = np.full(len(views_BSS3), not read)
             if read:
                 digests_B = np.array([digest64(view) for view in views_BSS3], np.uint64)

@@ -53,7 +53,9 @@ class Replay:
         self.caches = tuple(caches)
         self.views = Views(chosen, images)
         self.array_names = [
-            TargetDecoder(cache.spec, None, device="cpu").array_names for cache in caches
+            # This decoder is used only for its names, so it needs neither a head nor the device.
+            TargetDecoder(cache.spec, None, device="cpu").array_names
+            for cache in caches
         ]
         self._guards = [ReplayGuard(cache, max_drift=max_drift) for cache in caches]
 

@@ -175,6 +175,7 @@ def read_metrics(out: str) -> list[dict[str, Any]]:
 
 
 def _drop_after(out: str, step: int) -> list[dict[str, Any]]:
+    # A run that starts at step 0 replaces the files of an older run.
     lines = read_metrics(out) if step else []
     kept = [line for line in lines if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -192,6 +193,7 @@ def _lines(out: str) -> Iterator[Listener]:
         def write(event: Event) -> None:
             try:
                 file.write(json.dumps(finite(event.document())) + "\n")
+                # Flushed per line, so that other programs can follow the run.
                 file.flush()
             except OSError as problem:
                 raise OutOfSpaceError(f"cannot write {path}: {problem.strerror}.") from problem

@@ -159,6 +159,7 @@ def _k_means(rows_CD: Tensor, count: int, generator: torch.Generator) -> tuple[f
         weights_C = gap_C if bool(gap_C.sum() > 0) else torch.ones_like(gap_C)
         chosen = torch.multinomial(weights_C, 1, generator=generator)
         centers_KD = torch.cat([centers_KD, rows_CD[chosen]])
+    # -1 is no cluster, so the first assignment always counts as a change.
     cluster_C = torch.full((len(rows_CD),), -1)
     while True:
         gap_CK = torch.cdist(rows_CD, centers_KD)
@@ -166,6 +167,7 @@ def _k_means(rows_CD: Tensor, count: int, generator: torch.Generator) -> tuple[f
         if bool((nearest_C == cluster_C).all()):
             return float(gap_CK.amin(dim=1).square().sum()), cluster_C
         cluster_C = nearest_C
+        # A cluster without rows keeps its center, because the mean of no rows is NaN.
         for k in sorted(set(cluster_C.tolist())):
             centers_KD[k] = rows_CD[cluster_C == k].mean(dim=0)
 

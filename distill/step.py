@@ -63,6 +63,7 @@ class BatchTargets:
         `views` is `batch` (the default) or one of `batch.other_views`.
         """
         batch = self.batch if views is None else views
+        # Ids are unique here, because `self.batch` keeps all these batches in memory.
         key = (id(batch), cache, temperature)
         if key not in self._decoded:
             # No autocast: bfloat16 would round the sums of stored cells that give derived cells.

@@ -277,6 +277,7 @@ def open_stream(
         # Without caches every epoch has new views, also if a method compares two views of a sample.
         chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
     selection = ViewSelection(requirements, labels_N=images.labels, seeds=chosen)
+    # `min_views` is 2 because batch norm cannot compute a variance from one view.
     plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
     stream = ReplayedStream(
         facts=_facts(replay, plan, selection),

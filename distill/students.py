@@ -297,6 +297,7 @@ def make_student_state(
         config.student,
         num_classes=facts.num_classes,
         view_size=facts.view_size,
+        # With several teachers, the preprocessing of the first is the default.
         teacher=facts.teachers[0].preprocess if facts.teachers else None,
         seed=config.seed,
     )

@@ -97,6 +97,7 @@ def train_students(
     shared = refuse_unlike(configs)
     device = choose_device(shared.device)
     saved = load_checkpoints({name: config.out for name, config in configs.items()})
+    # Compared before the dataset and the caches are opened, which may take long.
     for name, payload in saved.items():
         refuse_other_config(_path(configs[name]), payload, configs[name].model_dump(mode="json"))
     if stream is None:
@@ -239,6 +240,7 @@ class Trainer(NamedTuple):
 
     def _update(self, students: Sequence[StudentState], group: Sequence[Batch]) -> None:
         """Set the learning rates, update the students, and report every `log_every` updates."""
+        # Rounded up, because the last accumulation group of an epoch may be smaller.
         updates_per_epoch = -(-self._plan.steps_per_epoch // self.shared.accumulate)
         epoch, index = divmod(group[0].cursor.step, self._plan.steps_per_epoch)
         update = epoch * updates_per_epoch + index // self.shared.accumulate
@@ -295,6 +297,7 @@ class Trainer(NamedTuple):
     def _save(self, students: Sequence[StudentState]) -> None:
         facts = self.context.stream.facts
         self.context.non_finite.check()
+        # After this check no file can contain the result of a non-finite loss.
         payloads = {}
         for student in students:
             refuse_non_finite_weights(student.model, student.history.step, student=student.name)
