@@ -125,7 +125,7 @@ def test_a_list_of_bad_items_is_not_called_short_too():
     class Team(Frozen):
         roles: Annotated[tuple[Literal["read", "write"], ...], Field(min_length=1)]
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match="got 'raed'") as refused:
         validate_config(Team, {"roles": ["raed"]}, where="here")
     assert str(refused.value) == "here: roles.0: Input should be 'read' or 'write', got 'raed'."
     with pytest.raises(ConfigError, match="roles: Tuple should have at least 1 item"):

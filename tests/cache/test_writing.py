@@ -170,7 +170,7 @@ def test_a_build_with_another_identity_is_refused_naming_the_field_and_both_valu
 ):
     write_cache(str(tmp_path), SPEC)
     before = tree(tmp_path)
-    with pytest.raises(SpecMismatchError) as refusal:
+    with pytest.raises(SpecMismatchError, match=f"this build has {field} = ") as refusal:
         open_writer(str(tmp_path), make_spec(**changes))
     said = refusal.value.message
     found = _at(SPEC.model_dump(mode="json"), field)

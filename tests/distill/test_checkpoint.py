@@ -47,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_litter(tmp_path, monkeypat
             patch.setattr(os, "fsync", full)
         else:
             patch.setattr("pathlib.Path.replace", full)
-        with pytest.raises((OutOfSpaceError, OSError)):
+        with pytest.raises(OutOfSpaceError, match="no space left to write"):
             save_one(tmp_path, PAYLOAD | {"step": 4})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     save_one(tmp_path, PAYLOAD | {"step": 5})
@@ -122,7 +122,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(tmp_path):
     save_one(tmp_path, PAYLOAD)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged(path.read_bytes()))
-    with pytest.raises(CorruptError):
+    with pytest.raises(CorruptError, match="is not a checkpoint of kd-cache, or is damaged"):
         load_checkpoint(path)
 
 
@@ -155,7 +155,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     ):
         for file in stored.infolist():
             packed.writestr(file.filename, stored.read(file))
-    with pytest.raises(CorruptError):
+    with pytest.raises(CorruptError, match="is not a checkpoint of kd-cache, or is damaged"):
         load_checkpoint(path)
 
 
@@ -175,7 +175,7 @@ def test_a_newer_format_is_refused(tmp_path):
 def test_every_field_that_differs_is_named_with_both_values(tmp_path):
     saved = {"config": {"a": 1, "b": {"c": [1, 2], "d": 5}, "out": "x", "gone": True}}
     wanted = {"a": 2, "b": {"c": [1, 3], "d": 5}, "out": "y", "new": None}
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match="is of a run with other settings") as refused:
         refuse_other_config(tmp_path / "checkpoint.pt", saved, wanted)
     said = str(refused.value)
     assert "a=1 there and 2 here; b.c=[1, 2] there and [1, 3] here; gone=true there" in said

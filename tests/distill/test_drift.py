@@ -44,7 +44,7 @@ def test_the_recorded_order_draws_and_sources_are_the_same_under_another_pillow(
 
 def test_rounding_of_another_pillow_is_refused_by_default_and_named(images):
     data = CachedDataset(load_cache(str(GOLDEN)), images=images, seed=0)
-    with pytest.raises(ViewDriftError) as refusal:
+    with pytest.raises(ViewDriftError, match="so only the rendering changed") as refusal:
         data.__getitems__(EVERY)
     message = str(refusal.value)
     assert "rounding (at most" in message
@@ -94,7 +94,7 @@ def test_a_user_pipeline_is_never_let_through_because_its_draws_are_unproven(ima
     support.pipelines.NOISE += 1
     try:
         data = CachedDataset(load_cache(str(tmp_path / "d")), images=images, seed=0, max_drift=255)
-        with pytest.raises(ViewDriftError):
+        with pytest.raises(ViewDriftError, match="is not what the teacher saw"):
             data.__getitems__(EVERY)
     finally:
         support.pipelines.NOISE -= 1

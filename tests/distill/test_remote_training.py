@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from support.builds import open_toy, record_toy, run_build
 from support.ordered import same
 from support.origin import serving
@@ -20,7 +21,7 @@ from support.proxy import Fault, proxied
 from support.streams import train_config
 from support.toys import patches
 
-from cache_service.errors import ConfigError, SpecMismatchError
+from cache_service.errors import SpecMismatchError
 from cache_service.rows.reader import open_cache
 from cache_service.rows.verify import verify_cache
 from distill import CachedDataset, load_cache
@@ -193,20 +194,29 @@ def test_another_fingerprint_behind_a_url_is_refused(tmp_path, root):
 
 
 @pytest.mark.parametrize(
-    "cache",
+    ("cache", "said"),
     [
-        {"url": "c", "wait_s": -1},
-        {"url": "c", "wait_s": 86_401},
-        {"url": "c", "disk_cache": "d"},
-        {"url": "s3://b/c", "disk_cache": "d"},
-        {"url": "http://h/c", "disk_cache": ""},
-        {"url": "http://h/c", "disk_cache": "d", "disk_cache_bytes": 100},
-        {"url": "http://h/c", "disk_cache": "d", "disk_cache_bytes": 2**61},
-        {"url": "http://h/c", "token": "x"},
+        ({"url": "c", "wait_s": -1}, r"wait_s\s+Input should be greater than or equal to 0"),
+        ({"url": "c", "wait_s": 86_401}, r"wait_s\s+Input should be less than or equal to 86400"),
+        ({"url": "c", "disk_cache": "d"}, r"disk_cache is for http\(s\):// caches"),
+        ({"url": "s3://b/c", "disk_cache": "d"}, r"disk_cache is for http\(s\):// caches"),
+        (
+            {"url": "http://h/c", "disk_cache": ""},
+            r"disk_cache\s+String should have at least 1 character",
+        ),
+        (
+            {"url": "http://h/c", "disk_cache": "d", "disk_cache_bytes": 100},
+            rf"disk_cache_bytes\s+Input should be greater than or equal to {2**20}",
+        ),
+        (
+            {"url": "http://h/c", "disk_cache": "d", "disk_cache_bytes": 2**61},
+            rf"disk_cache_bytes\s+Input should be less than or equal to {2**60}",
+        ),
+        ({"url": "http://h/c", "token": "x"}, r"token\s+Extra inputs are not permitted"),
     ],
 )
-def test_settings_of_a_cache_out_of_their_bounds_are_refused(tmp_path, cache):
-    with pytest.raises((ConfigError, ValueError)):
+def test_settings_of_a_cache_out_of_their_bounds_are_refused(tmp_path, cache, said):
+    with pytest.raises(ValidationError, match=said):
         config_for(tmp_path, [cache])
 
 

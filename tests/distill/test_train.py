@@ -209,7 +209,7 @@ class Spoiling(MemoryStream):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(tmp_path):
     config = train_config(tmp_path)
     samples = MemoryStream(config).batch(7).samples_B.tolist()
-    with pytest.raises(NonFiniteError) as refused:
+    with pytest.raises(NonFiniteError, match="the loss of step 7 is not finite") as refused:
         run(config, stream=Spoiling(config))
     said = str(refused.value)
     assert "the loss of step 7 is not finite" in said
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(tmp_p
 
 def test_a_loss_that_is_no_number_leaves_checkpoint_and_weights_alone(tmp_path):
     config = train_config(tmp_path)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match="the loss of step 7 is not finite"):
         run(config, stream=Spoiling(config))
     saved = load_checkpoint(tmp_path)
     assert saved["history"]["step"] == 6

@@ -90,7 +90,7 @@ def test_closing_ends_the_process_at_once_also_while_it_renders(make):
     refused = []
 
     def wait():
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(ImageError, match="process ended with status") as caught:
             renderer.render({}, wait_s=60)
         refused.append(caught)
 

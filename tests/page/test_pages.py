@@ -144,7 +144,7 @@ def test_hostile_names_are_shown_as_text(tmp_path, make):
         assert "<script>alert" not in page.html
         assert "&lt;script&gt;alert" in page.html
         parsed(page)
-    with pytest.raises(NotACacheError) as refused:
+    with pytest.raises(NotACacheError, match="there is no cache") as refused:
         pages.cache(EVIL)
     assert "<script>alert" not in pages.refused(refused.value).html
 

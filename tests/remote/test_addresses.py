@@ -32,25 +32,25 @@ def test_an_address_has_one_spelling(url, wanted):
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "said"),
     [
-        "http://",
-        "http:///path",
-        "http://host:port/",
-        "http://host:99999/",
-        "http://ho st/",
-        "http://host/a\nb",
-        "http://host/a\tb",
-        "http://host/\u00e9",
-        "http://host\\@evil/",
-        "http://host/c?token=x",
-        "http://host/c#x",
-        "http://host/c?",
-        "http://[::1/",
+        ("http://", "is not the URL of a server"),
+        ("http:///path", "is not the URL of a server"),
+        ("http://host:port/", "has an invalid host or port"),
+        ("http://host:99999/", "has an invalid host or port"),
+        ("http://ho st/", "is not the URL of a server"),
+        ("http://host/a\nb", "is not the URL of a server"),
+        ("http://host/a\tb", "is not the URL of a server"),
+        ("http://host/\u00e9", "is not the URL of a server"),
+        ("http://host\\@evil/", "holds a user name or a password"),
+        ("http://host/c?token=x", "has a query or a fragment"),
+        ("http://host/c#x", "has a query or a fragment"),
+        ("http://host/c?", "has a query or a fragment"),
+        ("http://[::1/", "has an invalid host or port"),
     ],
 )
-def test_what_is_no_address_of_a_cache_is_refused(url):
-    with pytest.raises(ConfigError):
+def test_what_is_no_address_of_a_cache_is_refused(url, said):
+    with pytest.raises(ConfigError, match=said):
         open_source(url)
 
 
@@ -59,7 +59,7 @@ def test_an_address_without_its_scheme_is_told_which_one(tmp_path, monkeypatch):
         open_source("host:8000/v1/caches/c")
     assert refusal.value.hint == "Write http://host:8000/v1/caches/c"
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NotACacheError):
+    with pytest.raises(NotACacheError, match="no cache at"):
         open_source("v1/caches/c")
 
 
@@ -116,10 +116,12 @@ def test_the_token_is_in_no_pickle_log_or_message(origin, monkeypatch, tmp_path,
     said += [repr(vars(cache.storage.client)), repr(vars(cache._rows))]
     said += [path.read_bytes().decode("latin-1") for path in (tmp_path / "disk").iterdir()]
 
-    for status in (400, 401, 404, 500, 503, 302):
+    told = dict.fromkeys((400, 404, 500, 503), r"says: \*\*\*")
+    told |= {401: "does not know the token that was sent", 302: r"is redirected \(302\)"}
+    for status, what in told.items():
         origin.misdeed = lambda _path, reply, s=status: echoing(reply, s)
         for ask in (lambda: cache.read(0, 50, 60), lambda: cache.lookup(0, np.array([3]))):
-            with pytest.raises(KdCacheError) as refusal:
+            with pytest.raises(KdCacheError, match=what) as refusal:
                 ask()
             said.append(f"{refusal.value} {refusal.value!r}")
     assert not [text for text in said if CANARY in text]

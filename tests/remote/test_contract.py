@@ -84,13 +84,13 @@ def test_rows_that_are_not_there_are_refused_as_the_folder_refuses_them(origin):
     cache = open_source(origin.url("c"))
     with pytest.raises(RowsNotBuiltError, match=r"positions \[0, 64\) of seed 2"):
         cache.read(2, 0, 4)
-    for ask in (
-        lambda: cache.read(0, 298, 301),
-        lambda: cache.read(0, 5, 5),
-        lambda: cache.gather(0, np.array([0, 300])),
-        lambda: cache.lookup(0, np.array([-1])),
+    for ask, said in (
+        (lambda: cache.read(0, 298, 301), "row 300 of seed 0 was requested"),
+        (lambda: cache.read(0, 5, 5), r"`start` \(5\) must be smaller than `stop` \(5\)"),
+        (lambda: cache.gather(0, np.array([0, 300])), "row 300 of seed 0 was requested"),
+        (lambda: cache.lookup(0, np.array([-1])), "row -1 of the dataset was requested"),
     ):
-        with pytest.raises(RowsNotBuiltError):
+        with pytest.raises(RowsNotBuiltError, match=said):
             ask()
 
 

@@ -114,7 +114,7 @@ def test_workers_share_what_one_of_them_fetched(origin, local, tmp_path):
 
 def test_rows_that_are_not_recorded_are_not_kept(origin, tmp_path):
     cache = open_kept(origin, tmp_path)
-    with pytest.raises(RowsNotBuiltError):
+    with pytest.raises(RowsNotBuiltError, match="of seed 7 are not recorded"):
         cache.read(7, 0, 5)
     assert pieces(tmp_path) == []
 

@@ -74,13 +74,13 @@ def test_lookups_commits_and_witnesses_are_awaited_too(growing):
 def test_rows_that_do_not_come_in_time_are_refused(growing):
     url, _ = growing
     cache = open_source(url, wait_s=0.3)
-    for ask in (
-        lambda: cache.read(1, 40, 50),
-        lambda: cache.lookup(1, np.arange(90)),
-        lambda: cache.commit(0, 1),
+    for ask, said in (
+        (lambda: cache.read(1, 40, 50), r"positions \[32, 64\) of seed 1 are not recorded"),
+        (lambda: cache.lookup(1, np.arange(90)), "of seed 1 (is|are) not recorded"),
+        (lambda: cache.commit(0, 1), r"positions \[32, 64\) of seed 0 are not recorded"),
     ):
         began = time.monotonic()
-        with pytest.raises(RowsNotBuiltError):
+        with pytest.raises(RowsNotBuiltError, match=said):
             ask()
         assert 0.25 < time.monotonic() - began < 1.5
 
@@ -98,14 +98,14 @@ def test_what_is_not_planned_is_not_awaited(growing):
     url, _ = growing
     cache = open_source(url, wait_s=20)
     began = time.monotonic()
-    for ask in (
-        lambda: cache.read(2, 0, 5),
-        lambda: cache.read(0, 85, 91),
-        lambda: cache.lookup(0, np.array([90])),
-        lambda: cache.lookup(2, np.array([0])),
-        lambda: cache.commit(2, 0),
+    for ask, said in (
+        (lambda: cache.read(2, 0, 5), "of seed 2 are not recorded"),
+        (lambda: cache.read(0, 85, 91), "of seed 0 (was|were) requested"),
+        (lambda: cache.lookup(0, np.array([90])), "90 (of the dataset )?was requested"),
+        (lambda: cache.lookup(2, np.array([0])), "of seed 2 are not recorded"),
+        (lambda: cache.commit(2, 0), "of seed 2 are not recorded"),
     ):
-        with pytest.raises(RowsNotBuiltError):
+        with pytest.raises(RowsNotBuiltError, match=said):
             ask()
     assert time.monotonic() - began < 2
 

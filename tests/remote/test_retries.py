@@ -43,31 +43,32 @@ def answers(status, code=None, **headers):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "asked"),
+    ("status", "code", "kind", "said", "asked"),
     [
-        (401, "unauthorized", ConfigError, 1),
-        (403, "forbidden", ConfigError, 1),
-        (404, "not_a_cache", NotACacheError, 1),
-        (404, "rows_not_built", RowsNotBuiltError, 1),
-        (409, "spec_mismatch", KdCacheError, 1),
-        (413, "too_large", StorageError, 1),
-        (422, "config", ConfigError, 1),
-        (500, "corrupt", CorruptError, 1),
-        (507, "out_of_space", OutOfSpaceError, 6),
-        (500, "error", StorageError, 6),
-        (401, None, ConfigError, 6),  # perhaps damage on the way: no document says the same
-        (404, None, NotACacheError, 6),
-        (500, None, StorageError, 6),
-        (302, None, StorageError, 1),
-        (503, "rows_not_built", RowsNotBuiltError, 1),
+        (401, "unauthorized", ConfigError, "asks for a token, and none is set here", 1),
+        (403, "forbidden", ConfigError, "asks for a token, and none is set here", 1),
+        (404, "not_a_cache", NotACacheError, "says: because", 1),
+        (404, "rows_not_built", RowsNotBuiltError, "says: because", 1),
+        (409, "spec_mismatch", KdCacheError, "says: because", 1),
+        (413, "too_large", StorageError, "says: because", 1),
+        (422, "config", ConfigError, "says: because", 1),
+        (500, "corrupt", CorruptError, "says: because", 1),
+        (507, "out_of_space", OutOfSpaceError, "says: because", 6),
+        (500, "error", StorageError, "says: because", 6),
+        # Perhaps damage on the way: no document says the same.
+        (401, None, ConfigError, "asks for a token, and none is set here", 6),
+        (404, None, NotACacheError, "no cache at .*: the server there answers 404", 6),
+        (500, None, StorageError, "is answered with status 500", 6),
+        (302, None, StorageError, r"is redirected \(302\)", 1),
+        (503, "rows_not_built", RowsNotBuiltError, "says: because", 1),
     ],
 )
 def test_what_a_server_refuses_is_refused_after_so_many_questions(
-    origin, status, code, kind, asked
+    origin, status, code, kind, said, asked
 ):
     cache = open_remote(origin.url("c"), retries=QUICK)
     origin.misdeed = answers(status, code)
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=said):
         cache.read(0, 0, 5)
     assert len(origin.targets("/rows")) == asked
 
@@ -75,7 +76,7 @@ def test_what_a_server_refuses_is_refused_after_so_many_questions(
 def test_a_refusal_repeats_what_the_server_says_and_what_to_do(origin):
     cache = open_remote(origin.url("c"), retries=AT_ONCE)
     origin.misdeed = answers(422, "config")
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError, match="says: because") as refusal:
         cache.read(0, 0, 5)
     assert str(refusal.value) == f"{origin.url('c')} says: because Do that."
 
@@ -132,7 +133,7 @@ def test_an_outage_is_told_once_when_it_lasts(origin, monkeypatch, caplog):
     monkeypatch.setattr(http_client, "WARN_AFTER_S", 0.05)
     cache = open_remote(origin.url("c"), retries=QUICK._replace(total_s=1.5))
     origin.misdeed = lambda _path, _reply: None
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="got no answer"):
         cache.read(0, 0, 5)
     assert len(caplog.records) == 1
     assert "got no answer" in caplog.text

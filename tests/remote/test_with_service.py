@@ -45,11 +45,11 @@ def test_info_and_verify_of_the_service_say_what_the_folder_says(url, root):
 
 def test_refusals_of_the_service_keep_their_kind(url):
     cache = open_source(url)
-    with pytest.raises(RowsNotBuiltError):
+    with pytest.raises(RowsNotBuiltError, match="of seed 5 are not recorded"):
         cache.read(5, 0, 3)
-    with pytest.raises(RowsNotBuiltError):
+    with pytest.raises(RowsNotBuiltError, match="of seed 5 are not recorded"):
         cache.commit(5, 0)
-    with pytest.raises(NotACacheError):
+    with pytest.raises(NotACacheError, match="there is no cache 'cx' here"):
         open_source(url + "x")
 
 
@@ -78,7 +78,7 @@ def test_damage_behind_the_service_is_damage_here(tmp_path):
     with serving(tmp_path) as server:
         cache = open_source(server.cache_url("c"))
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(CorruptError):
+        with pytest.raises(CorruptError, match=r"has \d+ bytes, but \d+ were committed"):
             cache.read(0, 40, 50)
         ended = kd_cache("verify", server.cache_url("c"))
     assert ended.code == 3
@@ -96,7 +96,7 @@ def test_rows_of_a_build_are_awaited_through_the_service(tmp_path):
             write_shard(writer, 0, shard, rows=rows)
 
     with serving(tmp_path) as server:
-        with pytest.raises(RowsNotBuiltError):
+        with pytest.raises(RowsNotBuiltError, match=r"\[32, 64\) of seed 0 are not recorded"):
             open_source(server.cache_url("c"), wait_s=0.2).read(0, 30, 40)
         assert open_source(server.cache_url("c")).commits() == {0: [0]}
         builder = threading.Thread(target=build)

@@ -55,74 +55,80 @@ def test_a_request_beyond_the_configuration_is_refused_without_telling_paths(cha
     assert "support.toys" not in str(refusal.value)
 
 
+PATTERN = r"\s+String should match pattern"
+UNKNOWN = r"\s+Extra inputs are not permitted"
+LEAST = r"\s+Input should be greater than or equal to "
+MOST = r"\s+Input should be less than or equal to "
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"cache": "../other"},
-        {"cache": "a/b"},
-        {"cache": ".kd-cache"},
-        {"cache": ""},
-        {"cache": "x" * 129},
-        {"cache": "a\n"},
-        {"teacher": "/secret/place/of.pt"},
-        {"teacher": {"model": "resnet18"}},
-        {"dataset": "torch/cifar10"},
-        {"priority": 101},
-        {"priority": -101},
-        {"seeds": "0:2000000000"},
-        {"seeds": ["0:90000", "90000:200000"]},
-        {"seeds": list(range(100_001))},
-        {"seeds": [["0:2000000000"]]},
-        {"seeds": [{}]},
-        {"seeds": []},
-        {"seeds": "3:3"},
-        {"seeds": -1},
-        {"seeds": 1.5},
-        {"seeds": None},
-        {"seeds": "9" * 5000},
-        {"device": "cuda:0"},
-        {"batch_size": 4},
-        {"scales": [65]},
+        ({"cache": "../other"}, "cache" + PATTERN),
+        ({"cache": "a/b"}, "cache" + PATTERN),
+        ({"cache": ".kd-cache"}, "cache" + PATTERN),
+        ({"cache": ""}, "cache" + PATTERN),
+        ({"cache": "x" * 129}, "cache" + PATTERN),
+        ({"cache": "a\n"}, "cache" + PATTERN),
+        ({"teacher": "/secret/place/of.pt"}, "teacher" + PATTERN),
+        ({"teacher": {"model": "resnet18"}}, r"teacher\s+Input should be a valid string"),
+        ({"dataset": "torch/cifar10"}, "dataset" + PATTERN),
+        ({"priority": 101}, "priority" + MOST + "100"),
+        ({"priority": -101}, "priority" + LEAST + "-100"),
+        ({"seeds": "0:2000000000"}, "names more than 100000 seeds"),
+        ({"seeds": ["0:90000", "90000:200000"]}, "names more than 100000 seeds"),
+        ({"seeds": list(range(100_001))}, "names more than 100000 seeds"),
+        ({"seeds": [["0:2000000000"]]}, "seeds are written as 0:30"),
+        ({"seeds": [{}]}, "seeds are written as 0:30"),
+        ({"seeds": []}, "seeds is an empty list"),
+        ({"seeds": "3:3"}, "seeds '3:3' names no seed"),
+        ({"seeds": -1}, "seeds -1 is not of the form 0:30"),
+        ({"seeds": 1.5}, "seeds are written as 0:30"),
+        ({"seeds": None}, "seeds are written as 0:30"),
+        ({"seeds": "9" * 5000}, r"seeds\s+Value error, Exceeds the limit"),
+        ({"device": "cuda:0"}, "device" + UNKNOWN),
+        ({"batch_size": 4}, "batch_size" + UNKNOWN),
+        ({"scales": [65]}, "scales.0" + MOST + "64"),
     ],
 )
-def test_a_request_out_of_form_is_refused(changes):
-    with pytest.raises(ValidationError):
+def test_a_request_out_of_form_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
         wanted(**changes)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"devices": []},
-        {"devices": ["cpu", "cpu"]},
-        {"devices": ["tpu"]},
-        {"devices": ["cuda:"]},
-        {"teachers": {"a/b": {"model": "x"}}},
-        {"teachers": {"a": {}}},
-        {"datasets": {"": {"name": "digits"}}},
-        {"database": ""},
-        {"batch_size": 0},
-        {"batch_size": 65537},
-        {"workers": -1},
-        {"workers": 257},
-        {"threads": 0},
-        {"threads": 1025},
-        {"stall_s": 0},
-        {"limits": {"max_queued": 0}},
-        {"limits": {"max_queued": 100_001}},
-        {"limits": {"max_kept": 0}},
-        {"limits": {"max_kept": 100_001}},
-        {"limits": {"max_seeds": 0}},
-        {"limits": {"max_seeds": 100_001}},
-        {"limits": {"max_view_size": 7}},
-        {"limits": {"max_view_size": 4097}},
-        {"limits": {"max_ops": 0}},
-        {"limits": {"max_ops": 257}},
-        {"queue": 3},
+        ({"devices": []}, r"devices\s+Tuple should have at least 1 item"),
+        ({"devices": ["cpu", "cpu"]}, "names a device twice: cpu, cpu"),
+        ({"devices": ["tpu"]}, "devices.0" + PATTERN),
+        ({"devices": ["cuda:"]}, "devices.0" + PATTERN),
+        ({"teachers": {"a/b": {"model": "x"}}}, "teachers.a/b.*" + PATTERN),
+        ({"teachers": {"a": {}}}, r"teachers.a.model\s+Field required"),
+        ({"datasets": {"": {"name": "digits"}}}, "datasets.*" + PATTERN),
+        ({"database": ""}, r"database\s+String should have at least 1 character"),
+        ({"batch_size": 0}, "batch_size" + LEAST + "1"),
+        ({"batch_size": 65537}, "batch_size" + MOST + "65536"),
+        ({"workers": -1}, "workers" + LEAST + "0"),
+        ({"workers": 257}, "workers" + MOST + "256"),
+        ({"threads": 0}, "threads" + LEAST + "1"),
+        ({"threads": 1025}, "threads" + MOST + "1024"),
+        ({"stall_s": 0}, r"stall_s\s+Input should be greater than 0"),
+        ({"limits": {"max_queued": 0}}, "limits.max_queued" + LEAST + "1"),
+        ({"limits": {"max_queued": 100_001}}, "limits.max_queued" + MOST + "100000"),
+        ({"limits": {"max_kept": 0}}, "limits.max_kept" + LEAST + "1"),
+        ({"limits": {"max_kept": 100_001}}, "limits.max_kept" + MOST + "100000"),
+        ({"limits": {"max_seeds": 0}}, "limits.max_seeds" + LEAST + "1"),
+        ({"limits": {"max_seeds": 100_001}}, "limits.max_seeds" + MOST + "100000"),
+        ({"limits": {"max_view_size": 7}}, "limits.max_view_size" + LEAST + "8"),
+        ({"limits": {"max_view_size": 4097}}, "limits.max_view_size" + MOST + "4096"),
+        ({"limits": {"max_ops": 0}}, "limits.max_ops" + LEAST + "1"),
+        ({"limits": {"max_ops": 257}}, "limits.max_ops" + MOST + "256"),
+        ({"queue": 3}, "queue" + UNKNOWN),
     ],
 )
-def test_a_configuration_out_of_bounds_is_refused(changes):
-    with pytest.raises(ValidationError):
+def test_a_configuration_out_of_bounds_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
         BuildsConfig.model_validate(builds_document(**changes))
 
 
