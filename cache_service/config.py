@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from cache_service.errors import ConfigError
 
@@ -29,6 +31,52 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_AS_WRITTEN = "as written"
+"""Validation context of text by the user of this machine. Requests to the service, and documents
+that caches and checkpoints store, have none: their paths are taken literally."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\})")
+
+
+def expand_path(value: Any, info: ValidationInfo) -> Any:
+    """Expands a leading `~` and every `$NAME` or `${NAME}` of a path in a config file.
+
+    URLs, values that are not text, and documents that no user wrote are returned unchanged. What a
+    variable contains is not expanded again.
+
+    Raises:
+        ValueError: a variable is not set, or there is no such user.
+    """
+    if info.context != _AS_WRITTEN or not isinstance(value, str) or _URL.match(value):
+        return value
+    user, slash, rest = value.partition("/")
+    if not user.startswith("~"):
+        return _VARIABLE.sub(lambda found: _variable(found, value), value)
+    try:
+        home = str(Path(user).expanduser())
+    except RuntimeError as problem:
+        raise ValueError(
+            f"no home folder is known for {user} in {value!r}; write the whole path"
+        ) from problem
+    return home + slash + _VARIABLE.sub(lambda found: _variable(found, value), rest)
+
+
+def _variable(found: re.Match[str], path: str) -> str:
+    name = found[1] or found[2] or ""
+    content = os.environ.get(name)
+    if content is None:
+        raise ValueError(
+            f"the environment variable {name!r} in {path!r} is not set; set it, or write the whole "
+            "path"
+        )
+    return content
+
+
+EXPANDED = BeforeValidator(expand_path)
+"""Annotation of every key that holds a path: `Annotated[str, Field(...), EXPANDED]`."""
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -129,13 +177,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def validate_config(model_class: type[ModelT], document: Any, *, where: str) -> ModelT:
-    """Validates the document.
+    """Validates the document of a user, and expands `~` and `$NAME` in its paths.
 
     Raises:
         ConfigError: one line that lists each invalid key as `a.b: message`.
     """
     try:
-        return model_class.model_validate(document)
+        return model_class.model_validate(document, context=_AS_WRITTEN)
     except ValidationError as refused:
         problems = [_problem(model_class, document, error) for error in _root_errors(refused)]
         rest = len(problems) - MAX_REPORTED

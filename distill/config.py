@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cache_service.config import Frozen, load_yaml_config
+from cache_service.config import EXPANDED, Frozen, load_yaml_config
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
@@ -24,7 +24,9 @@ Spread = Annotated[float, Field(gt=0, le=1)]
 class CacheConfig(Frozen):
     """A cache of recorded teacher logits."""
 
-    url: Annotated[str, Field(min_length=1, description="A path, s3://... or http(s)://...")]
+    url: Annotated[
+        str, Field(min_length=1, description="A path, s3://... or http(s)://..."), EXPANDED
+    ]
     fingerprint: Annotated[
         Sha256 | None, Field(description="Refuse a cache with another fingerprint.")
     ] = None
@@ -35,6 +37,7 @@ class CacheConfig(Frozen):
     disk_cache: Annotated[
         str | None,
         Field(min_length=1, description="Folder in which rows from a server are cached."),
+        EXPANDED,
     ] = None
     disk_cache_bytes: Annotated[
         int, Field(ge=2**20, le=2**60, description="Largest size of `disk_cache`, bytes.")
@@ -68,6 +71,7 @@ class StudentConfig(Frozen):
     checkpoint: Annotated[
         str | None,
         Field(min_length=1, description="File of initial weights (.safetensors, .pt, .pth)."),
+        EXPANDED,
     ] = None
     checkpoint_weights: Annotated[
         Literal["raw", "averaged"] | None,
@@ -198,7 +202,7 @@ class TrainConfig(Frozen):
     ] = "auto"
     workers: Annotated[int, Field(ge=0, le=256, description="Number of loader processes.")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of weights, dropout.")] = 0
-    out: Annotated[str, Field(min_length=1, description="Folder of all output files.")]
+    out: Annotated[str, Field(min_length=1, description="Folder of all output files."), EXPANDED]
     evaluate: EvaluateConfig | None = None
     checkpoint_every: CheckpointEvery = CheckpointEvery(epochs=1)
     log_every: Annotated[int, Field(ge=1, description="Updates between lines of metrics.")] = 50

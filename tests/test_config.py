@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, model_validator
 
-from cache_service.config import Frozen, load_yaml_config, parse_yaml, validate_config
+from cache_service.config import EXPANDED, Frozen, load_yaml_config, parse_yaml, validate_config
 from cache_service.errors import ConfigError
 
 
@@ -218,3 +219,54 @@ def test_what_is_no_yaml_is_refused_with_its_place_in_one_line(text, says):
     with pytest.raises(ConfigError, match=says) as refused:
         parse_yaml(text, where="here")
     assert "\n" not in str(refused.value)
+
+
+class Places(Frozen):
+    out: Annotated[str, Field(min_length=1), EXPANDED]
+    label: str = "x"
+
+
+@pytest.mark.parametrize(
+    ("written", "expanded"),
+    [
+        ("~", "/home/ann"),
+        ("~/x", "/home/ann/x"),
+        ("~/$RUNS/x", "/home/ann/r/1/x"),
+        ("/a/${RUNS}x/$RUNS", "/a/r/1x/r/1"),
+        ("$ODD/x", "~/$NOWHERE/x"),  # contents of a variable are not expanded again
+        ("./~x", "./~x"),
+        ("a~/b", "a~/b"),
+        ("a$/$5", "a$/$5"),
+        ("runs/a", "runs/a"),
+        ("s3://bucket/$NOWHERE/~", "s3://bucket/$NOWHERE/~"),
+        ("http://host:1/v1/caches/$NOWHERE", "http://host:1/v1/caches/$NOWHERE"),
+    ],
+)
+def test_a_path_is_expanded_as_on_a_command_line(monkeypatch, written, expanded):
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("RUNS", "r/1")
+    monkeypatch.setenv("ODD", "~/$NOWHERE")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    document = {"out": written, "label": written}
+    read = validate_config(Places, document, where="f.yaml")
+    assert read == Places.model_validate({"out": expanded, "label": written})
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("$NOWHERE/x", "the environment variable 'NOWHERE' in '$NOWHERE/x' is not set"),
+        ("~/${NOWHERE}", "the environment variable 'NOWHERE' in '~/${NOWHERE}' is not set"),
+        ("${}", "the environment variable '' in '${}' is not set"),
+        ("~nobody-of-that-name/x", "no home folder is known for ~nobody-of-that-name"),
+    ],
+)
+def test_a_path_that_cannot_be_expanded_is_refused_by_key_in_one_line(monkeypatch, written, says):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=re.escape(f"f.yaml: out: {says}")) as refused:
+        validate_config(Places, {"out": written}, where="f.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_path_in_a_stored_document_is_taken_literally():
+    assert Places.model_validate({"out": "~/$NOWHERE"}).out == "~/$NOWHERE"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from cache_service.config import Frozen
+from cache_service.config import EXPANDED, Frozen
 
 
 class DatasetConfig(Frozen):
@@ -18,8 +18,11 @@ class DatasetConfig(Frozen):
             min_length=1,
             description="folder, digits, torch/NAME or hfds/NAME (as in timm), or module:factory.",
         ),
+        EXPANDED,
     ]
-    root: Annotated[str | None, Field(min_length=1, description="Folder of the dataset.")] = None
+    root: Annotated[
+        str | None, Field(min_length=1, description="Folder of the dataset."), EXPANDED
+    ] = None
     split: Annotated[str, Field(min_length=1, description="Split of the dataset.")] = "train"
     args: dict[str, Any] = Field(
         default_factory=dict,

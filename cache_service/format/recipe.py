@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cache_service.config import Frozen
+from cache_service.config import EXPANDED, Frozen
 
 Probability = Annotated[float, Field(ge=0, le=1, description="Probability.")]
 Aspect = Annotated[float, Field(ge=0.01, le=100, description="Width / height.")]
@@ -236,6 +236,7 @@ class AugmentConfig(Frozen):
     callable: Annotated[
         str | None,
         Field(pattern=r"^[^:]+:[^:]+$", description="Your own pipeline, as module:factory."),
+        EXPANDED,
     ] = None
 
     @model_validator(mode="after")

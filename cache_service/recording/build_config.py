@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from cache_service.config import Frozen
+from cache_service.config import EXPANDED, Frozen
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.errors import ConfigError
 from cache_service.format.codecs import Codec, DenseCodec
@@ -23,7 +23,9 @@ class BuildConfig(Frozen):
     how it is recorded.
     """
 
-    cache: Annotated[str, Field(min_length=1, description="A path or s3://bucket/prefix.")]
+    cache: Annotated[
+        str, Field(min_length=1, description="A path or s3://bucket/prefix."), EXPANDED
+    ]
     dataset: DatasetConfig
     augment: AugmentConfig
     teacher: TeacherConfig

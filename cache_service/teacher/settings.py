@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cache_service.config import Frozen
+from cache_service.config import EXPANDED, Frozen
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -18,7 +18,9 @@ class TeacherConfig(Frozen):
         str, Field(min_length=1, description="timm's name, torchvision/NAME or module:factory.")
     ]
     checkpoint: Annotated[
-        str | None, Field(min_length=1, description=".safetensors, .pt or .pth of weights.")
+        str | None,
+        Field(min_length=1, description=".safetensors, .pt or .pth of weights."),
+        EXPANDED,
     ] = None
     checkpoint_weights: Annotated[
         Literal["raw", "averaged"] | None,

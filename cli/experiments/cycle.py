@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from cache_service.config import Frozen, load_yaml_config, validate_config
+from cache_service.config import EXPANDED, Frozen, load_yaml_config, validate_config
 from cache_service.errors import NonFiniteError
 from cache_service.recording.build_config import BuildConfig
 from cache_service.storage.local import LocalStorage
@@ -40,10 +40,10 @@ SET_BY_CYCLE = {
 class CycleConfig(Frozen):
     """A cycle file."""
 
-    out: Annotated[str, Field(min_length=1, description="Folder of everything written.")]
+    out: Annotated[str, Field(min_length=1, description="Folder of everything written."), EXPANDED]
     rounds: Annotated[int, Field(ge=1, le=100, description="Students, one after the other.")]
     teachers: Annotated[
-        tuple[str | Document, ...],
+        tuple[Annotated[str | Document, EXPANDED], ...],
         Field(
             min_length=1,
             description="Of the first round: recorded caches, or a build file's `teacher:`.",

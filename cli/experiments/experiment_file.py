@@ -12,9 +12,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from cache_service.config import Frozen, override_document, parse_yaml, read_yaml, validate_config
+from cache_service.config import (
+    EXPANDED,
+    Frozen,
+    expand_path,
+    override_document,
+    parse_yaml,
+    read_yaml,
+    validate_config,
+)
 from cache_service.errors import ConfigError
 from cache_service.recording.build_config import BuildConfig
 from distill.config import TrainConfig
@@ -68,6 +76,19 @@ def _as_variant(value: Any) -> Any:
     return value
 
 
+def _expand_folders(value: Any, info: ValidationInfo) -> Any:
+    """Expands the path of a recording, or `cache` and `out` in the keys of a file."""
+    if not isinstance(value, dict):
+        return expand_path(value, info)
+    expanded = dict(value)
+    for key in value.keys() & FOLDERS:
+        try:
+            expanded[key] = expand_path(value[key], info)
+        except ValueError as problem:
+            raise ValueError(f"{key}: {problem}") from problem
+    return expanded
+
+
 class GoalConfig(Frozen):
     """A statement about the mean of a row that the experiment is to support."""
 
@@ -97,9 +118,9 @@ class ExperimentConfig(Frozen):
     notes: Annotated[
         tuple[str, ...], Field(description="Paragraphs that stand below the table.")
     ] = ()
-    out: Annotated[str, Field(min_length=1, description="Folder of everything written.")] = (
-        "experiment-out"
-    )
+    out: Annotated[
+        str, Field(min_length=1, description="Folder of everything written."), EXPANDED
+    ] = "experiment-out"
     figure: Annotated[
         FigureKind,
         Field(description="What the table compares: top-1 accuracy, top-1 error rate, or errors."),
@@ -116,11 +137,11 @@ class ExperimentConfig(Frozen):
         Document, Field(description="Keys of a train file that all runs have in common.")
     ]
     teachers: Annotated[
-        dict[Name, Document],
+        dict[Name, Annotated[Document, BeforeValidator(_expand_folders)]],
         Field(description="Networks to train first, on labels: keys of a train file, by name."),
     ] = Field(default_factory=dict)
     recordings: Annotated[
-        dict[Name, str | Document],
+        dict[Name, Annotated[str | Document, BeforeValidator(_expand_folders)]],
         Field(
             description="Caches by name: a path or URL, or keys of a build file to record. Its "
             "`teacher` may be the name of a network in `teachers`."

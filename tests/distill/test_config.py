@@ -173,3 +173,27 @@ def test_a_config_written_out_in_full_reads_as_the_same_config(tmp_path):
     path = tmp_path / "full.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(path) == config
+
+
+def test_every_path_of_a_train_file_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    document = {
+        **train_document("~/run"),
+        "dataset": {"name": "~/d.py:make", "root": "~/data"},
+        "caches": ["~/c", {"url": "http://h:1/v1/caches/c", "disk_cache": "~/disk"}],
+        "student": {"model": "resnet8x4", "checkpoint": "~/s.pt"},
+    }
+    document.pop("augment", None)
+    config = validate_config(TrainConfig, document, where="t.yaml")
+    assert (config.out, config.dataset.name) == ("/home/ann/run", "/home/ann/d.py:make")
+    assert (config.dataset.root, config.student.checkpoint) == (
+        "/home/ann/data",
+        "/home/ann/s.pt",
+    )
+    assert [(cache.url, cache.disk_cache) for cache in config.caches] == [
+        ("/home/ann/c", None),
+        ("http://h:1/v1/caches/c", "/home/ann/disk"),
+    ]
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=r"caches\.0\.url: the environment variable 'NOWHERE'"):
+        validate_config(TrainConfig, {**document, "caches": "$NOWHERE/c"}, where="t.yaml")

@@ -113,6 +113,28 @@ def test_settings_are_the_file_without_prose_and_folders(config):
     assert validate_config(ExperimentConfig, document, where="file").settings() == settings
 
 
+def test_paths_of_recordings_and_teachers_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    (teacher, *_), (recording, *_) = DOCUMENT["teachers"], DOCUMENT["recordings"]
+    document = changed(
+        out="~/e",
+        teachers={**DOCUMENT["teachers"], teacher: {**DOCUMENT["teachers"][teacher], "out": "~/t"}},
+        recordings={
+            **DOCUMENT["recordings"],
+            recording: {**DOCUMENT["recordings"][recording], "cache": "~/c"},
+            "elsewhere": "~/r",
+        },
+    )
+    config = validate_config(ExperimentConfig, document, where="file")
+    assert (config.out, config.teacher_out(teacher)) == ("/home/ann/e", "/home/ann/t")
+    assert config.cache_of(recording) == "/home/ann/c"
+    assert config.cache_of("elsewhere") == "/home/ann/r"
+    monkeypatch.delenv("NOWHERE", raising=False)
+    document = changed(recordings={"x": {"cache": "$NOWHERE"}})
+    with pytest.raises(ConfigError, match=r"recordings\.x: cache: the environment variable"):
+        validate_config(ExperimentConfig, document, where="file")
+
+
 def test_the_quick_form_changes_what_it_names_and_set_has_the_last_word(tmp_path):
     path = ROOT / "examples" / "digits.experiment.yaml"
     full, quick = load_experiment(path), load_experiment(path, ["runs=2"], quick=True)

@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cache_service.config import Frozen, override_document, read_document, validate_config
+from cache_service.config import (
+    EXPANDED,
+    Frozen,
+    override_document,
+    read_document,
+    validate_config,
+)
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.teacher.settings import TeacherConfig
 
@@ -40,7 +46,7 @@ class BuildsConfig(Frozen):
     devices: tuple[Device, ...] = Field(
         ("auto",), min_length=1, description="One worker process each: cpu, cuda:0, ..."
     )
-    database: str | None = Field(
+    database: Annotated[str | None, EXPANDED] = Field(
         None, min_length=1, description="SQLite file; ROOT/.kd-cache/builds.sqlite if absent."
     )
     batch_size: int = Field(256, ge=1, le=65536, description="Views per teacher batch.")
