@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from cache_service.config import dump_yaml
+from cache_service.errors import ConfigError
 from cache_service.interrupts import StopRequest, stop_on_signal
 from cache_service.storage.local import LocalStorage
 from distill.batches import Batch, BatchPlan
@@ -45,6 +46,9 @@ from distill.students import (
     choose_device,
     make_student_state,
 )
+
+RUN_LOCK = "run"
+"""Name of the reservation that a run holds in its output folder."""
 
 
 class TrainResult(NamedTuple):
@@ -91,10 +95,47 @@ def train_students(
         KeyboardInterrupt: a signal stopped the run. The checkpoints contain all steps so far.
         NonFiniteError: a loss is NaN or infinite. All students stop; the last checkpoints were
             written before that step.
-        ConfigError, SpecMismatchError: a checkpoint in `out` belongs to another run.
+        ConfigError, SpecMismatchError: a checkpoint in `out` belongs to another run, or another
+            process is training into `out`.
         KdCacheError: dataset, caches, model and method do not fit each other; see the message.
     """
     shared = refuse_unlike(configs)
+    with ExitStack() as stack:
+        for config in configs.values():
+            stack.enter_context(_only_run_in(config.out))
+        return _train_students(configs, shared, stream, teachers, on_event)
+
+
+@contextmanager
+def _only_run_in(out: str) -> Iterator[None]:
+    """Reserves the folder of a run. The reservation ends with the process, also after kill -9.
+
+    Raises:
+        ConfigError: another run has reserved it.
+    """
+    storage, is_new = LocalStorage(out), not Path(out).exists()
+    if not storage.begin(RUN_LOCK):
+        raise ConfigError(
+            f"another run is writing into {out}, and two runs would overwrite each other's files.",
+            hint="Write into another folder with --set out=FOLDER, or wait until that run ends.",
+        )
+    try:
+        yield
+    finally:
+        storage.end(RUN_LOCK)
+        storage.sweep()
+        if is_new:
+            with suppress(OSError):  # a refused run wrote nothing, and rmdir keeps other folders
+                Path(out).rmdir()
+
+
+def _train_students(
+    configs: Mapping[str, TrainConfig],
+    shared: TrainConfig,
+    stream: Stream | None,
+    teachers: Sequence[LiveTeacher],
+    on_event: Listener | None,
+) -> dict[str, TrainResult]:
     device = choose_device(shared.device)
     saved = load_checkpoints({name: config.out for name, config in configs.items()})
     # Compared before the dataset and the caches are opened, which may take long.
