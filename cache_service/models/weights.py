@@ -1,6 +1,7 @@
 """Weights of a network: read from a file that must fit, chosen, and named by a digest.
 
-No file is ever unpickled as code: .safetensors, or torch's files with weights_only.
+No file is ever unpickled as code: .safetensors, or torch's files with weights_only. A file that is
+no checkpoint, such as a Git LFS pointer, is named as what it is before anything is unpickled.
 
 Training scripts save an average of the weights (EMA, SWA) beside the raw ones. Both fit the
 network, and the averaged ones usually classify better, so neither is loaded by accident.
@@ -14,7 +15,8 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -47,6 +49,36 @@ COUNTER = "n_averaged"
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put in front of every key."""
+
+
+class _Bystander:
+    """Stands in for an object beside the weights, whose content is not needed."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# The names that a pickle may use map to empty classes, so that no constructor of NumPy runs on
+# values from the file: a dtype whose flags were forged would let NumPy read any address.
+_BYSTANDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (type(name.rpartition(".")[2], (_Bystander,), {}), name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.dtype",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray.scalar",  # as NumPy 1 wrote it
+    )
+]
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+
+MAX_SAFETENSORS_HEADER = 100_000_000
+"""Bytes; the format's own limit. A longer header means that the file is of another format."""
+
+COUNTERS = ".num_batches_tracked"
+"""Batch norms of torch < 0.4.1 did not count their batches; torch fills that in."""
 
 UNREADABLE = (
     SafetensorError,
@@ -81,21 +113,24 @@ def load_checkpoint(
     Args:
         model: changed in place; its dtype and device stay.
         path: .safetensors, or anything `torch.load` reads with weights_only. A state dict below
-            `state_dict` or `model` is found, and the keys' `module.` is taken off.
+            `state_dict` or `model` is found. A prefix of the keys (`module.`, `model.student.`) is
+            taken off if all keys below it, and their shapes, then fit the network exactly.
         weights: which to load from a file that holds the network's raw weights and averaged ones
             (EMA, SWA) beside them. Without it such a file is refused.
 
     Returns:
-        What was loaded, for people: "averaged weights, state_dict_ema of best.pth".
+        What was loaded, for people: "averaged weights, state_dict_ema of best.pth", or "raw
+        weights, state_dict (keys below 'model.') of last.ckpt".
 
     Raises:
         ConfigError: the file is missing, unreadable or of another network, or does not hold the
-            weights asked for, or holds both kinds and `weights` was not given.
+            weights asked for, or holds both kinds and `weights` was not given, or holds several
+            networks that fit below different prefixes.
     """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"checkpoint {file} is not a file.", hint="Check the path.")
-    chosen = choose_weights(file, find_weights(file, _read(file)), weights)
+    chosen = choose_weights(file, find_weights(file, _read(file), model), weights)
     _require_fit(file, model, chosen.tensors)
     try:
         model.load_state_dict(chosen.tensors)
@@ -104,24 +139,102 @@ def load_checkpoint(
             f"checkpoint {file} cannot be loaded into {type(model).__name__}: {one_line(error)}"
         ) from error
     kind = "averaged" if chosen.averaged else "raw"
-    return f"{kind} weights, {chosen.key} of {file.name}" if chosen.key else f"{file.name}"
+    below = f" (keys below {chosen.prefix!r})" if chosen.prefix else ""
+    if not chosen.key:
+        return f"{file.name}{below}"
+    return f"{kind} weights, {chosen.key}{below} of {file.name}"
 
 
 def _read(file: Path) -> object:
     try:
+        refusal = _other_file(file)
+        if refusal is not None:
+            raise refusal
         if file.suffix == ".safetensors":
             return load_file(file)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_BYSTANDERS):
             # torch warns about the pickle protocol; it does not matter if the weights load.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"checkpoint {file} is not plain weights, and unpickling anything else can run code.",
-            hint="Save model.state_dict() alone, best with safetensors.torch.save_file.",
-        ) from error
+        raise _unpicklable(file, error) from error
     except UNREADABLE as error:
+        if "weights_only" in str(error):
+            raise _unpicklable(file, error) from error
         raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
+
+
+def _other_file(file: Path) -> ConfigError | None:
+    """The refusal of a file whose first bytes or length show that it is no whole checkpoint."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(1024)
+    again = "Download or copy the file again, and compare its size with the source."
+    if not size:
+        return ConfigError(f"checkpoint {file} is empty (0 bytes).", hint=again)
+    if head.startswith(LFS_POINTER):
+        return ConfigError(
+            f"checkpoint {file} is a Git LFS pointer, a text of {size} bytes that only names the "
+            "weights.",
+            hint="Run `git lfs install` and `git lfs pull` in the repository that it comes from.",
+        )
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
+        return ConfigError(
+            f"checkpoint {file} is an HTML or XML page, such as a server sends in place of a file.",
+            hint="Open the page in a browser to see what the server said, then download the "
+            "checkpoint again from its direct link, logged in if need be.",
+        )
+    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
+        return ConfigError(
+            f"checkpoint {file} is truncated: its {size} bytes begin as a zip archive of "
+            "torch.save, but the directory at its end is missing.",
+            hint=again,
+        )
+    needed = _safetensors_size(file) if file.suffix == ".safetensors" else None
+    if needed is not None and size < needed:
+        return ConfigError(
+            f"checkpoint {file} is truncated: it has {size} bytes, and its safetensors header "
+            f"needs {needed} or more.",
+            hint=again,
+        )
+    return None
+
+
+def _safetensors_size(file: Path) -> int | None:
+    """Bytes that the header of a safetensors file announces; None if it has no such header."""
+    with file.open("rb") as stream:
+        head = stream.read(9)
+        length = int.from_bytes(head[:8], "little")
+        if head[8:] != b"{" or length > MAX_SAFETENSORS_HEADER:
+            return None
+        header = b"{" + stream.read(length - 1)
+    if len(header) < length:
+        return 8 + length
+    try:
+        entries = json.loads(header)
+        ends = [each["data_offsets"][1] for key, each in entries.items() if key != "__metadata__"]
+        return 8 + length + int(max(ends, default=0))
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None  # load_file says what is wrong with the header
+
+
+def _unpicklable(file: Path, error: Exception) -> ConfigError:
+    # torch's own text advises weights_only=False, so nothing but the name is taken from it.
+    again = ""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is not None:
+        name = named[1] if "." in named[1] else f"builtins.{named[1]}"  # as torch shortens it
+        problem = f"it holds {name}, and unpickling that can run code"
+    elif "TorchScript" in str(error):
+        problem = "it is a TorchScript archive, which holds a program"
+    else:
+        problem = "it is damaged, or torch.save did not write it"
+        again = "Download it again if it was downloaded. "
+    return ConfigError(
+        f"checkpoint {file} is not plain weights: {problem}.",
+        hint=f"{again}In the program that wrote the checkpoint, save model.state_dict() alone, "
+        "best with safetensors.torch.save_file.",
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -132,18 +245,22 @@ def one_line(error: BaseException) -> str:
 
 
 class Weights(NamedTuple):
-    """One state dict of a checkpoint file. `key` is where it was found; empty at the top."""
+    """One state dict of a checkpoint file. `key` is where it was found; empty at the top.
+
+    `prefix` was taken off the names of the tensors, beyond what wrappers put there.
+    """
 
     key: str
     tensors: dict[str, Tensor]
     averaged: bool
+    prefix: str = ""
 
 
-def find_weights(file: Path, content: object) -> list[Weights]:
+def find_weights(file: Path, content: object, model: nn.Module) -> list[Weights]:
     """The state dicts of a checkpoint's content: the raw one, then averages of it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or several networks in one state dict fit the model.
     """
     if isinstance(content, Mapping):
         names = [key for key in content if isinstance(key, str)]
@@ -154,11 +271,18 @@ def find_weights(file: Path, content: object) -> list[Weights]:
             for key in raw + averaged
             if (tensors := _state_dict(content[key])) is not None
         ]
-        # An average of something else, such as the losses, shares no name with the weights.
-        found = [w for w in found if not w.tensors.keys().isdisjoint(found[0].tensors)]
+        # An average of something else, such as the losses, shares no name with the weights, neither
+        # as saved (an average without buffers fits below no prefix) nor without a prefix.
+        fitted = [_without_prefix(file, each, model) for each in found]
+        found = [
+            each
+            for before, each in zip(found, fitted, strict=True)
+            if not before.tensors.keys().isdisjoint(found[0].tensors)
+            or not each.tensors.keys().isdisjoint(fitted[0].tensors)
+        ]
         if found:
             return [w for w in found if not w.averaged][:1] + [w for w in found if w.averaged]
-    return [_plain_weights(file, content)]
+    return [_without_prefix(file, _plain_weights(file, content), model)]
 
 
 def choose_weights(file: Path, found: list[Weights], choice: WeightsChoice | None) -> Weights:
@@ -234,31 +358,62 @@ def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def _without_prefix(file: Path, weights: Weights, model: nn.Module) -> Weights:
+    """The tensors below the one prefix with which they fit the network; unchanged if none does."""
+    tensors, expected = weights.tensors, model.state_dict()
+    if not expected or not _misfits(expected, tensors):
+        return weights
+    needed = [key for key in expected if not key.endswith(COUNTERS)] or list(expected)
+    ends = [key.removesuffix(needed[0]) for key in tensors if key.endswith(needed[0])]
+    fitting: dict[str, dict[str, Tensor]] = {}
+    for prefix in ends:
+        if (prefix and not prefix.endswith(".")) or any(prefix + k not in tensors for k in needed):
+            continue
+        below = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not prefix:  # a whole network beside others that have a prefix
+            below = {key: value for key, value in below.items() if key in expected}
+        if not _misfits(expected, below):
+            fitting[prefix] = below
+    if not any(fitting):
+        return weights
+    prefix, below = next((prefix, below) for prefix, below in fitting.items() if prefix)
+    if not all(_equal(below, other) for other in fitting.values()):
+        raise ConfigError(
+            f"checkpoint {file} holds several networks that fit {type(model).__name__} and "
+            f"differ, below the prefixes {', '.join(map(repr, fitting))} of its keys.",
+            hint="Save the one you need as a file of its own, with keys that lack the prefix.",
+        )
+    averaged = weights.averaged or AVERAGED.search(prefix.lower()) is not None
+    return weights._replace(tensors=below, averaged=averaged, prefix=prefix)
+
+
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def _require_fit(file: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    expected = model.state_dict()
-    # Batch norms of torch < 0.4.1 did not count their batches; torch fills that in.
-    counters = ".num_batches_tracked"
-    missing = [key for key in expected if key not in weights and not key.endswith(counters)]
+    problems = _misfits(model.state_dict(), weights)
+    if problems:
+        raise ConfigError(
+            f"checkpoint {file} does not fit {type(model).__name__}: it {', '.join(problems)}.",
+            hint="Check the model's name, num_classes and model_args.",
+        )
+
+
+def _misfits(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
+    """How weights differ from a network's state dict in names and shapes."""
+    missing = [key for key in expected if key not in weights and not key.endswith(COUNTERS)]
     unknown = [key for key in weights if key not in expected]
     other = [
         f"{key} is {list(weights[key].shape)} in the file and {list(value.shape)} in the network"
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    problems = [
+    return [
         *_first("lacks", missing),
         *_first("has the unknown", unknown),
         *_first("differs in shape:", other),
     ]
-    if problems:
-        raise ConfigError(
-            f"checkpoint {file} does not fit {type(model).__name__}: it {', '.join(problems)}.",
-            hint="Check the model's name, num_classes and model_args.",
-        )
 
 
 def _first(problem: str, cases: list[str]) -> list[str]:

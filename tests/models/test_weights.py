@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import argparse
 import copy
+import json
+import os
+import pathlib
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -68,7 +74,7 @@ def without(weights, key):
         (lambda w: {}, "holds a dict where a state dict is needed"),
         (
             lambda w: w | {"x": Opaque()},
-            "is not plain weights, and unpickling anything else can run",
+            r"is not plain weights: it holds \S*test_weights\.Opaque, and unpickling that can run",
         ),
     ],
     ids=["missing", "unknown", "shape", "no tensor", "list", "empty", "object"],
@@ -91,6 +97,193 @@ def test_a_file_that_cannot_be_read_is_one_line(name, content, fresh, tmp_path):
     with pytest.raises(ConfigError, match=rf"checkpoint .*{name}") as refusal:
         load_checkpoint(fresh, tmp_path / name)
     assert "\n" not in str(refusal.value)
+
+
+def under(prefix, weights):
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "net.", "module.student.", "teacher.", "model._orig_mod.", "a.b.c."]
+)
+def test_a_prefix_that_all_keys_share_is_taken_off(prefix, trained, fresh, tmp_path):
+    content = {"state_dict": under(prefix, trained.state_dict()), "epoch": 3}
+    torch.save(content, tmp_path / "last.ckpt")
+    told = load_checkpoint(fresh, tmp_path / "last.ckpt")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+    rest = prefix.removeprefix("module.")
+    assert told == f"raw weights, state_dict (keys below {rest!r}) of last.ckpt"
+
+
+def test_a_prefix_is_taken_off_a_bare_safetensors_file(trained, fresh, tmp_path):
+    save_file(under("net.", trained.state_dict()), tmp_path / "a.safetensors")
+    assert load_checkpoint(fresh, tmp_path / "a.safetensors").endswith("(keys below 'net.')")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+def test_of_several_networks_the_one_that_fits_is_loaded(trained, fresh, tmp_path):
+    other = create_model("resnet20", num_classes=4, seed=3).state_dict()
+    content = under("model.student.", trained.state_dict()) | under("model.teacher.", other)
+    torch.save({"state_dict": content}, tmp_path / "a.ckpt")
+    assert "'model.student.'" in load_checkpoint(fresh, tmp_path / "a.ckpt")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+@pytest.mark.parametrize("first", ["model.student.", ""])
+def test_several_networks_that_fit_and_differ_are_refused_by_name(first, trained, fresh, tmp_path):
+    other = create_model("resnet8x4", num_classes=4, seed=3).state_dict()
+    content = under(first, trained.state_dict()) | under("model.teacher.", other)
+    torch.save({"state_dict": content}, tmp_path / "a.ckpt")
+    before = weights_sha256(fresh)
+    says = f"several networks that fit ResNet and differ, below the prefixes '{first}', 'model.tea"
+    with pytest.raises(ConfigError, match=says) as refusal:
+        load_checkpoint(fresh, tmp_path / "a.ckpt")
+    assert "as a file of its own" in refusal.value.hint
+    assert weights_sha256(fresh) == before
+
+
+def test_several_networks_that_are_equal_need_no_choice(trained, fresh, tmp_path):
+    weights = trained.state_dict()
+    torch.save(under("student.", weights) | under("teacher.", weights), tmp_path / "a.ckpt")
+    load_checkpoint(fresh, tmp_path / "a.ckpt")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: without(w, "model.fc.bias"),
+        lambda w: w | {"model.head.bias": w["model.fc.bias"]},
+        lambda w: w | {"model.fc.bias": torch.zeros(5)},
+        lambda w: {key.replace("model.", "model_"): value for key, value in w.items()},
+    ],
+    ids=["missing", "unknown", "shape", "no dot"],
+)
+def test_below_a_prefix_nothing_is_loaded_in_part(change, trained, fresh, tmp_path):
+    torch.save({"state_dict": change(under("model.", trained.state_dict()))}, tmp_path / "a.ckpt")
+    before = weights_sha256(fresh)
+    with pytest.raises(ConfigError, match="does not fit ResNet: it lacks conv1"):
+        load_checkpoint(fresh, tmp_path / "a.ckpt")
+    assert weights_sha256(fresh) == before
+
+
+@pytest.mark.parametrize("average", ["whole", "without buffers"])
+def test_a_prefix_does_not_hide_an_average_of_the_weights(average, trained, fresh, tmp_path):
+    ema = create_model("resnet8x4", num_classes=4, seed=3)
+    values = (
+        ema.state_dict() if average == "whole" else under("model.", dict(ema.named_parameters()))
+    )
+    content = {"state_dict": under("model.", trained.state_dict()), "ema": values}
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ConfigError, match="holds raw weights under 'state_dict' and averaged ones"):
+        load_checkpoint(fresh, tmp_path / "a.ckpt")
+    load_checkpoint(fresh, tmp_path / "a.ckpt", weights="raw")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+BYSTANDERS = {
+    "namespace": argparse.Namespace(lr=0.1, nested=argparse.Namespace(seed=np.int64(3))),
+    "scalars": [np.float64(79.4), np.float32(1), np.int64(7), np.bool_(True)],
+    "dtypes": {"dtype": np.dtype("float16"), "big": np.dtype(">i4")},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("beside", BYSTANDERS.values(), ids=BYSTANDERS)
+def test_harmless_objects_beside_the_weights_are_passed_over(
+    beside, zipped, trained, fresh, tmp_path
+):
+    content = {"model": trained.state_dict(), "epoch": 9, "args": beside}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    load_checkpoint(fresh, tmp_path / "a.pth")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        (pathlib.PurePosixPath("runs"), r"pathlib\.\S*PurePosixPath"),
+        (np.zeros(3), r"numpy\.\S*_reconstruct"),
+        (print, r"builtins\.print"),
+        (os.system, r"posix\.system"),
+        (torch.nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
+    ],
+    ids=["path", "array", "function", "system", "module"],
+)
+def test_any_other_object_is_refused_by_name(beside, name, trained, fresh, tmp_path):
+    torch.save({"model": trained.state_dict(), "args": beside}, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match=rf"it holds {name}, and unpickling") as refusal:
+        load_checkpoint(fresh, tmp_path / "a.pth")
+    assert "save model.state_dict() alone" in refusal.value.hint
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_a_torchscript_archive_is_named(fresh, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name in ("version", "data.pkl", "constants.pkl"):
+            archive.writestr(f"a/{name}", b"3\n")
+    with pytest.raises(ConfigError, match="it is a TorchScript archive") as refusal:
+        load_checkpoint(fresh, tmp_path / "a.pt")
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_a_forged_dtype_beside_the_weights_never_reaches_numpy(trained, fresh, tmp_path):
+    class Forged:
+        def __reduce__(self):
+            return np.dtype, ("not a type",)
+
+    torch.save({"model": trained.state_dict(), "args": Forged()}, tmp_path / "a.pth")
+    load_checkpoint(fresh, tmp_path / "a.pth")
+    assert weights_sha256(fresh) == weights_sha256(trained)
+
+
+def test_an_object_among_the_weights_is_no_bystander(trained, fresh, tmp_path):
+    content = dict(trained.state_dict()) | {"args": argparse.Namespace()}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match="holds no state dict: 'args' is a Namespace"):
+        load_checkpoint(fresh, tmp_path / "a.pth")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 102502400\n"
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+@pytest.mark.parametrize(
+    ("content", "says", "hint"),
+    [
+        (POINTER, "is a Git LFS pointer", "git lfs pull"),
+        (b"\n <!DOCTYPE html><html>Sign in</html>", "is an HTML or XML page", "download the"),
+        (b"<?xml version='1.0'?><Error/>", "is an HTML or XML page", "download the"),
+        (b"", "is empty", "again"),
+        (b"PK\x03\x04" + bytes(100), "is truncated: its 104 bytes begin as a zip", "again"),
+    ],
+    ids=["pointer", "html", "xml", "empty", "zip"],
+)
+def test_a_file_that_is_no_checkpoint_is_named(name, content, says, hint, fresh, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=says) as refusal:
+        load_checkpoint(fresh, tmp_path / name)
+    assert hint in refusal.value.hint
+
+
+@pytest.mark.parametrize("kept", [0.001, 0.5, 0.999])
+def test_truncated_files_are_named(kept, trained, fresh, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "a.pth")
+    save_file(trained.state_dict(), tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
+        with pytest.raises(ConfigError, match=rf"{name} is truncated") as refusal:
+            load_checkpoint(fresh, tmp_path / name)
+        assert "compare its size" in refusal.value.hint
+
+
+@pytest.mark.parametrize("header", [{"a": 1}, {"a": {"data_offsets": ["x", "y"]}}, {"a": {}}])
+def test_a_header_of_nonsense_is_refused(header, fresh, tmp_path):
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ConfigError, match=r"a\.safetensors cannot be read"):
+        load_checkpoint(fresh, tmp_path / "a.safetensors")
 
 
 def test_a_missing_file_is_named(fresh, tmp_path):
