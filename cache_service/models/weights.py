@@ -77,7 +77,7 @@ PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 MAX_SAFETENSORS_HEADER = 100_000_000
 """Bytes; the format's own limit. A longer header means that the file is of another format."""
 
-COUNTERS = ".num_batches_tracked"
+BATCH_COUNTER = ".num_batches_tracked"
 """Batch norms of torch < 0.4.1 did not count their batches; torch fills that in."""
 
 UNREADABLE = (
@@ -363,7 +363,7 @@ def _without_prefix(file: Path, weights: Weights, model: nn.Module) -> Weights:
     tensors, expected = weights.tensors, model.state_dict()
     if not expected or not _misfits(expected, tensors):
         return weights
-    needed = [key for key in expected if not key.endswith(COUNTERS)] or list(expected)
+    needed = [key for key in expected if not key.endswith(BATCH_COUNTER)] or list(expected)
     ends = [key.removesuffix(needed[0]) for key in tensors if key.endswith(needed[0])]
     fitting: dict[str, dict[str, Tensor]] = {}
     for prefix in ends:
@@ -402,7 +402,7 @@ def _require_fit(file: Path, model: nn.Module, weights: dict[str, Tensor]) -> No
 
 def _misfits(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
     """How weights differ from a network's state dict in names and shapes."""
-    missing = [key for key in expected if key not in weights and not key.endswith(COUNTERS)]
+    missing = [key for key in expected if key not in weights and not key.endswith(BATCH_COUNTER)]
     unknown = [key for key in weights if key not in expected]
     other = [
         f"{key} is {list(weights[key].shape)} in the file and {list(value.shape)} in the network"
