@@ -116,7 +116,7 @@ def _only_run_in(out: str) -> Iterator[None]:
     storage, is_new = LocalStorage(out), not Path(out).exists()
     if not storage.begin(RUN_LOCK):
         raise ConfigError(
-            f"another run is writing into {out}, and two runs would overwrite each other's files.",
+            f"another run is writing into {out}, and a folder holds one run.",
             hint="Write into another folder with --set out=FOLDER, or wait until that run ends.",
         )
     try:
