@@ -37,6 +37,7 @@ from cache_service.api.page.overview import (
     live_figures,
     overview,
 )
+from cache_service.api.page.visit import Visit
 from cache_service.errors import ConfigError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
 from cache_service.human_format import human_bytes
@@ -49,6 +50,9 @@ RELOAD_S = 2
 
 SNAPSHOT_S = 0.9
 """Age up to which all open pages share the figures of builds and traffic."""
+
+LOCAL = Visit()
+"""A visit to a server at its default address, for callers that have no request."""
 
 HEADINGS = {404: "Not found", 422: "Invalid request"}
 
@@ -116,17 +120,17 @@ class Pages:
         """End the process that renders images."""
         self._renderer.close()
 
-    def overview(self) -> Page:
+    def overview(self, visit: Visit = LOCAL) -> Page:
         """All caches, builds and traffic."""
         page = overview(self._service, self._builds)
-        return self._page("overview.html", page=page, figures=live_figures(page.activity))
+        return self._page("overview.html", visit, page=page, figures=live_figures(page.activity))
 
-    def cache(self, name: str) -> Page:
+    def cache(self, name: str, visit: Visit = LOCAL) -> Page:
         """One cache in full."""
         card = cache_card(name, self._service.catalog.open(name), rows=60, columns=96)
-        return self._page("cache.html", card=card)
+        return self._page("cache.html", visit, card=card)
 
-    def explore(self, name: str, seed: str, sample: str) -> Page:
+    def explore(self, name: str, seed: str, sample: str, visit: Visit = LOCAL) -> Page:
         """One sample under one seed, as they were typed; empty for the first recorded one."""
         opened = self._service.catalog.open(name)
         cache, commits = opened.cache, opened.commits()
@@ -156,6 +160,7 @@ class Pages:
         before, after = neighbor_seeds(commits, seed_number)
         page = self._page(
             "explore.html",
+            visit,
             explored=explored,
             refusal=refusal,
             name=name,
@@ -177,20 +182,23 @@ class Pages:
             reload_s=RELOAD_S if is_pending else None,
         )
 
-    def sign_in(self, *, next_path: str, message: str = "", status: int = 200) -> Page:
+    def sign_in(
+        self, *, next_path: str, message: str = "", status: int = 200, visit: Visit = LOCAL
+    ) -> Page:
         """The form that asks for a token."""
         style = static_file("page.css")
         assert style is not None
         html = self._environment.get_template("login.html").render(
-            style=style.content.decode(), next=next_path, message=message
+            style=style.content.decode(), next=next_path, message=message, link=visit.link
         )
         return Page(html, status)
 
-    def refused(self, refusal: KdCacheError) -> Page:
+    def refused(self, refusal: KdCacheError, visit: Visit = LOCAL) -> Page:
         """The reason why there is no page."""
         status = refusal.http_status
         page = self._page(
             "refused.html",
+            visit,
             status=status,
             heading=HEADINGS.get(status, "Refused"),
             message=refusal.message,
@@ -213,8 +221,10 @@ class Pages:
         listed = () if config is None else config.datasets.values()
         return tuple(dataset.model_dump(mode="json") for dataset in listed)
 
-    def _page(self, template: str, **values: Any) -> Page:
-        html = self._environment.get_template(template).render(login=self.login, **values)
+    def _page(self, template: str, visit: Visit, **values: Any) -> Page:
+        html = self._environment.get_template(template).render(
+            login=self.login, visit=visit, link=visit.link, **values
+        )
         return Page(html)
 
 

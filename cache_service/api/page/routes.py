@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from cache_service.api.page.rendering import Page, Pages, static_file
+from cache_service.api.page.visit import Visit, visit_of
 from cache_service.errors import KdCacheError, NotACacheError
 
 POLICY = (
@@ -68,22 +69,19 @@ def sign_in_response(page: Page) -> Response:
 @router.get("/")
 def overview(request: Request) -> Response:
     """All caches, builds and traffic."""
-    pages = pages_of(request)
-    return _page_or_refusal(pages, pages.overview)
+    return _page_or_refusal(request, Pages.overview)
 
 
 @router.get("/caches/{name}")
 def cache(request: Request, name: str) -> Response:
     """One cache."""
-    pages = pages_of(request)
-    return _page_or_refusal(pages, lambda: pages.cache(name))
+    return _page_or_refusal(request, lambda pages, visit: pages.cache(name, visit))
 
 
 @router.get("/caches/{name}/explore")
 def explore(request: Request, name: str, seed: str = "", sample: str = "") -> Response:
     """One sample under one seed."""
-    pages = pages_of(request)
-    return _page_or_refusal(pages, lambda: pages.explore(name, seed, sample))
+    return _page_or_refusal(request, lambda pages, visit: pages.explore(name, seed, sample, visit))
 
 
 @router.get("/static/{name}")
@@ -121,8 +119,9 @@ async def _events(pages: Pages, stopping: asyncio.Event) -> AsyncIterator[bytes]
             continue
 
 
-def _page_or_refusal(pages: Pages, render: Callable[[], Page]) -> Response:
+def _page_or_refusal(request: Request, render: Callable[[Pages, Visit], Page]) -> Response:
+    pages, visit = pages_of(request), visit_of(request)
     try:
-        return page_response(pages, render())
+        return page_response(pages, render(pages, visit))
     except KdCacheError as refusal:
-        return page_response(pages, pages.refused(refusal))
+        return page_response(pages, pages.refused(refusal, visit))

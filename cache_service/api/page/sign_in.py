@@ -20,6 +20,7 @@ from fastapi.responses import RedirectResponse, Response
 from cache_service.api.http.auth import COOKIE, find_token
 from cache_service.api.page.rendering import Pages
 from cache_service.api.page.routes import pages_of, sign_in_response
+from cache_service.api.page.visit import visit_of
 
 MAX_FORM_BYTES = 4096
 """Enough for a token and a path of this server."""
@@ -78,7 +79,8 @@ def sign_in_form(pages: Pages, request: Request) -> Response:
     # Only parameters of the pages: somebody may have put a token into the address by mistake.
     query = [pair for pair in request.query_params.multi_items() if pair[0] in PAGE_PARAMETERS]
     path = local_path(request.url.path + (f"?{urlencode(query)}" if query else ""))
-    return sign_in_response(pages.sign_in(next_path=path, status=401))
+    page = pages.sign_in(next_path=path, status=401, visit=visit_of(request))
+    return sign_in_response(page)
 
 
 @router.post("/login")
@@ -90,7 +92,9 @@ async def sign_in(request: Request) -> Response:
     next_path = local_path(fields.get("next", ["/"])[0])
 
     def form_again(message: str, status: int) -> Response:
-        page = pages.sign_in(next_path=next_path, message=message, status=status)
+        page = pages.sign_in(
+            next_path=next_path, message=message, status=status, visit=visit_of(request)
+        )
         return sign_in_response(page)
 
     if request.headers.get("sec-fetch-site", "none") not in SAME_SITE:

@@ -1,4 +1,4 @@
-// Live figures and arrow keys. The pages work without this file, too.
+// Live figures, buttons that copy, and arrow keys. The pages work without this file, too.
 
 const REDRAW_MS = 10_000; // how often the pictures are fetched again while a build runs
 const status = document.getElementById("live");
@@ -39,7 +39,7 @@ function watchEvents() {
   }
 
   function open() {
-    source = new EventSource("/v1/events");
+    source = new EventSource(status.dataset.events);
     source.onopen = () => setStatus("live", true);
     source.onerror = () => setStatus("not connected", false);
     source.onmessage = async (event) => {
@@ -73,6 +73,23 @@ function onKey(event) {
   }
 }
 
+async function copy(button) {
+  const source = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+  } catch {
+    // Browsers have no clipboard for pages that came over http from another machine.
+    getSelection().selectAllChildren(source);
+    if (!document.execCommand("copy")) return; // the text is selected: Ctrl+C copies it
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => copy(button));
+}
 if (status) watchEvents();
 const keys = document.querySelector(".keys");
 if (keys) {
