@@ -22,6 +22,7 @@ from cli.experiments.experiment_file import ExperimentConfig, VariantConfig
 from distill.checkpoint import FREE
 from distill.config import TrainConfig
 from distill.methods import METHODS
+from distill.methods.published import published_of
 from distill.methods.setting_types import Schedule
 from distill.multi_student import OWN
 
@@ -118,7 +119,23 @@ def methods() -> str:
         parts.append(f"## `{name}`\n\n{_prose(method.settings)}\n\n{_prose(method.terms)}")
         if len(method.settings.model_fields) > 1:
             parts.append(_table(method.settings, "method."))
+        if published_of(name):
+            parts.append(f"Published settings:\n\n{_published(name)}")
     return "\n\n".join(parts)
+
+
+def _published(method: str) -> str:
+    """The settings with which a method was published, as they are written in the files."""
+    rows = ["| data and networks | train file | build file | source |", "|---|---|---|---|"]
+    for row in published_of(method):
+        written = {key: value for key, value in row.method.items() if value is not None}
+        keys = [f"`method: {_flow(written)}`"]
+        keys += [f"`{key}: {_flow(value)}`" for key, value in row.train.items()]
+        build = ", ".join(f"`{key}: {_flow(value)}`" for key, value in row.build.items())
+        source = f"{row.source}. {row.note}" if row.note else row.source
+        cells = (row.data, ", ".join(keys), build, source)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
 
 
 def _sections(model: type[BaseModel], prefix: str, seen: set[type[BaseModel]]) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cache_service.config import EXPANDED, Frozen
 from cache_service.datasets.dataset_config import DatasetConfig
@@ -14,6 +14,10 @@ from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds, parse_seeds
 from cache_service.format.spec import Layout, Scales
 from cache_service.teacher.settings import TeacherConfig
+
+SDD = "sdd"
+SDD_SCALES = (1, 2, 4)
+"""Grids of the published code of SDD, which pools the finest one whichever of them are used."""
 
 
 class BuildConfig(Frozen):
@@ -30,7 +34,11 @@ class BuildConfig(Frozen):
     augment: AugmentConfig
     teacher: TeacherConfig
     scales: Annotated[
-        Scales, Field(description="Cells per side of each grid; 1 is the whole image.")
+        Scales,
+        Field(
+            description="Cells per side of each grid; 1 is the whole image. `sdd` stands for "
+            "[1, 2, 4] with `teacher.pooling: chained`."
+        ),
     ] = (1,)
     codec: Codec = DenseCodec()
     layout: Annotated[
@@ -50,6 +58,22 @@ class BuildConfig(Frozen):
     stall_s: Annotated[
         float, Field(gt=0, description="Restart workers after this time without progress, s.")
     ] = 600.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_sdd(cls, written: Any) -> Any:
+        """`scales: sdd` is the grids and the pooling of the published code of SDD."""
+        if not isinstance(written, dict) or written.get("scales") != SDD:
+            return written
+        teacher = written.get("teacher")
+        if not isinstance(teacher, dict):
+            return written | {"scales": SDD_SCALES}
+        if teacher.get("pooling", "chained") != "chained":
+            raise ValueError(
+                f"scales: {SDD} pools every grid from the finest one, but teacher.pooling is "
+                f"{teacher['pooling']!r}; leave it out, or write scales: {list(SDD_SCALES)}"
+            )
+        return written | {"scales": SDD_SCALES, "teacher": teacher | {"pooling": "chained"}}
 
     @field_validator("scales")
     @classmethod

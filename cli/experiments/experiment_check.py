@@ -110,6 +110,7 @@ class _StudentCheck:
             else TeacherFacts(
                 scales=each.build.scales,
                 num_classes=num_classes,
+                pooling=each.build.teacher.pooling,
                 origin=each.name,
                 drops_classes=each.build.codec.drops_classes,
             )

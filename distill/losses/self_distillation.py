@@ -61,8 +61,9 @@ def ddgsd_terms(
     Source: Xu & Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI
     2019, at T = 1. The authors published no code. Departures of two other implementations:
     ddgsd-pytorch has T = 3 without T**2, divides the KL by C and compares the views' logits
-    instead of feature means; Self-KD-Lib has T = 4, detaches the targets, halves the label losses
-    and compares the two means over all samples and channels.
+    instead of feature means; Self-KD-Lib has T = 4, detaches the targets, takes a quarter of the
+    label losses (their mean over both views, halved) and compares the two means over all samples
+    and channels.
     """
     log_a_BC = log_probabilities(a.logits_BC, temperature=temperature)
     log_b_BC = log_probabilities(b.logits_BC, temperature=temperature)
@@ -93,7 +94,8 @@ def cskd_loss(logits_BC: Tensor, pair_logits_BC: Tensor, *, temperature: float =
 
     Source: Yun et al., "Regularizing Class-wise Predictions via Self-knowledge Distillation",
     CVPR 2020, and its code: T = 4, weight 1, label loss of weight 1 on `logits_BC` only, so half
-    of the images in a batch of pairs get no label loss.
+    of the images in a batch of pairs get no label loss. Departure: the code draws the second
+    sample from all n of the class, so it is the same sample in 1 of n pairs.
     """
     return kd_loss(logits_BC, pair_logits_BC, temperature=temperature)
 

@@ -35,10 +35,9 @@ def dkd(settings: DKD, step: Step) -> dict[str, Tensor]:
     target, teacher || student at T. Reports both, unweighted, as `tckd` and `nckd`. The target of
     a mixed view is its larger part. `standardize` z-scores the logits of both sides first.
 
-    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, with the settings of
-    mdistiller: T = 4, alpha 1, warm-up over 20 epochs; beta 8 for most pairs, 6 from vgg13
-    and for wrn_40_2 -> wrn_16_2, 2 for resnet56 -> resnet20 and resnet110 -> resnet32. Departures:
-    those of `dkd_loss`.
+    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022. The defaults are the
+    settings of mdistiller for most pairs on CIFAR-100; with `standardize`, for ImageNet and for
+    some pairs the published settings are others, listed below. Departures: those of `dkd_loss`.
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
@@ -72,9 +71,9 @@ def nkd(settings: NKD, step: Step) -> dict[str, Tensor]:
     p and q are teacher and student at T = 1; p^ and q^ at T, renormalized without the label y; of
     a mixed view, y is the larger part.
 
-    Source: Yang et al., ICCV 2023, whose defaults these are, T = 1 and gamma 1.5, except for the
-    warm-up: theirs has none, and the NKD columns of Wei et al., CVPR 2024, were made with that of
-    DKD. They were also made with `classes: all`; see `nkd_loss` for the reason.
+    Source: Yang et al., ICCV 2023. The defaults are its settings for ImageNet, T = 1 and gamma 1.5,
+    except for the warm-up: theirs has none, and the NKD columns of Wei et al., CVPR 2024, were made
+    with that of DKD. They were also made with `classes: all`; see `nkd_loss` for the reason.
     """
     logits_BC = step.student(step.images_B3HW)
     loss = nkd_loss(

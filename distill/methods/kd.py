@@ -46,9 +46,7 @@ def kd(settings: KD, step: Step) -> dict[str, Tensor]:
     """Whole-image logits against the teacher's.
 
     Source: Hinton et al. 2015; T = 4 and 0.9 are the values of the CIFAR-100 tables. With
-    `standardize`, Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, who
-    take T = 2 and weights 0.1 and 9: alpha = 0.989 here, at 9.1 times the learning rate and,
-    with SGD, a 9.1th of the weight decay and of any clipping norm.
+    `standardize`, Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
     """
     logits_BC = step.student(step.images_B3HW)
     teacher_BC = step.teacher_logits(temperature=settings.temperature)[:, 0]
@@ -92,8 +90,8 @@ def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
     rho is Pearson's correlation of teacher and student at T: of each view over its classes (term
     `inter`), of each class over the batch (term `intra`, which needs batches of several views).
 
-    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, with the
-    defaults of its code; its CIFAR-100 runs have T = 4, beta = gamma = 2.
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. The
+    defaults are those of its class; all of its published runs have other settings, listed below.
     """
     logits_BC = step.student(step.images_B3HW)
     label = label_term(step, logits_BC)

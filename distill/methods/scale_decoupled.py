@@ -71,7 +71,9 @@ def sd_kd(settings: SDKD, step: Step) -> dict[str, Tensor]:
     for the cell and for the whole image, is the label; and the total weight of either kind of cell
     divided by the number of all cells, as `weight_consistent` and `weight_complementary`.
 
-    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code.
+    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. The defaults are its settings for
+    CIFAR-100. Its networks pool a 4 x 4 grid first, which `scales: sdd` of a build file does: see
+    [as published](#scale-decoupled-distillation-as-published).
     """
     logits_BC, cells_BRC = student_cells(settings, step)
     loss = sdd_kd_loss(
@@ -103,9 +105,8 @@ def sd_dkd(settings: SDDKD, step: Step) -> dict[str, Tensor]:
     cells, unweighted, as `tckd` and `nckd`. `standardize` z-scores each cell's logits on both
     sides first.
 
-    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024; defaults of its published code:
-    T = 4, alpha 1, w = 2 for complementary cells, 20 epochs of warm-up; beta as in `dkd`.
-    Departures: those of `sdd_dkd_loss`.
+    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. The defaults are its settings for
+    most pairs on CIFAR-100; the pooling is that of `sd-kd`. Departures: those of `sdd_dkd_loss`.
     """
     logits_BC, cells_BRC = student_cells(settings, step)
     loss = sdd_dkd_loss(
@@ -137,10 +138,10 @@ def sd_nkd(settings: SDNKD, step: Step) -> dict[str, Tensor]:
 
     The label loss takes the ordinary logits. Reports what `sd-kd` does.
 
-    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. The defaults are those behind its
-    tables: T = 4 and gamma = the beta of DKD, though plain NKD has T = 1 and 1.5 there, and
-    `classes: all`, because the mask of its published code hides nothing. The paper's own text has
-    `classes: others`.
+    Source: Wei et al., "Scale Decoupled Distillation", CVPR 2024. The defaults are its settings for
+    most pairs on CIFAR-100: T = 4 and gamma = the beta of DKD, though plain NKD has T = 1 and 1.5
+    there, and `classes: all`, because the mask of its published code hides nothing. The paper's own
+    text has `classes: others`. The pooling is that of `sd-kd`.
     """
     logits_BC, cells_BRC = student_cells(settings, step)
     at_1_BRC = None

@@ -37,16 +37,12 @@ from distill.methods.method import (
     label_term,
     report_top1,
 )
+from distill.methods.published import published_of
 from distill.methods.requirements import Requirements, SameClassPair, SecondView
 from distill.methods.setting_types import Fraction, Temperature, Weight
 
-PUBLISHED: dict[str, dict[str, float | None]] = {
-    "virtual": {"temperature": 20.0, "alpha": 0.1, "correct": 0.99},
-    "self": {"temperature": 6.0, "alpha": 0.905, "correct": None},
-}
-"""Settings of Tf-KD for ResNet-18 on CIFAR-100. For `self` that code has 0.95 x 50 / C x KL against
-0.05 CE: 9.5 to 1 at C = 100, as 0.905 against 0.095 here; its two weights add up to 0.525, so the
-loss here is 1.9 times as large."""
+TF_KD = {row.method["form"]: {"correct": None, **row.method} for row in published_of("tf-kd")}
+"""Published settings of Tf-KD by form."""
 
 
 class TfKD(MethodSettings):
@@ -70,7 +66,7 @@ class TfKD(MethodSettings):
         """Defaults are the published settings of the form."""
         if not isinstance(written, dict):
             return written
-        return PUBLISHED.get(str(written.get("form", "virtual")), {}) | written
+        return TF_KD.get(str(written.get("form", "virtual")), {}) | written
 
     @model_validator(mode="after")
     def _check(self) -> TfKD:
@@ -227,7 +223,8 @@ def cs_kd(settings: CSKD, step: Step) -> dict[str, Tensor]:
     paired with itself.
 
     Source: Yun et al., "Regularizing Class-wise Predictions via Self-knowledge Distillation",
-    CVPR 2020, and its code: T = 4, weight 1.
+    CVPR 2020, and its code. Departure: that code draws the pair from all n samples of the class,
+    so 1 of n samples is paired with itself; here none is that has another sample in its class.
     """
     logits_BC = step.student(step.images_B3HW)
     with torch.no_grad():

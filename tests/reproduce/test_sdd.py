@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from pydantic import TypeAdapter
 from support.command import kd_cache
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-from cache_service.models.features import check_cells
+from cache_service.models.features import cell_logits, check_cells
 from cli.experiments.reproduce.networks import cifar_resnet18, resnet
 from cli.experiments.reproduce.sdd_cifar100 import (
+    FORMS,
+    LIKE_PAIRS,
     METHODS,
     TABLE,
     USUAL,
     find_pair,
-    fit_scales,
     pair_document,
 )
 from cli.experiments.reproduce.shipped import Options, shipped_document, shipped_experiment
+from distill.methods import MethodConfig
+from distill.methods.published import published_of
 from distill.tokens import vit_tokens
 
 ALL_PAIRS = tuple(TABLE)
@@ -85,13 +90,52 @@ def test_every_published_pair_has_networks_with_the_cells_that_it_needs(name):
     assert pair.published["teacher"] > pair.published["kd"] - 5
     assert (pair.lr is not None) == ("Net" in name.partition(":")[2])
     network = create_model(pair.student, num_classes=100, seed=0)
-    assert max(pair.scales) <= check_cells(network, 32).map_side
+    check_cells(network, 32)
 
 
-def test_full_forms_use_all_their_grids_and_small_images_those_that_fit():
-    pair = find_pair("resnet32x4:ShuffleNetV2")
-    assert fit_scales(pair, 32) == (1, 2, 4)
-    assert fit_scales(pair, 16) == (1, 2)
+@pytest.mark.parametrize("name", ["ResNet50:MobileNetV2", "vgg13:MobileNetV2"])
+def test_mobilenet_has_the_published_grid_of_4_x_4_on_its_2_x_2_map(name):
+    pair = find_pair(name)
+    network = create_model(pair.student, num_classes=100, seed=0).eval()
+    assert check_cells(network, 32).map_side == 2
+    experiment_ = pair_experiment(name)
+    assert experiment_.build_config("cells", where="test").scales == (1, 2, 4)
+    scales = {train_file(experiment_, each).method.scales for each in FORMS.values()}
+    assert scales == {(1, 2, 4)}
+    with torch.no_grad():
+        cells_BRC = cell_logits(network, torch.randn(2, 3, 32, 32), (1, 2, 4))
+    quarters, sixteenths = cells_BRC[:, 1:5], cells_BRC[:, 5:].unflatten(1, (4, 4))
+    torch.testing.assert_close(sixteenths[:, ::2, ::2].flatten(1, 2), quarters)
+    torch.testing.assert_close(sixteenths[:, 1::2, 1::2].flatten(1, 2), quarters)
+
+
+def test_sd_nkd_of_resnet50_and_vgg8_was_published_without_the_finest_grid():
+    methods = {name: train_file(pair_experiment("ResNet50:vgg8"), name).method for name in METHODS}
+    assert methods["sd-nkd"].scales == (1, 2)
+    assert methods["sd-kd"].scales == methods["sd-dkd"].scales == (1, 2, 4)
+
+
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_every_pair_has_the_settings_of_the_published_table(name):
+    experiment_, pair = pair_experiment(name), find_pair(name)
+    networks = "like networks" if name in LIKE_PAIRS else "unlike networks"
+    adapter = TypeAdapter(MethodConfig)
+    for method, weight in (("sd-kd", None), ("sd-dkd", "beta"), ("sd-nkd", "gamma")):
+        (row,) = [each for each in published_of(method) if each.data == f"CIFAR-100, {networks}"]
+        train = train_file(experiment_, method)
+        wanted = dict(row.method) | ({} if weight is None else {weight: pair.beta})
+        assert train.method.model_copy(update={"scales": None}) == adapter.validate_python(wanted)
+        assert train.clip_grad_norm == row.train["clip_grad_norm"]
+        build = experiment_.build_config("cells", where="test")
+        assert list(build.scales) == row.build["scales"]
+
+
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_the_weight_of_a_pair_is_the_published_one(name):
+    (six,) = [row for row in published_of("sd-dkd") if row.method["beta"] == 6]
+    teacher, student = name.split(":")
+    listed = f"{teacher} -> any" in six.data or f"{teacher} -> {student}" in six.data
+    assert find_pair(name).beta == (6 if listed else 8)
 
 
 def test_pairs_with_one_teacher_share_its_run_and_those_with_the_same_scales_its_recording():

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_service.errors import ConfigError
-from cache_service.models.create import create_model
-from cache_service.models.features import check_cells
 from cli.experiments.experiment_file import Document, ExperimentConfig, Figure
 from cli.experiments.html_report import Curve
 from cli.experiments.reproduce.shipped import Made, Options, shipped_document, shipped_experiment
@@ -64,6 +62,9 @@ TABLE: dict[str, tuple[Published, ...]] = {
 LIKE_PAIRS = ("resnet32x4:resnet8x4", "vgg13:vgg8", "wrn_40_2:wrn_16_2")
 """Pairs of like architectures, which the paper trains with scales 1 and 2 only."""
 
+NKD_WITHOUT_4 = ("ResNet50:vgg8",)
+"""Pairs of unlike architectures whose SD-NKD was run without scale 4, by the published commands."""
+
 USUAL = ("resnet32x4:resnet8x4", "resnet32x4:ShuffleNetV2", "wrn_40_2:ShuffleNetV1")
 
 
@@ -73,8 +74,9 @@ class Pair(NamedTuple):
     Attributes:
         title: as the paper writes it.
         teacher, student: this project's names.
-        scales: 1 and 2 for like architectures, also 4 for unlike ones. MobileNetV2, whose map is
-            2 x 2, has 1 and 2; its published runs add a grid of 4 x 4 that repeats these pixels.
+        scales: 1 and 2 for like architectures, also 4 for unlike ones, even where a map is smaller
+            than the grid and its pixels repeat: the teacher's 16 cells do not.
+        nkd_scales: those of SD-NKD.
         beta: of DKD and its scale decoupled form; gamma of SD-NKD.
         lr: learning rate of the student where it is not the file's.
         published: top-1 accuracy, %, of the teacher and by method.
@@ -84,6 +86,7 @@ class Pair(NamedTuple):
     teacher: str
     student: str
     scales: tuple[int, ...]
+    nkd_scales: tuple[int, ...]
     beta: float
     lr: float | None
     published: dict[str, Published]
@@ -105,13 +108,14 @@ def find_pair(written: str) -> Pair:
         raise ConfigError(f"there is no pair {written!r}.", hint=f"There are {', '.join(TABLE)}.")
     name = known[_plain(written)]
     teacher, student = name.split(":")
-    is_like = name in LIKE_PAIRS or student == "MobileNetV2"
+    scales = (1, 2) if name in LIKE_PAIRS else (1, 2, 4)
     figures = zip(COLUMNS, TABLE[name], strict=True)
     return Pair(
         title=name.replace(":", " -> "),
         teacher=MODELS[teacher],
         student=MODELS[student],
-        scales=(1, 2) if is_like else (1, 2, 4),
+        scales=scales,
+        nkd_scales=(1, 2) if name in NKD_WITHOUT_4 else scales,
         beta=6.0 if teacher == "vgg13" or name == "wrn_40_2:wrn_16_2" else 8.0,
         lr=LIGHT_LR if "Net" in student else None,
         published={column: figure for column, figure in figures if figure is not None},
@@ -175,18 +179,17 @@ def pair_document(document: Document, pair: Pair) -> Document:
     ):
         section["model"] = networks[kind]
         section.pop("model_args", None)
-    scales = fit_scales(pair, document["augment"]["size"])
     for name, method in document["methods"].items():
         if "scales" in method:
-            method["scales"] = list(scales)
+            method["scales"] = list(pair.nkd_scales if name == "sd-nkd" else pair.scales)
         if "beta" in method:
             method["beta"] = pair.beta
         if name == "sd-nkd":
             method["gamma"] = pair.beta
-    cells = "-".join(map(str, scales))
+    cells = "-".join(map(str, pair.scales))
     shared = Path(document["out"])
     document["recordings"]["cells"] |= {
-        "scales": list(scales),
+        "scales": list(pair.scales),
         "cache": str(shared / "recordings" / f"{pair.teacher}-{cells}" / "cache"),
     }
     teacher = document["teachers"]["teacher"]
@@ -196,16 +199,6 @@ def pair_document(document: Document, pair: Pair) -> Document:
         teacher.setdefault("optimizer", dict(document["train"]["optimizer"]))
         document["train"]["optimizer"] = document["train"]["optimizer"] | {"lr": pair.lr}
     return document | {"out": str(shared / pair.folder), "published": pair.published}
-
-
-def fit_scales(pair: Pair, size: int) -> tuple[int, ...]:
-    """The scales without grids that are finer than the maps of the networks for views of `size` px.
-
-    In the full form there are none; the quick form has smaller views.
-    """
-    networks = [create_model(name, num_classes=2, seed=0) for name in (pair.teacher, pair.student)]
-    side = min(check_cells(network, size).map_side for network in networks)
-    return tuple(scale for scale in pair.scales if scale <= side)
 
 
 def title_of(method: str) -> str:
