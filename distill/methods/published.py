@@ -118,11 +118,11 @@ def _scale_decoupled() -> tuple[Published, ...]:
                 written = method | {weight: value}
                 rows.append(Published(f"{CIFAR}, {networks}", written, SDD, SDD_CLIP))
         at_1 = method if weight is None else method | {"temperature": 1.0, "warmup_epochs": 1.0}
-        for networks, value, scales in (
+        for networks, value, used in (
             ("ResNet34 -> ResNet18", 0.5, {"scales": [1, 2]}),
             ("ResNet50 -> MobileNetV1", 2.0, {}),
         ):
-            written = at_1 | ({} if weight is None else {weight: value}) | scales
+            written = at_1 | ({} if weight is None else {weight: value}) | used
             data = f"{IMAGENET}, {networks}"
             rows.append(Published(data, written, SDD, SDD_CLIP, SDD_POOLING))
     return tuple(rows)
