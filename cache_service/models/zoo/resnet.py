@@ -2,8 +2,10 @@
 
 Sources: He et al., Deep Residual Learning, 2016, section 4.2 (depth 6n+2, three stages, 8 x 8 map)
 with projection shortcuts and the x4 wide forms that the distillation papers compare on; its
-ResNet-50 behind a 3x3 stem without max pooling (4 x 4 map), as the same papers use it; Zagoruyko
-and Komodakis, Wide Residual Networks, 2016 (depth 6n+4, no dropout, 8 x 8 map).
+ResNet-18 and ResNet-50 behind a 3x3 stem without max pooling (4 x 4 map), as the same papers use
+them; the pre-activation ResNet-18 of the self-distillation papers (He et al., Identity Mappings,
+2016, with the departures named at its block); Zagoruyko and Komodakis, Wide Residual Networks, 2016
+(depth 6n+4, no dropout, 8 x 8 map).
 """
 
 from __future__ import annotations
@@ -78,27 +80,42 @@ def _stage(in_width: int, width: int, stride: int, num_blocks: int) -> nn.Sequen
     return nn.Sequential(BasicBlock(in_width, width, stride), *rest)
 
 
-EXPANSION = 4
-"""Output channels of a bottleneck per channel of its 3x3 convolution."""
+class ShortcutBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut that is named `shortcut` in published checkpoints."""
+
+    expansion = 1
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_width, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
+        shortcut = self.shortcut(x)
+        x = relu(self.bn1(self.conv1(x)), inplace=True)
+        return relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
 
 
 class Bottleneck(nn.Module):
     """1x1 down, 3x3 (carries the stride), 1x1 up, and a shortcut projected where shapes change."""
 
+    expansion = 4
+    """Output channels per channel of the 3x3 convolution."""
+
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
-        out_width = EXPANSION * width
+        out_width = self.expansion * width
         self.conv1 = conv1x1(in_width, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width, stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = conv1x1(width, out_width)
         self.bn3 = nn.BatchNorm2d(out_width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_width != out_width:
-            self.shortcut = nn.Sequential(
-                conv1x1(in_width, out_width, stride), nn.BatchNorm2d(out_width)
-            )
+        self.shortcut = _shortcut(in_width, out_width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_width, H, W] -> [B, 4 * width, H / stride, W / stride]."""
@@ -108,32 +125,80 @@ class Bottleneck(nn.Module):
         return relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
 
 
-class ResNet50(CifarNet):
-    """Four stages of 3, 4, 6 and 3 bottlenecks."""
+def _shortcut(in_width: int, width: int, stride: int) -> nn.Sequential:
+    """The identity, or a projection where the shape changes."""
+    if stride == 1 and in_width == width:
+        return nn.Sequential()
+    return nn.Sequential(conv1x1(in_width, width, stride), nn.BatchNorm2d(width))
+
+
+class ActivatedBlock(nn.Module):
+    """Norm and ReLU before each of two 3x3 convolutions, as CS-KD and PS-KD train it.
+
+    The *activated* input takes the shortcut, also where the shape is kept: in the paper the raw
+    input passes through there.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_width)
+        self.conv1 = conv3x3(in_width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_width != width:
+            self.shortcut.append(conv1x1(in_width, width, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_width, H, W] -> [B, width, H / stride, W / stride], not activated."""
+        active = relu(self.bn1(x))
+        shortcut: Tensor = self.shortcut(active)
+        out: Tensor = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
+        return out + shortcut
+
+
+class DeepResNet(CifarNet):
+    """A stem of 64 channels and four stages of `num_blocks` blocks each."""
 
     classifier_name = "linear"
 
-    def __init__(self, *, num_classes: int = 100, in_chans: int = 3) -> None:
-        super().__init__(num_features=512 * EXPANSION, num_classes=num_classes)
+    def __init__(
+        self,
+        *,
+        block: type[ShortcutBlock | Bottleneck | ActivatedBlock],
+        num_blocks: tuple[int, int, int, int],
+        num_classes: int = 100,
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__(num_features=512 * block.expansion, num_classes=num_classes)
         self.conv1 = conv3x3(in_chans, 64)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _bottleneck_stage(64, 64, 1, 3)
-        self.layer2 = _bottleneck_stage(256, 128, 2, 4)
-        self.layer3 = _bottleneck_stage(512, 256, 2, 6)
-        self.layer4 = _bottleneck_stage(1024, 512, 2, 3)
+        self.layer1 = _deep_stage(block, 64, 64, 1, num_blocks[0])
+        self.layer2 = _deep_stage(block, 64 * block.expansion, 128, 2, num_blocks[1])
+        self.layer3 = _deep_stage(block, 128 * block.expansion, 256, 2, num_blocks[2])
+        self.layer4 = _deep_stage(block, 256 * block.expansion, 512, 2, num_blocks[3])
         self.linear = linear(self.num_features, num_classes)
-        init_he(self)
+        if block is not ActivatedBlock:  # that one is published with torch's own initialization
+            init_he(self)
 
     def forward_features(self, x_B3HW: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 2048, H / 8, W / 8]."""
+        """[B, 3, H, W] -> [B, D, H / 8, W / 8]; of `ActivatedBlock`s not activated."""
         x = relu(self.bn1(self.conv1(x_B3HW)), inplace=True)
         map_BDHW: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return map_BDHW
 
 
-def _bottleneck_stage(in_width: int, width: int, stride: int, num_blocks: int) -> nn.Sequential:
-    rest = (Bottleneck(EXPANSION * width, width, 1) for _ in range(num_blocks - 1))
-    return nn.Sequential(Bottleneck(in_width, width, stride), *rest)
+def _deep_stage(
+    block: type[ShortcutBlock | Bottleneck | ActivatedBlock],
+    in_width: int,
+    width: int,
+    stride: int,
+    num_blocks: int,
+) -> nn.Sequential:
+    rest = (block(block.expansion * width, width, 1) for _ in range(num_blocks - 1))
+    return nn.Sequential(block(in_width, width, stride), *rest)
 
 
 class PreActBlock(nn.Module):
@@ -204,18 +269,31 @@ register_cifar(
     {
         "resnet8x4": {"depth": 8, "widths": WIDE},
         "resnet32x4": {"depth": 32, "widths": WIDE},
+        "resnet8": {"depth": 8, "widths": NARROW},
+        "resnet14": {"depth": 14, "widths": NARROW},
         "resnet20": {"depth": 20, "widths": NARROW},
         "resnet32": {"depth": 32, "widths": NARROW},
+        "resnet44": {"depth": 44, "widths": NARROW},
         "resnet56": {"depth": 56, "widths": NARROW},
         "resnet110": {"depth": 110, "widths": NARROW},
     },
     map_side=8,
 )
-register_cifar(__name__, ResNet50, {"cifar_resnet50": {}}, map_side=4)
+register_cifar(
+    __name__,
+    DeepResNet,
+    {
+        "cifar_resnet18": {"block": ShortcutBlock, "num_blocks": (2, 2, 2, 2)},
+        "cifar_resnet50": {"block": Bottleneck, "num_blocks": (3, 4, 6, 3)},
+        "cifar_preact_resnet18": {"block": ActivatedBlock, "num_blocks": (2, 2, 2, 2)},
+    },
+    map_side=4,
+)
 register_cifar(
     __name__,
     WideResNet,
     {
+        "wrn_16_1": {"depth": 16, "widen": 1},
         "wrn_16_2": {"depth": 16, "widen": 2},
         "wrn_40_1": {"depth": 40, "widen": 1},
         "wrn_40_2": {"depth": 40, "widen": 2},

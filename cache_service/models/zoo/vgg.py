@@ -1,7 +1,8 @@
 """VGG for CIFAR: batch-normed 3x3 convolutions, one linear layer behind a mean, 4 x 4 map.
 
 Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015; the small forms as the
-distillation papers use them. timm's `vgg13` is the ImageNet network, hence the prefix.
+distillation papers use them, all with batch norms. timm's `vgg13` is the ImageNet network, hence
+the prefix.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ LARGE_INPUT = 64
 
 
 class Vgg(CifarNet):
-    """Five blocks of `convs_per_block` convolutions, max pooling after each but the last ones."""
+    """Five blocks of `num_convs` convolutions, max pooling after each but the last ones."""
 
     classifier_name = "classifier"
 
-    def __init__(self, *, convs_per_block: int, num_classes: int = 100, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        num_convs: tuple[int, int, int, int, int],
+        num_classes: int = 100,
+        in_chans: int = 3,
+    ) -> None:
         super().__init__(num_features=WIDTHS[-1], num_classes=num_classes)
-        self.block0 = _block(in_chans, WIDTHS[0], convs_per_block)
-        self.block1 = _block(WIDTHS[0], WIDTHS[1], convs_per_block)
-        self.block2 = _block(WIDTHS[1], WIDTHS[2], convs_per_block)
-        self.block3 = _block(WIDTHS[2], WIDTHS[3], convs_per_block)
-        self.block4 = _block(WIDTHS[3], WIDTHS[4], convs_per_block)
+        self.block0 = _block(in_chans, WIDTHS[0], num_convs[0])
+        self.block1 = _block(WIDTHS[0], WIDTHS[1], num_convs[1])
+        self.block2 = _block(WIDTHS[1], WIDTHS[2], num_convs[2])
+        self.block3 = _block(WIDTHS[2], WIDTHS[3], num_convs[3])
+        self.block4 = _block(WIDTHS[3], WIDTHS[4], num_convs[4])
         self.classifier = linear(WIDTHS[-1], num_classes)
         init_he(self, linear_std=0.01)
 
@@ -56,7 +63,13 @@ def _block(in_width: int, width: int, num_convs: int) -> nn.Sequential:
 register_cifar(
     __name__,
     Vgg,
-    {"cifar_vgg8": {"convs_per_block": 1}, "cifar_vgg13": {"convs_per_block": 2}},
+    {
+        "cifar_vgg8": {"num_convs": (1, 1, 1, 1, 1)},
+        "cifar_vgg11": {"num_convs": (1, 1, 2, 2, 2)},
+        "cifar_vgg13": {"num_convs": (2, 2, 2, 2, 2)},
+        "cifar_vgg16": {"num_convs": (2, 2, 3, 3, 3)},
+        "cifar_vgg19": {"num_convs": (2, 2, 4, 4, 4)},
+    },
     map_side=4,
     first_conv="block0.0",
 )
