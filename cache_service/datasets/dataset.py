@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.folder import open_folder
+from cache_service.datasets.held_out import hold_out
 from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.named import (
     STREAMS,
@@ -58,8 +59,10 @@ def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> I
             were expected and their folder.
         UnreadableSampleError: a sample that is part of the identity cannot be decoded.
     """
-    name = config.name
+    name, split = config.name, config.split
     source: Source
+    if config.hold_out is not None:
+        config = config.model_copy(update={"split": "train"})
     if name == "folder":
         source = open_folder(config)
     elif name == "digits":
@@ -73,11 +76,13 @@ def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> I
             f"dataset {name!r} is unknown: expected folder, digits, torch/NAME, hfds/NAME or "
             "module:factory."
         )
-    shown = f"{name} ({config.split})"
+    shown = f"{name} ({split})"
+    if config.hold_out is not None:
+        source = hold_out(source, config.hold_out, split=split, dataset=shown)
     if config.classes is not None:
         source = arrange_classes(source, config.classes, dataset=shown)
     source = match_classes(source, class_names, dataset=shown)
-    return ImageDataset(source, name=name, split=config.split)
+    return ImageDataset(source, name=name, split=split)
 
 
 def wrap_dataset(

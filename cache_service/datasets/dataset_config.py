@@ -36,6 +36,15 @@ class DatasetConfig(Frozen):
         ),
     ] = None
 
+    hold_out: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="Share of each class of the training split to hold out: split `train` is "
+            "without it, any other split consists of it.",
+        ),
+    ] = None
     pixel_range: Annotated[
         tuple[float, float] | None,
         Field(
@@ -54,5 +63,5 @@ class DatasetConfig(Frozen):
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Caches store this section. Without defaults of later keys, old and new caches stay equal.
         document: dict[str, Any] = serialize(self)
-        later = {"classes", "pixel_range"}
+        later = {"classes", "hold_out", "pixel_range"}
         return {name: value for name, value in document.items() if value or name not in later}
