@@ -62,7 +62,9 @@ class StudentConfig(Frozen):
     """The network to train and the preprocessing of its input."""
 
     model: Annotated[
-        str, Field(min_length=1, description="A timm name, torchvision/NAME or module:factory.")
+        str,
+        Field(min_length=1, description="A timm name, torchvision/NAME or module:factory."),
+        EXPANDED,
     ]
     num_classes: Annotated[
         int | None, Field(ge=2, description="Must equal the dataset's number of classes.")

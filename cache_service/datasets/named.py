@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.pixels import to_rgb
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
-from cache_service.plugins import load_object
+from cache_service.plugins import call_factory
 
 TEST_STRIDE = 5
 """Every fifth image of each digit is in the test split, so both splits have balanced classes."""
@@ -124,23 +123,13 @@ def _create(config: DatasetConfig) -> Any:
 
 
 def _call_factory(config: DatasetConfig) -> Any:
-    factory: Any = load_object(config.name)
-    arguments = config.args | ({"root": config.root} if config.root is not None else {})
-    if not callable(factory):
-        raise DatasetError(f"dataset {config.name} is a {type(factory).__name__}, not a function.")
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise DatasetError(
-            f"dataset {config.name} does not take {sorted(arguments)}: {error}.",
-            hint=f"It takes {inspect.signature(factory)}.",
-        ) from error
-    try:
-        return factory(**arguments)
-    except OPEN_ERRORS as error:
-        raise DatasetError(
-            f"dataset {config.name} failed to open: {describe_error(error)}."
-        ) from error
+    return call_factory(
+        config.name,
+        config.args | ({"root": config.root} if config.root is not None else {}),
+        makes="dataset",
+        given_in="dataset.args",
+        error=DatasetError,
+    )
 
 
 class DigitsSource:

@@ -25,7 +25,7 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 from cache_service.errors import ConfigError
 from cache_service.models.weights import WeightsChoice, load_checkpoint, one_line
 from cache_service.models.zoo import CIFAR_NAMES
-from cache_service.plugins import load_object
+from cache_service.plugins import call_factory, load_object
 
 TORCHVISION = "torchvision/"
 
@@ -51,7 +51,8 @@ def create_model(
         name: a timm name (`resnet50`, `resnet50.a1_in1k`, `resnet8x4`, `hf-hub:owner/name`),
             `torchvision/NAME`, or `module:factory` or `file.py:factory`, a callable that returns
             the network.
-        num_classes: classes to answer; None keeps the network's own number.
+        num_classes: classes to answer; None keeps the network's own number. A factory that does
+            not take it is called without it.
         pretrained: fetch the library's weights over the network.
         checkpoint: file with weights; see `load_checkpoint`.
         checkpoint_weights: which weights of a checkpoint that holds raw and averaged ones.
@@ -130,9 +131,18 @@ def _from_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> o
 
 
 def _from_factory(name: str, pretrained: bool, options: dict[str, Any]) -> object:
-    with _in_one_line(name, pretrained):
-        factory = load_object(name)
-        return factory(**options, **({"pretrained": True} if pretrained else {}))
+    if isinstance(load_object(name), nn.Module):
+        raise ConfigError(
+            f"model {name} is a network, not a function that makes one.",
+            hint="Name a function that returns a new network.",
+        )
+    return call_factory(
+        name,
+        options | ({"pretrained": True} if pretrained else {}),
+        makes="model",
+        given_in="model_args",
+        optional={"num_classes"},
+    )
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:

@@ -15,7 +15,9 @@ class TeacherConfig(Frozen):
     """The network whose logits are recorded, its weights and its preprocessing."""
 
     model: Annotated[
-        str, Field(min_length=1, description="timm's name, torchvision/NAME or module:factory.")
+        str,
+        Field(min_length=1, description="timm's name, torchvision/NAME or module:factory."),
+        EXPANDED,
     ]
     checkpoint: Annotated[
         str | None,

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cache_service.errors import ConfigError
 from cache_service.format import recipe as settings
-from cache_service.plugins import load_object
+from cache_service.plugins import call_factory
 from cache_service.views import auto_augment, color_ops, geometry_ops
 from cache_service.views.draws import Ints, Words, draw_words
 
@@ -122,7 +122,7 @@ class SeededPipeline:
     def __init__(self, path: str, size: int) -> None:
         self._path = path
         self._size = size
-        pipeline = load_object(path)()
+        pipeline = call_factory(path, {}, makes="pipeline")
         if not callable(pipeline):
             raise ConfigError(
                 f"augment.callable {path!r} returned {type(pipeline).__name__}, not a callable.",

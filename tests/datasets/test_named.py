@@ -53,8 +53,12 @@ def test_a_factory_in_a_file_is_named_without_its_folder(factory):
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("gray", {"cuont": 8}, r"does not take \['cuont'\].*It takes \(root"),
-        ("gray", {"count": -1}, "failed to open: ValueError: count is negative"),
+        (
+            "gray",
+            {"cuont": 8},
+            r"dataset \S+mine.py:gray does not take cuont.*It takes \(root.*dataset.args",
+        ),
+        ("gray", {"count": -1}, r"failed: ValueError: count is negative \(mine.py, line \d+\)"),
         ("number", {}, "is a int, not a function"),
     ],
 )

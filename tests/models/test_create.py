@@ -21,6 +21,14 @@ def build_small(num_classes=3, pretrained=False, loud=False):
     return model
 
 
+def build_fixed():
+    """A network whose number of classes is settled."""
+    return nn.Linear(12, 4)
+
+
+NETWORK = nn.Linear(12, 4)
+
+
 def build_nothing(num_classes):
     """Not a network."""
     return num_classes
@@ -47,6 +55,10 @@ def test_your_own_factory_gets_the_classes_and_arguments(own):
     model = create_model(f"{own}:build_small", num_classes=5)
     assert (model[1].out_features, model.was_pretrained) == (5, False)
     assert create_model(f"{own}:build_small", num_classes=5, pretrained=True).was_pretrained
+
+
+def test_a_factory_that_takes_no_number_of_classes_is_called_without_it(own):
+    assert create_model(f"{own}:build_fixed", num_classes=5).out_features == 4
 
 
 def test_what_a_factory_prints_does_not_reach_stdout(own, capsys):
@@ -96,9 +108,11 @@ def test_a_checkpoint_is_loaded(tmp_path):
         ("local-dir:/nowhere", {}, "cannot create local-dir:/nowhere: .*config.json"),
         ("torchvision/resnet18", {"pretrained": True}, "answers 1000 classes, not 7. Drop"),
         ("no_such:factory", {}, "'no_such:factory': importing no_such failed: No module"),
-        ("own_networks:absent", {}, "own_networks has no 'absent'"),
+        ("own_networks:absent", {}, r"own_networks \(.*test_create.py\) has no 'absent'"),
         ("own_networks:build_nothing", {}, "made a int where a torch.nn.Module is needed"),
-        ("own_networks:build_small", {"wings": 2}, "unexpected keyword argument 'wings'"),
+        ("own_networks:build_small", {"wings": 2}, r"does not take wings. It .*in model_args\."),
+        ("own_networks:build_fixed", {"pretrained": True}, "does not take pretrained"),
+        ("own_networks:NETWORK", {}, "is a network, not a function that makes one"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_line(name, options, says, own):
