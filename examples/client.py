@@ -42,23 +42,31 @@ def ask(url: str, body: dict[str, object] | None = None) -> tuple[bytes, str | N
         raise SystemExit(f"{url}: {failed.reason}") from None
 
 
-def checked_rows(body: bytes, checksum: str | None) -> Rows:
-    """The arrays of a response, once its checksum is seen to fit: safetensors has none itself."""
-    found = f"{google_crc32c.value(body):08x}"
+def checked_rows(body: bytes, checksum: str | None, fingerprint: str) -> Rows:
+    """The arrays of a response, once its checksum fits and it is of the cache that was opened."""
+    found = f"{google_crc32c.value(body):08x}"  # safetensors itself has no checksum
     if found != checksum:
         raise SystemExit(f"the response is damaged: CRC-32C {found}, not {checksum}")
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    if header["__metadata__"]["fingerprint"] != fingerprint:
+        raise SystemExit("the response is of another cache than the one that was opened")
     rows: Rows = safetensors.numpy.load(body)
     return rows
 
 
-def rows_in_order(cache: str, *, seed: int, start: int, stop: int) -> Rows:
-    """Recorded positions [start, stop) of a seed: what a training epoch reads, in its order."""
-    return checked_rows(*ask(f"{cache}/rows?seed={seed}&start={start}&stop={stop}"))
+def rows_in_order(cache: str, fingerprint: str, *, seed: int, start: int, stop: int) -> Rows:
+    """Recorded positions [start, stop) of a seed: what a training epoch reads, in its order.
+
+    The fingerprint in the URL makes the response one that proxies may keep.
+    """
+    query = f"seed={seed}&start={start}&stop={stop}&fingerprint={fingerprint}"
+    return checked_rows(*ask(f"{cache}/rows?{query}"), fingerprint)
 
 
-def rows_of_samples(cache: str, *, seed: int, samples: list[int]) -> Rows:
+def rows_of_samples(cache: str, fingerprint: str, *, seed: int, samples: list[int]) -> Rows:
     """The rows of these samples under a seed, in the requested order."""
-    rows = checked_rows(*ask(f"{cache}/lookup", {"seed": seed, "samples": samples}))
+    answer = ask(f"{cache}/lookup", {"seed": seed, "samples": samples})
+    rows = checked_rows(*answer, fingerprint)
     if rows["sample"].tolist() != samples:
         raise SystemExit("the response has other samples than those requested")
     return rows
@@ -74,11 +82,12 @@ def main() -> None:
     asked = parser.parse_args()
 
     manifest = json.loads(ask(asked.cache)[0])
-    print(f"fingerprint {manifest['fingerprint']}")
+    fingerprint = manifest["fingerprint"]
+    print(f"fingerprint {fingerprint}")
     if asked.samples:
-        rows = rows_of_samples(asked.cache, seed=asked.seed, samples=asked.samples)
+        rows = rows_of_samples(asked.cache, fingerprint, seed=asked.seed, samples=asked.samples)
     else:
-        rows = rows_in_order(asked.cache, seed=asked.seed, start=0, stop=asked.rows)
+        rows = rows_in_order(asked.cache, fingerprint, seed=asked.seed, start=0, stop=asked.rows)
     # A dense cache stores logits [row, cell, class]; cell 0 is the whole image.
     classes = rows["logits"][:, 0].argmax(axis=-1)
     for sample, number in zip(rows["sample"].tolist(), classes.tolist(), strict=True):

@@ -43,8 +43,12 @@ class Group:
         return CacheLayout(self.spec)
 
 
-def encode_group(group: Group) -> bytes:
-    """Bytes of the root `zarr.json`."""
+def encode_group(group: Group, num_seeds: int | None = None) -> bytes:
+    """Bytes of the root `zarr.json`.
+
+    With `num_seeds` they hold every other metadata document, too, as Zarr's consolidated metadata.
+    The service sends them so, because HTTP has no listing that every Zarr library understands.
+    """
     facts: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "fingerprint": group.fingerprint,
@@ -54,7 +58,15 @@ def encode_group(group: Group) -> bytes:
         "head_crc32c": group.head_crc32c,
     }
     facts["crc32c"] = crc32c(canonical_json(facts))
-    return canonical_json(group_document({"kd_cache": facts}))
+    document = group_document({"kd_cache": facts})
+    if num_seeds is not None:
+        nodes = group.layout.documents(num_seeds).items()
+        document["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": {key.removesuffix("/zarr.json"): json.loads(node) for key, node in nodes},
+        }
+    return canonical_json(document)
 
 
 def decode_group(content: bytes, url: str) -> Group:
@@ -66,7 +78,8 @@ def decode_group(content: bytes, url: str) -> Group:
         ConfigError: reading it would take more memory than a cache may ask for.
     """
     try:
-        facts = json.loads(content)["attributes"]["kd_cache"]
+        document = json.loads(content)
+        facts = document["attributes"]["kd_cache"]
         if not isinstance(facts, dict):
             raise TypeError("kd_cache")
     except (ValueError, KeyError, TypeError, RecursionError) as problem:
@@ -89,7 +102,7 @@ def decode_group(content: bytes, url: str) -> Group:
         if not isinstance(group.versions, dict) or not isinstance(group.provenance, dict):
             raise TypeError("versions, provenance")
         # Encoding works out fingerprint and seal, so equal bytes mean that both are right.
-        if encode_group(group) != content:
+        if encode_group(group, _consolidated_seeds(group, document)) != content:
             raise ValueError("seal")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CorruptError(
@@ -98,3 +111,10 @@ def decode_group(content: bytes, url: str) -> Group:
         ) from problem
     group.layout.check_size()
     return group
+
+
+def _consolidated_seeds(group: Group, document: dict[str, Any]) -> int | None:
+    """Length of the seed axis in consolidated metadata; None if the document has none."""
+    if "consolidated_metadata" not in document:
+        return None
+    return int(document["consolidated_metadata"]["metadata"][group.layout.names[0]]["shape"][0])

@@ -68,7 +68,7 @@ class HttpStorage:
 
         limit = MAX_DOCUMENT_BYTES if key.endswith(".json") else MAX_PIECE_BYTES + 64
         try:
-            request = Request("GET", _target(key), limit=limit)
+            request = Request("GET", self._target(key), limit=limit)
             return self.client.send(request, parse, accept=(404,), wait_s=wait_s)
         except RowsNotBuiltError:
             # The server's answer for objects of a shard. An absent commit is not an error.
@@ -150,7 +150,7 @@ class HttpStorage:
             return _Part(_whole(response, f"{self.url}/{key}"), total)
 
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        request = Request("GET", _target(key), headers, limit=stop - start)
+        request = Request("GET", self._target(key), headers, limit=stop - start)
         return self.client.send(request, parse, accept=(404, 416))
 
     def _keys(self, response: Response) -> Keys:
@@ -175,15 +175,16 @@ class HttpStorage:
         self.fingerprint = fingerprint
         return keys
 
+    def _target(self, key: str) -> str:
+        """Path of an object. With the fingerprint, a proxy may keep it and never sends another's."""
+        target = f"/zarr/{quote(check_key(key))}"
+        return target if self.fingerprint is None else f"{target}?fingerprint={self.fingerprint}"
+
     def _refuse(self, key: str) -> NoReturn:
         raise UnsupportedError(
             f"{self.url}/{key} cannot be written: HTTP access to a cache is read-only.",
             hint="Run this command on the server, with the path of the cache there.",
         )
-
-
-def _target(key: str) -> str:
-    return f"/zarr/{quote(check_key(key))}"
 
 
 def _whole(response: Response, what: str) -> bytes:

@@ -64,7 +64,7 @@ def test_json_is_answered_for_eyes(server):
     answer = by_json(server, {"seed": 0, "samples": [3, 1], "arrays": ["sample"]}, Accept=JSON)
     shown = json.loads(answer.data)
     assert shown["arrays"] == {"sample": [3, 1]}
-    assert (shown["seed"], shown["rows"]) == ("0", "2")
+    assert (shown["seed"], shown["rows"]) == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,33 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from support.caches import make_spec, open_writer, write_cache
+from support.nginx import NGINX, free_port, nginx
 from support.pages import ROOT, blocks_of
 from support.serving import serving
 from support.sockets import metric, receive_all
 
-NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if shutil.which("/usr/sbin/nginx") else None)
 pytestmark = pytest.mark.skipif(
     NGINX is None or shutil.which("openssl") is None, reason="nginx or openssl is not installed"
 )
 
 HEADER_S, SEND_S, CONNECTIONS = 1, 1, 32
-
-MAIN = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-{block}
-}}
-"""
 
 
 class Proxied(NamedTuple):
@@ -76,12 +59,6 @@ class Proxied(NamedTuple):
 CONTEXT = ssl.create_default_context()
 CONTEXT.check_hostname = False
 CONTEXT.verify_mode = ssl.CERT_NONE
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 def adapted(block: str, changes: dict[str, str]) -> str:
@@ -119,23 +96,8 @@ def proxied(tmp_path_factory):
             "client_body_timeout 5s;": f"client_body_timeout {HEADER_S}s;",
             "send_timeout 30s;": f"send_timeout {SEND_S}s;",
         }
-        file = folder / "nginx.conf"
-        file.write_text(MAIN.format(folder=folder, block=adapted(block.text, changes)))
-        process = subprocess.Popen([str(NGINX), "-c", str(file), "-e", str(folder / "error.log")])
-        try:
-            until = time.monotonic() + 20
-            while time.monotonic() < until:
-                assert process.poll() is None, (folder / "error.log").read_text()
-                with (
-                    contextlib.suppress(OSError),
-                    socket.create_connection(("127.0.0.1", tls_port), 1),
-                ):
-                    break
-                time.sleep(0.05)
+        with nginx(folder, adapted(block.text, changes), tls_port):
             yield Proxied(port, tls_port)
-        finally:
-            process.terminate()
-            process.wait(10)
 
 
 def test_ranges_lookups_and_stored_objects_pass_unchanged(proxied):

@@ -66,7 +66,7 @@ def test_only_the_arrays_asked_for_travel(origin, local):
     cache = open_source(origin.url("c"))
     found = cache.read(0, 5, 9, arrays=("digest",))
     assert same(found, local.read(0, 5, 9, arrays=("digest",)))
-    assert origin.targets("/rows")[0].endswith("arrays=sample,digest")
+    assert "&arrays=sample,digest&" in origin.targets("/rows")[0]
     numbers = np.array([4, 2], np.int64)
     found = cache.lookup(0, numbers, arrays=("logits", "sample"))
     assert same(found, local.lookup(0, numbers, arrays=("logits", "sample")))

@@ -33,7 +33,7 @@ OPEN = frozenset(
 LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 """Host headers that name this machine. Nobody else can register a name that matches."""
 
-_READING = {"GET", "HEAD", "OPTIONS", "PROPFIND"}
+_READING = {"GET", "HEAD", "OPTIONS"}
 _LOOKUP = re.compile(r"/v1/caches/[^/]+/lookup")
 
 

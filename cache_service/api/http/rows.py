@@ -28,7 +28,7 @@ from cache_service.api.http.problems import MAX_REPORTED, RequestError, TooLarge
 from cache_service.api.http.service import Service
 from cache_service.api.http.waiting import RowsAwaitedError
 from cache_service.config import Frozen
-from cache_service.errors import RowsNotBuiltError
+from cache_service.errors import RowsNotBuiltError, SpecMismatchError
 from cache_service.format.canonical import Buffer, canonical_json, joined_crc32c, sha256_hex
 from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.frame import (
@@ -75,14 +75,19 @@ Wait = Annotated[
 ]
 
 
+FINGERPRINT = "^[0-9a-f]{64}$"
+OF_CACHE = "Refuse any other cache; what is sent may then be kept for ever."
+
+
 class RangeQuery(Frozen):
-    """Recorded positions [start, stop) of a seed."""
+    """Recorded positions [start, stop) of a seed, of the cache with a fingerprint."""
 
     seed: Seed
     start: Position
     stop: Position
     arrays: Names = None
     wait: Wait = 0.0
+    fingerprint: Annotated[str | None, Field(pattern=FINGERPRINT, description=OF_CACHE)] = None
 
 
 class LookupQuery(Frozen):
@@ -182,11 +187,12 @@ async def rows(request: Request) -> Response:
         return not as_json and opened.cache.is_ready(seed, start, stop, tuple(arrays))
 
     def read(opened: OpenCache, ready: bool) -> Response:
+        refuse_other_cache(opened, query.fingerprint)
         cache = opened.cache
         arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
         names = tuple(arrays)
         etag = entity_tag(cache.fingerprint, seed, start, stop, names, as_json)
-        headers = {"ETag": etag, "Cache-Control": immutable(service)}
+        headers = {"ETag": etag, "Cache-Control": cache_control(service, query.fingerprint is not None)}
         metadata = range_metadata(cache.fingerprint, seed, start, stop)
         if as_json:
             response = _json_response(
@@ -440,10 +446,27 @@ def matches(request: Request, etag: str) -> bool:
     return known.strip() == "*" or etag in tags
 
 
-def immutable(service: Service) -> str:
-    """Return the `Cache-Control` of what never changes. Behind tokens, no proxy may share it."""
-    who = "private" if service.config.tokens else "public"
-    return f"{who}, max-age=31536000, immutable"
+def refuse_other_cache(opened: OpenCache, fingerprint: str | None) -> None:
+    """Raise SpecMismatchError if a request names the fingerprint of another cache."""
+    found = opened.cache.fingerprint
+    if fingerprint not in (None, found):
+        raise SpecMismatchError(
+            f"cache {opened.name!r} has fingerprint {found} here, and the request is for "
+            f"{fingerprint}: the server holds another cache under this name.",
+            hint="Serve each cache under a name of its own.",
+        )
+
+
+def cache_control(service: Service, is_immutable: bool) -> str:
+    """Return the `Cache-Control` of recorded bytes. Behind tokens, no proxy may share them.
+
+    They never change, but another cache may take the place of this one. So they may be kept without
+    asking again only under an address that names the cache by its fingerprint.
+    """
+    has_tokens = bool(service.config.tokens)
+    if not is_immutable:
+        return "private, no-cache" if has_tokens else "no-cache"
+    return f"{'private' if has_tokens else 'public'}, max-age=31536000, immutable"
 
 
 Piece = tuple[Buffer, int | None]
@@ -493,8 +516,21 @@ class FrameResponse(Response):
 def _json_response(
     values: Arrays, metadata: Mapping[str, str], headers: Mapping[str, str]
 ) -> Response:
-    arrays = {name: _without_nan(rows.tolist()) for name, rows in values.items()}
-    return JSONResponse({**metadata, "arrays": arrays}, headers={**headers, "Vary": "Accept"})
+    # A safetensors header holds text only; besides the fingerprint, its values are numbers.
+    facts = {key: text if key == "fingerprint" else int(text) for key, text in metadata.items()}
+    arrays = {name: _exact(rows) for name, rows in values.items()}
+    return JSONResponse({**facts, "arrays": arrays}, headers={**headers, "Vary": "Accept"})
+
+
+def _exact(values: NDArray[Any]) -> Any:
+    """Nested lists that no JSON reader rounds.
+
+    Integers of 64 bits are text, because JavaScript and others read numbers as float64, which is
+    exact up to 2**53 only. Numbers that are not finite are null: JSON has none.
+    """
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        return values.astype(str).tolist()
+    return _without_nan(values.tolist())
 
 
 def _without_nan(value: Any) -> Any:

@@ -3,8 +3,8 @@
 Zarr takes 404 for "nothing was written, use the fill value". So 404 is for keys that no cache has;
 an object that should exist and is missing or not whole is an error that every reader raises.
 
-`GET` answers one object or a range of it (RFC 9110, section 14). `PROPFIND` lists the nodes of a
-cache, as obstore requests it (RFC 4918, section 9.1).
+`GET` answers one object or a range of it (RFC 9110, section 14). HTTP has no listing that every
+library understands, so the root document is sent with consolidated metadata, which names the arrays.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import quote
-from xml.sax.saxutils import escape
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from cache_service.api.http.catalog import OpenCache
 from cache_service.api.http.problems import responses
-from cache_service.api.http.rows import Recorded, immutable, matches, read_recorded
+from cache_service.api.http.rows import (
+    FINGERPRINT,
+    OF_CACHE,
+    Recorded,
+    cache_control,
+    matches,
+    read_recorded,
+    refuse_other_cache,
+)
 from cache_service.api.http.service import Service, TheService
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError
 from cache_service.format.canonical import canonical_json, sha256_hex
@@ -35,9 +41,6 @@ router = APIRouter(tags=["zarr"])
 
 PIECE_BYTES = 1 << 20
 """Larger objects are read and sent in pieces of this size."""
-
-NO_DATE = "Thu, 01 Jan 1970 00:00:00 GMT"
-"""Stored objects have no date, but readers of listings expect one."""
 
 _SHARD_OBJECT = re.compile(r"([a-z_]{1,32})/c/(0|[1-9]\d{0,9})/(0|[1-9]\d{0,9})(?:/0)*", re.ASCII)
 _COMMIT = re.compile(r"commits/(0|[1-9]\d{0,9})/(0|[1-9]\d{0,9})\.json", re.ASCII)
@@ -68,16 +71,22 @@ async def zarr_key(
     service: TheService,
     name: str,  # noqa: ARG001  declared for OpenAPI; `read_recorded` takes it from the path
     key: Annotated[str, Path(description="As in the stored Zarr group.")],
+    fingerprint: Annotated[str | None, Query(pattern=FINGERPRINT, description=OF_CACHE)] = None,
 ) -> Response:
     """One stored object, whole or a range of it."""
     place = shard_of_key(key)
     seed, shard = (place.seed, place.shard) if place else (0, -1)
     recorded = Recorded(seed, lambda _: [shard], wait_s=0.0, is_ready=lambda _: False)
-    stored = await read_recorded(service, request, recorded, lambda opened, _: find(opened, key))
+
+    def read(opened: OpenCache, _ready: bool) -> StoredObject:
+        refuse_other_cache(opened, fingerprint)
+        return find(opened, key)
+
+    stored = await read_recorded(service, request, recorded, read)
     headers = {
         "ETag": stored.etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": immutable(service) if stored.is_immutable else "no-cache",
+        "Cache-Control": cache_control(service, stored.is_immutable and fingerprint is not None),
     }
     if request.headers.get("if-match") not in (None, "*", stored.etag):
         raise HTTPException(412, "the object does not have the ETag of If-Match.", headers)
@@ -237,11 +246,8 @@ def find(opened: OpenCache, key: str) -> StoredObject:
         cache.commit(place.seed, place.shard)  # checks it
     elif key in head_keys:
         cache.head()  # checks all of its arrays
-    elif content != _as_written(cache, key, content):
-        raise CorruptError(
-            f"{opened.name}/{key} is missing or does not describe this cache.",
-            hint="Run the same `kd-cache build` again: it rewrites the metadata.",
-        )
+    else:
+        content = _document(opened, key, content)
     content = content or b""
     return StoredObject(storage, key, len(content), _etag(content), key in head_keys, content)
 
@@ -264,60 +270,31 @@ def documents_of(cache: Cache) -> set[str]:
     return {ROOT_KEY, *cache.layout.documents(1)}
 
 
-def _as_written(cache: Cache, key: str, content: bytes | None) -> bytes:
+def _document(opened: OpenCache, key: str, content: bytes | None) -> bytes:
+    """Check a metadata document against the cache, and return it as it is sent.
+
+    Raises:
+        CorruptError: it is missing, or is not what was written.
+    """
+    group, layout = opened.cache.group, opened.cache.layout
     if key == ROOT_KEY:
-        return encode_group(cache.group)
-    # The seed axis of a row array; for other documents the number does not matter.
-    return cache.layout.documents(described_seeds(content))[key]
+        # The seed axis grows while a build runs, so the stored root document has no other ones.
+        axis = layout.seed_axis_keys()[0]
+        num_seeds = described_seeds(_document(opened, axis, opened.cache.storage.get(axis)))
+        sent = encode_group(group, num_seeds)
+        expected = (encode_group(group), sent)
+    else:
+        # The seed axis of a row array; for other documents the number does not matter.
+        sent = layout.documents(described_seeds(content))[key]
+        expected = (sent,)
+    if content not in expected:
+        raise CorruptError(
+            f"{opened.name}/{key} is missing or does not describe this cache.",
+            hint="Run the same `kd-cache build` again: it rewrites the metadata.",
+        )
+    return sent
 
 
 def _etag(content: bytes) -> str:
     return f'"{sha256_hex(content)[:32]}"'
 
-
-@router.api_route(
-    "/v1/caches/{name}/zarr/{key:path}", methods=["PROPFIND"], include_in_schema=False
-)
-@router.api_route("/v1/caches/{name}/zarr", methods=["PROPFIND"], include_in_schema=False)
-async def listing(request: Request, service: TheService, name: str, key: str = "") -> Response:
-    """The groups and arrays at and below a key: one level, or all with `Depth: infinity`.
-
-    Chunks are not listed: a reader finds them by the array's own grid. Paths are relative to the
-    cache's address, because obstore 0.12 expects them so (in WebDAV, they are the server's).
-    """
-    prefix = f"{key.strip('/')}/" if key.strip("/") else ""
-
-    def sizes_of_documents() -> dict[str, int]:
-        opened = service.catalog.open(name)
-        return {
-            document: opened.cache.storage.size(document) or 0
-            for document in sorted(documents_of(opened.cache))
-            if document.startswith(prefix)
-        }
-
-    sizes = await service.limiter.read(request, sizes_of_documents)
-    if not sizes:
-        raise NoSuchKeyError(f"no cache has keys below {key[:200]!r}.")
-    all_levels = request.headers.get("depth", "infinity") not in ("0", "1")
-    entries = [_entry(f"/{prefix}", None)]
-    folders = set()
-    for document, size in sizes.items():
-        folder, is_nested, _ = document.removeprefix(prefix).partition("/")
-        if all_levels or not is_nested:
-            entries.append(_entry(f"/{document}", size))
-        elif folder not in folders:
-            folders.add(folder)
-            entries.append(_entry(f"/{prefix}{folder}/", None))
-    body = f'<?xml version="1.0"?><D:multistatus xmlns:D="DAV:">{"".join(entries)}</D:multistatus>'
-    return Response(body, 207, media_type="application/xml")
-
-
-def _entry(path: str, size: int | None) -> str:
-    kind = "<D:collection/>" if size is None else ""
-    length = "" if size is None else f"<D:getcontentlength>{size}</D:getcontentlength>"
-    return (
-        f"<D:response><D:href>{escape(quote(path))}</D:href><D:propstat><D:prop>"
-        f"<D:getlastmodified>{NO_DATE}</D:getlastmodified>{length}"
-        f"<D:resourcetype>{kind}</D:resourcetype></D:prop>"
-        "<D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>"
-    )
