@@ -54,6 +54,8 @@ def create_app(config: ServeConfig) -> FastAPI:
         traffic=RecentTraffic(),
         stopping=stopping,
     )
+    if builds is not None:
+        service.out_of_space_since = builds.out_of_space_since
     metrics.watch(service.limiter)
     pages = Pages(service, builds)
     app = FastAPI(

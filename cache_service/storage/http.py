@@ -176,7 +176,7 @@ class HttpStorage:
         return keys
 
     def _target(self, key: str) -> str:
-        """Path of an object. With the fingerprint, a proxy may keep it and never sends another's."""
+        """Path of an object. With the fingerprint, proxies may keep it and never send another's."""
         target = f"/zarr/{quote(check_key(key))}"
         return target if self.fingerprint is None else f"{target}?fingerprint={self.fingerprint}"
 

@@ -109,9 +109,7 @@ def test_a_student_is_refused_when_the_cache_is_replaced_behind_a_proxy(proxied)
     url = f"{proxied.url}/v1/caches/c"
     local, remote = open_cache(f"{proxied.root}/c"), open_source(url)
     for _ in range(2):
-        np.testing.assert_array_equal(
-            remote.read(0, 0, 8)["logits"], local.read(0, 0, 8)["logits"]
-        )
+        np.testing.assert_array_equal(remote.read(0, 0, 8)["logits"], local.read(0, 0, 8)["logits"])
     proxied.replace()
     with pytest.raises(SpecMismatchError, match="another cache under this name"):
         remote.read(0, 100, 108)

@@ -186,6 +186,8 @@ class BuildQueue:
         self.owner = uuid.uuid4().hex
         self._path = path
         self._lock = threading.Lock()
+        # Fields by build that could not be written yet: on a full disk, rows still say `running`.
+        self._unwritten: dict[str, dict[str, Any]] = {}
         self._server_locks = LocalStorage(str(path.parent))
         assert self._server_locks.begin(_lock_name(self.owner))
         try:
@@ -228,7 +230,9 @@ class BuildQueue:
             database.execute(FORGET, (max_kept,))
             num_waiting = 0
             for row in database.execute(ACTIVE):
-                build = _build_of(row)
+                build = self._build(row)
+                if build.is_final:
+                    continue
                 num_waiting += build.state == "queued"
                 if build.cache == request.cache and not build.canceling:
                     _check_same_settings(build, request)
@@ -261,7 +265,7 @@ class BuildQueue:
         """Builds, the newest first."""
         with self._reading() as database:
             rows = database.execute("SELECT * FROM builds ORDER BY number DESC LIMIT ?", (limit,))
-            return [_build_of(row) for row in rows]
+            return [self._build(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Number of builds by state."""
@@ -292,12 +296,29 @@ class BuildQueue:
 
     def set_progress(self, build: str, progress: BuildProgress) -> None:
         """Store how far a build of this server is."""
+        self._unwritten.setdefault(build, {})["progress"] = progress
         self._update(build, "progress = ?", _json(progress))
+        del self._unwritten[build]
 
     def finish(self, build: str, state: State, error: BuildError | None = None) -> None:
-        """End a build of this server."""
-        stored = None if error is None else _json(error)
-        self._update(build, "state = ?, error = ?, finished_s = ?", state, stored, time.time())
+        """End a build of this server.
+
+        If that cannot be written, the build has ended all the same, as far as this server tells;
+        call this again until it can.
+        """
+        told = self._unwritten.setdefault(build, {})
+        told |= {"state": state, "error": error}
+        end_s = told.setdefault("finished_s", time.time())
+        progress = _json(told["progress"]) if "progress" in told else None
+        self._update(
+            build,
+            "progress = coalesce(?, progress), state = ?, error = ?, finished_s = ?",
+            progress,
+            state,
+            None if error is None else _json(error),
+            end_s,
+        )
+        del self._unwritten[build]
         with self._transaction() as database:
             database.execute("DELETE FROM awaited WHERE build = ?", (build,))
 
@@ -361,7 +382,7 @@ class BuildQueue:
         """Whether a build that waits or runs is going to record a cache."""
         with self._reading() as database:
             rows = database.execute(f"{ACTIVE} AND cache = ? AND NOT canceling", (cache,))
-            return rows.fetchone() is not None
+            return any(not self._build(row).is_final for row in rows)
 
     def recover(self) -> int:
         """Queue again what servers that are gone were running. Returns how many builds."""
@@ -394,14 +415,20 @@ class BuildQueue:
                 (*values, build, self.owner),
             )
 
-    @staticmethod
-    def _get(database: sqlite3.Connection, build: str) -> Build:
+    def _get(self, database: sqlite3.Connection, build: str) -> Build:
         row = database.execute("SELECT * FROM builds WHERE id = ?", (build,)).fetchone()
         if row is None:
             raise NoSuchBuildError(
                 "this server has no build of that id.", hint="GET /v1/builds lists them."
             )
-        return _build_of(row)
+        return self._build(row)
+
+    def _build(self, row: sqlite3.Row) -> Build:
+        """The build of a row, with what could not be written of it."""
+        build, unwritten = _build_of(row), self._unwritten.get(row["id"])
+        if unwritten is None or build.state != "running":
+            return build
+        return build.model_copy(update={**unwritten, "version": build.version + 1})
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from cache_service.api.builds.queue import Build, NoSuchBuildError
 from cache_service.api.builds.request import BuildRequest
+from cache_service.api.builds.space import OutOfSpace
 from cache_service.api.builds.supervisor import Builds
 from cache_service.api.http.problems import responses
 from cache_service.config import Frozen
@@ -38,9 +39,10 @@ class BuildsOffError(KdCacheError):
 
 
 class BuildList(Frozen):
-    """Builds, the newest first."""
+    """Builds, the newest first, and since when they lack space, if they do."""
 
     builds: tuple[Build, ...]
+    out_of_space: OutOfSpace | None
 
 
 def builds_of(request: Request) -> Builds:
@@ -83,7 +85,9 @@ async def list_builds(
     builds: TheBuilds, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100
 ) -> BuildList:
     """Builds, the newest first."""
-    return BuildList(builds=tuple(await builds.on_thread(builds.queue.newest, limit=limit)))
+    newest = await builds.on_thread(builds.queue.newest, limit=limit)
+    shortage = await builds.on_thread(builds.out_of_space)
+    return BuildList(builds=tuple(newest), out_of_space=shortage)
 
 
 @router.get("/{build_id}", responses=responses(404))

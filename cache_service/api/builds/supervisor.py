@@ -14,9 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from cache_service.api.builds.queue import Build, BuildQueue
 from cache_service.api.builds.request import BuildRequest, build_config
+from cache_service.api.builds.space import OutOfSpace, SpaceWatch
 from cache_service.api.builds.worker import BuildMetrics, DeviceWorker, WorkerSettings
 from cache_service.api.http.settings import BuildsConfig
-from cache_service.errors import ConfigError, KdCacheError
+from cache_service.errors import ConfigError, KdCacheError, OutOfSpaceError
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND
 
@@ -58,10 +59,13 @@ class Builds:
         self._root = root.rstrip("/")
         self._config = config
         self._metrics = BuildMetrics(registry or CollectorRegistry())
+        self._space = SpaceWatch(self._folders())
+        self._metrics.watch(self._space)
         self._settings = WorkerSettings(
             config_of=lambda build, device: self._config_for(build.request, device),
             redact=self._redact,
             metrics=self._metrics,
+            space=self._space,
             stall_s=config.stall_s,
             command=command or COMMAND,
         )
@@ -122,7 +126,13 @@ class Builds:
         """
         self._config_for(request, "auto")
         limits = self._config.limits
-        build = self.queue.submit(request, max_queued=limits.max_queued, max_kept=limits.max_kept)
+        try:
+            build = self.queue.submit(
+                request, max_queued=limits.max_queued, max_kept=limits.max_kept
+            )
+        except OutOfSpaceError as problem:
+            self._space.note_full(problem.message)
+            raise
         self._metrics.set_queued(self.queue.counts().get("queued", 0))
         for worker in self._workers:
             worker.wake()
@@ -138,6 +148,15 @@ class Builds:
         self._metrics.set_queued(self.queue.counts().get("queued", 0))
         return canceled
 
+    def out_of_space(self) -> OutOfSpace | None:
+        """Since when builds lack space, from what happened to them; None if they do not."""
+        return self._space.state()
+
+    def out_of_space_since(self) -> float | None:
+        """The same as a Unix time only."""
+        shortage = self._space.state()
+        return None if shortage is None else shortage.since_s
+
     def expects(self, cache: str) -> bool:
         """Whether a build that waits or runs will record a cache; False if that is not known."""
         try:
@@ -149,6 +168,13 @@ class Builds:
     def _config_for(self, request: BuildRequest, device: str) -> BuildConfig:
         url = f"{self._root}/{request.cache}"
         return build_config(request, self._config, cache_url=url, device=device)
+
+    def _folders(self) -> list[Path]:
+        """Where builds write, as far as that is on this machine."""
+        folders = [Path(self._root)] if "://" not in self._root else []
+        if self._config.database is not None:
+            folders.append(Path(self._config.database).parent)
+        return folders
 
     def _database(self) -> Path:
         if self._config.database is not None:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cache_service.api.builds.queue import Build, BuildError, BuildProgress, BuildQueue, State
-from cache_service.errors import ConfigError, KdCacheError, StorageError
+from cache_service.api.builds.space import RepeatedWarning, SpaceWatch
+from cache_service.errors import ConfigError, KdCacheError, OutOfSpaceError, StorageError
 from cache_service.processes import ChildProcess, Report, Supervisor
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND, job_message, start_worker
@@ -69,6 +70,23 @@ class BuildMetrics:
             registry=registry,
         )
         self._queued = Gauge("kdcache_builds_queued", "Builds that wait.", registry=registry)
+        self._running = Gauge("kdcache_builds_running", "Builds that run.", registry=registry)
+        self._registry = registry
+
+    def watch(self, space: SpaceWatch) -> None:
+        """Show free bytes, and whether they are too few, as they are at each scrape."""
+        Gauge(
+            "kdcache_builds_free_bytes", "Free bytes where builds write.", registry=self._registry
+        ).set_function(space.free_bytes)
+        Gauge(
+            "kdcache_builds_out_of_space_since_seconds",
+            "Unix time since when builds lack space; 0 if they do not.",
+            registry=self._registry,
+        ).set_function(lambda: shortage.since_s if (shortage := space.state()) else 0)
+
+    def count_start(self) -> None:
+        """Count the start of a run."""
+        self._running.inc()
 
     def count_progress(
         self, device: str, before: BuildProgress | None, progress: BuildProgress
@@ -86,6 +104,7 @@ class BuildMetrics:
 
     def count_end(self, device: str, state: State) -> None:
         """Count the end of a run; its state is `queued` if the server stops."""
+        self._running.dec()
         self._ended.labels(state).inc()
         self._rate.labels(device).set(0)
 
@@ -101,6 +120,7 @@ class WorkerSettings(NamedTuple):
         config_of: the build file of a build on a device; raises ConfigError.
         redact: removes from a text what the server's configuration keeps private.
         metrics: for Prometheus.
+        space: learns whether shards and states could be written.
         stall_s: a worker process that is silent for so long is replaced, seconds.
         command: starts a worker process.
     """
@@ -108,6 +128,7 @@ class WorkerSettings(NamedTuple):
     config_of: Callable[[Build, str], BuildConfig]
     redact: Callable[[str], str]
     metrics: BuildMetrics
+    space: SpaceWatch
     stall_s: float
     command: Sequence[str] = COMMAND
 
@@ -121,6 +142,7 @@ class DeviceWorker:
         self._settings = settings
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._warn = RepeatedWarning()
         self._thread = threading.Thread(target=self._work, name=f"builds {device}", daemon=True)
         self._thread.start()
 
@@ -148,15 +170,22 @@ class DeviceWorker:
                     self._run(build)
                     continue
             except KdCacheError as problem:  # the database is full, locked or unreachable
-                LOG.warning("builds on %s: %s", self.device, problem)
+                self._note(problem)
+                self._warn(f"builds on {self.device}: {problem}")
+            self._settings.space.remind()
             self._wake.wait(IDLE_S)
             self._wake.clear()
 
+    def _note(self, problem: KdCacheError) -> None:
+        if isinstance(problem, OutOfSpaceError):
+            self._settings.space.note_full(problem.message)
+
     def _run(self, build: Build) -> None:
         LOG.info("build %s of %s starts on %s", build.id, build.cache, self.device)
+        self._settings.metrics.count_start()
         outcome = self._outcome(build)
         self._settings.metrics.count_end(self.device, outcome.state)
-        LOG.info("build %s of %s: %s", build.id, build.cache, outcome.state)
+        self._log_end(build, outcome)
         while True:
             try:
                 if outcome.state == "queued":
@@ -164,11 +193,29 @@ class DeviceWorker:
                 else:
                     self._queue.finish(build.id, outcome.state, outcome.error)
             except KdCacheError as problem:
-                # Until this is written the build counts as running, here and after a restart.
-                LOG.warning("the end of build %s cannot be stored: %s", build.id, problem)
+                # Until this is written the database says that the build runs, also after a restart.
+                self._note(problem)
+                self._warn(f"the end of build {build.id} cannot be stored: {problem}")
+                self._settings.space.remind()
                 if not self._stopping.wait(IDLE_S):
                     continue
             return
+
+    def _log_end(self, build: Build, outcome: Outcome) -> None:
+        error = outcome.error
+        if error is None:
+            LOG.info("build %s of %s: %s", build.id, build.cache, outcome.state)
+            return
+        if error.code == OutOfSpaceError.code:
+            self._settings.space.note_full(error.detail)
+        fields = {"build": build.id, "cache": build.cache, **error.model_dump()}
+        LOG.error(
+            "build %s of %s failed: %s",
+            build.id,
+            build.cache,
+            f"error[{error.code}] {error.detail} {error.hint}".strip(),
+            extra={"fields": fields},
+        )
 
     def _outcome(self, build: Build) -> Outcome:
         try:
@@ -213,6 +260,7 @@ class _BuildRun:
         self._stored_s = 0.0
         self._last_prioritized = 0
         self._end_by_s: float | None = None
+        self._warn = RepeatedWarning()
 
     def run(self, config: BuildConfig) -> Outcome:
         """Run the build to its end. Raises OSError if no process can be started."""
@@ -256,6 +304,9 @@ class _BuildRun:
         progress = BuildProgress(**{k: v for k, v in document.items() if k not in latest_shard})
         supervisor.note_progress(progress.shards_done)
         self._settings.metrics.count_progress(self._build.device or "", self._latest, progress)
+        before = self._latest.shards_committed if self._latest else 0
+        if progress.shards_committed > before:
+            self._settings.space.note_written()
         self._latest = self._unstored = progress
 
     def _replace(self, supervisor: Supervisor, report: Report) -> Outcome | None:
@@ -286,7 +337,7 @@ class _BuildRun:
         try:
             return self._queue.get(self._build.id).canceling
         except KdCacheError as problem:  # the next check asks again
-            LOG.warning("build %s: %s", self._build.id, problem)
+            self._warn(f"build {self._build.id}: {problem}")
             return False
 
     def _send_prioritized(self, process: ChildProcess) -> None:
@@ -294,7 +345,7 @@ class _BuildRun:
         try:
             new = self._queue.prioritized(self._build.id, after=self._last_prioritized)
         except KdCacheError as problem:
-            LOG.warning("build %s: %s", self._build.id, problem)
+            self._warn(f"build {self._build.id}: {problem}")
             return
         if new:
             process.send({"prioritize": [shard for _, shard in new]})
@@ -308,7 +359,7 @@ class _BuildRun:
         try:
             self._queue.set_progress(self._build.id, self._unstored)
         except KdCacheError as problem:
-            LOG.warning("build %s: %s", self._build.id, problem)
+            self._warn(f"build {self._build.id}: {problem}")
         self._stored_s, self._unstored = time.monotonic(), None
 
     def _redact(self, error: BuildError) -> BuildError:

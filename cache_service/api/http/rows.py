@@ -192,7 +192,10 @@ async def rows(request: Request) -> Response:
         arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
         names = tuple(arrays)
         etag = entity_tag(cache.fingerprint, seed, start, stop, names, as_json)
-        headers = {"ETag": etag, "Cache-Control": cache_control(service, query.fingerprint is not None)}
+        headers = {
+            "ETag": etag,
+            "Cache-Control": cache_control(service, query.fingerprint is not None),
+        }
         metadata = range_metadata(cache.fingerprint, seed, start, stop)
         if as_json:
             response = _json_response(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated
 
 import anyio
@@ -38,6 +40,7 @@ class Service:
         traffic: rates and latencies for the page.
         stopping: set when the server stops: streams and waits end.
         probes: limiter of the thread that lists the root for `/readyz`.
+        out_of_space_since: Unix time since when builds lack space; None if they do not.
     """
 
     config: ServeConfig
@@ -48,6 +51,7 @@ class Service:
     traffic: RecentTraffic
     stopping: asyncio.Event
     probes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    out_of_space_since: Callable[[], float | None] = lambda: None
 
 
 async def service_of(request: Request) -> Service:
@@ -66,6 +70,18 @@ class Health(Frozen):
     status: str
 
 
+class Readiness(Frozen):
+    """How ready the service is.
+
+    Attributes:
+        status: `ready`; or `out_of_space` if builds cannot go on, while recorded rows are served.
+        since: when the first write failed for lack of space, ISO 8601.
+    """
+
+    status: str
+    since: str | None = None
+
+
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Health:
@@ -74,9 +90,14 @@ async def healthz() -> Health:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", response_model=Health, responses=responses(503))
-async def readyz(service: TheService) -> Health:
-    """The root can be listed."""
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    response_model_exclude_none=True,
+    responses=responses(503),
+)
+async def readyz(service: TheService) -> Readiness:
+    """The root can be listed. Says if builds are out of space."""
     if service.stopping.is_set():
         raise StorageError("the service is stopping.")
     try:
@@ -88,7 +109,12 @@ async def readyz(service: TheService) -> Health:
         raise StorageError(f"the root was not listed within {READY_S:g} s.") from None
     except (KdCacheError, OSError) as problem:
         raise StorageError("the root cannot be listed.") from problem
-    return Health(status="ready")
+    since_s = service.out_of_space_since()
+    if since_s is None:
+        return Readiness(status="ready")
+    # Not 503: a full disk ends builds, and students still read what is recorded.
+    since = datetime.fromtimestamp(since_s, UTC).isoformat(timespec="seconds")
+    return Readiness(status="out_of_space", since=since)
 
 
 @router.get("/metrics", response_class=Response, responses=responses())

@@ -4,7 +4,7 @@ Zarr takes 404 for "nothing was written, use the fill value". So 404 is for keys
 an object that should exist and is missing or not whole is an error that every reader raises.
 
 `GET` answers one object or a range of it (RFC 9110, section 14). HTTP has no listing that every
-library understands, so the root document is sent with consolidated metadata, which names the arrays.
+library understands, so the root document is sent with consolidated metadata: it names the arrays.
 """
 
 from __future__ import annotations
@@ -282,11 +282,11 @@ def _document(opened: OpenCache, key: str, content: bytes | None) -> bytes:
         axis = layout.seed_axis_keys()[0]
         num_seeds = described_seeds(_document(opened, axis, opened.cache.storage.get(axis)))
         sent = encode_group(group, num_seeds)
-        expected = (encode_group(group), sent)
+        expected = {encode_group(group), sent}
     else:
         # The seed axis of a row array; for other documents the number does not matter.
         sent = layout.documents(described_seeds(content))[key]
-        expected = (sent,)
+        expected = {sent}
     if content not in expected:
         raise CorruptError(
             f"{opened.name}/{key} is missing or does not describe this cache.",
@@ -297,4 +297,3 @@ def _document(opened: OpenCache, key: str, content: bytes | None) -> bytes:
 
 def _etag(content: bytes) -> str:
     return f'"{sha256_hex(content)[:32]}"'
-

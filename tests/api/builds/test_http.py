@@ -135,7 +135,7 @@ def test_the_same_request_finds_its_build(server):
 )
 def test_what_cannot_be_built_is_a_problem_that_tells_no_paths(server, changes, status, code):
     assert problem(post(server, **changes)) == (status, code)
-    assert server.ask("GET", "/v1/builds").json() == {"builds": []}
+    assert server.ask("GET", "/v1/builds").json() == {"builds": [], "out_of_space": None}
 
 
 def test_a_cache_queued_with_other_settings_and_a_full_queue_are_problems(server):
