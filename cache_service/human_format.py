@@ -33,3 +33,10 @@ def natural_key(name: str) -> list[int | str]:
 def describe_error(error: BaseException) -> str:
     """The class and the text of another library's error in one line: `OSError: disk on fire`."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what another library says, as a sentence; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].rstrip() if lines else type(error).__name__
+    return first if first.endswith((".", "!", "?")) else f"{first}."

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 
 from cache_service.config import read_document
 from cache_service.errors import ConfigError, CorruptError
-from cache_service.models.weights import UNREADABLE, one_line
+from cache_service.human_format import one_line
+from cache_service.models.checkpoint_file import UNREADABLE
 from cache_service.storage.local import LocalStorage
 from distill.checkpoint import EXPECTED_FILES, Payload
 from distill.students import Student

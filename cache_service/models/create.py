@@ -23,7 +23,8 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 )
 
 from cache_service.errors import ConfigError
-from cache_service.models.weights import WeightsChoice, load_checkpoint, one_line
+from cache_service.human_format import one_line
+from cache_service.models.weights import WeightsChoice, load_checkpoint
 from cache_service.models.zoo import CIFAR_NAMES
 from cache_service.plugins import call_factory, load_object
 

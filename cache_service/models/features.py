@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from cache_service.errors import UnsupportedError
-from cache_service.models.weights import one_line
+from cache_service.human_format import one_line
 
 Pooling = Literal["direct", "chained"]
 Layout = Literal["NCHW", "NHWC", "NLC"]

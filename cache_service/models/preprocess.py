@@ -17,7 +17,8 @@ from torch.nn.functional import interpolate
 
 from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
-from cache_service.models.weights import UNREADABLE, one_line
+from cache_service.human_format import one_line
+from cache_service.models.checkpoint_file import UNREADABLE
 
 
 def prepare_views(

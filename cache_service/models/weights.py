@@ -1,7 +1,4 @@
-"""Weights of a network: read from a file that must fit, chosen, and named by a digest.
-
-No file is ever unpickled as code: .safetensors, or torch's files with weights_only. A file that is
-no checkpoint, such as a Git LFS pointer, is named as what it is before anything is unpickled.
+"""Weights of a network: found in the content of a checkpoint, chosen, and held against the network.
 
 Training scripts save an average of the weights (EMA, SWA) beside the raw ones. Both fit the
 network, and the averaged ones usually classify better, so neither is loaded by accident.
@@ -9,26 +6,17 @@ network, and the averaged ones usually classify better, so neither is loaded by 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 import re
-import struct
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cache_service.errors import ConfigError, UnsupportedError
+from cache_service.errors import ConfigError
+from cache_service.human_format import one_line
+from cache_service.models.checkpoint_file import read_checkpoint
 
 WeightsChoice = Literal["raw", "averaged"]
 
@@ -51,58 +39,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put in front of every key."""
 
 
-class _Bystander:
-    """Stands in for an object beside the weights, whose content is not needed."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-# The names that a pickle may use map to empty classes, so that no constructor of NumPy runs on
-# values from the file: a dtype whose flags were forged would let NumPy read any address.
-_BYSTANDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (type(name.rpartition(".")[2], (_Bystander,), {}), name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.dtype",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray.scalar",  # as NumPy 1 wrote it
-    )
-]
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
-
-MAX_SAFETENSORS_HEADER = 100_000_000
-"""Bytes; the format's own limit. A longer header means that the file is of another format."""
-
 BATCH_COUNTER = ".num_batches_tracked"
 """Batch norms of torch < 0.4.1 did not count their batches; torch fills that in."""
-
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)
-"""What reading a damaged file raises: errors that were seen, and their relatives."""
-
-OWN_DIGEST = "weights_digest"
-"""Attribute or method by which a network names weights that live outside of torch."""
-
-MAX_DEPTH = 8
-"""Of containers within containers that are searched for tensors."""
-
-REGISTERED = ("_parameters", "_buffers", "_modules")
-_OPAQUE = (type, ModuleType, FunctionType, MethodType, partial)
 
 
 def load_checkpoint(
@@ -128,9 +66,7 @@ def load_checkpoint(
             networks that fit below different prefixes.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"checkpoint {file} is not a file.", hint="Check the path.")
-    chosen = choose_weights(file, find_weights(file, _read(file), model), weights)
+    chosen = choose_weights(file, find_weights(file, read_checkpoint(file), model), weights)
     _require_fit(file, model, chosen.tensors)
     try:
         model.load_state_dict(chosen.tensors)
@@ -143,105 +79,6 @@ def load_checkpoint(
     if not chosen.key:
         return f"{file.name}{below}"
     return f"{kind} weights, {chosen.key}{below} of {file.name}"
-
-
-def _read(file: Path) -> object:
-    try:
-        refusal = _other_file(file)
-        if refusal is not None:
-            raise refusal
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_BYSTANDERS):
-            # torch warns about the pickle protocol; it does not matter if the weights load.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _unpicklable(file, error) from error
-    except UNREADABLE as error:
-        if "weights_only" in str(error):
-            raise _unpicklable(file, error) from error
-        raise ConfigError(f"checkpoint {file} cannot be read: {one_line(error)}") from error
-
-
-def _other_file(file: Path) -> ConfigError | None:
-    """The refusal of a file whose first bytes or length show that it is no whole checkpoint."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(1024)
-    again = "Download or copy the file again, and compare its size with the source."
-    if not size:
-        return ConfigError(f"checkpoint {file} is empty (0 bytes).", hint=again)
-    if head.startswith(LFS_POINTER):
-        return ConfigError(
-            f"checkpoint {file} is a Git LFS pointer, a text of {size} bytes that only names the "
-            "weights.",
-            hint="Run `git lfs install` and `git lfs pull` in the repository that it comes from.",
-        )
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
-        return ConfigError(
-            f"checkpoint {file} is an HTML or XML page, such as a server sends in place of a file.",
-            hint="Open the page in a browser to see what the server said, then download the "
-            "checkpoint again from its direct link, logged in if need be.",
-        )
-    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
-        return ConfigError(
-            f"checkpoint {file} is truncated: its {size} bytes begin as a zip archive of "
-            "torch.save, but the directory at its end is missing.",
-            hint=again,
-        )
-    needed = _safetensors_size(file) if file.suffix == ".safetensors" else None
-    if needed is not None and size < needed:
-        return ConfigError(
-            f"checkpoint {file} is truncated: it has {size} bytes, and its safetensors header "
-            f"needs {needed} or more.",
-            hint=again,
-        )
-    return None
-
-
-def _safetensors_size(file: Path) -> int | None:
-    """Bytes that the header of a safetensors file announces; None if it has no such header."""
-    with file.open("rb") as stream:
-        head = stream.read(9)
-        length = int.from_bytes(head[:8], "little")
-        if head[8:] != b"{" or length > MAX_SAFETENSORS_HEADER:
-            return None
-        header = b"{" + stream.read(length - 1)
-    if len(header) < length:
-        return 8 + length
-    try:
-        entries = json.loads(header)
-        ends = [each["data_offsets"][1] for key, each in entries.items() if key != "__metadata__"]
-        return 8 + length + int(max(ends, default=0))
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        return None  # load_file says what is wrong with the header
-
-
-def _unpicklable(file: Path, error: Exception) -> ConfigError:
-    # torch's own text advises weights_only=False, so nothing but the name is taken from it.
-    again = ""
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named is not None:
-        name = named[1] if "." in named[1] else f"builtins.{named[1]}"  # as torch shortens it
-        problem = f"it holds {name}, and unpickling that can run code"
-    elif "TorchScript" in str(error):
-        problem = "it is a TorchScript archive, which holds a program"
-    else:
-        problem = "it is damaged, or torch.save did not write it"
-        again = "Download it again if it was downloaded. "
-    return ConfigError(
-        f"checkpoint {file} is not plain weights: {problem}.",
-        hint=f"{again}In the program that wrote the checkpoint, save model.state_dict() alone, "
-        "best with safetensors.torch.save_file.",
-    )
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what another library says, as a sentence; its class if it says nothing."""
-    lines = str(error).strip().splitlines()
-    first = lines[0].rstrip() if lines else type(error).__name__
-    return first if first.endswith((".", "!", "?")) else f"{first}."
 
 
 class Weights(NamedTuple):
@@ -421,120 +258,3 @@ def _first(problem: str, cases: list[str]) -> list[str]:
         return []
     more = f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
     return [f"{problem} {cases[0]}{more}"]
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over every entry of the state dict: name, dtype, shape and bytes, sorted by name.
-
-    Memory format, device and compilation do not change it; one bit of one weight does. Tensors
-    that the state dict does not hold are added where there are any (see `hidden_tensors`), and so
-    is the attribute or method `weights_digest` of the network, a string such as the SHA-256 of an
-    ONNX file. Call it before the network has run: some networks keep tensors of their last run.
-
-    Raises:
-        UnsupportedError: the state dict is empty and the network has no `weights_digest`. Weights
-            outside a state dict cannot be found reliably, so nothing identifies the network.
-    """
-    digest = hashlib.sha256()
-    state = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for name, value in sorted(tensors.items()):
-        _add(digest, name, value)
-    for name, value in sorted(hidden_tensors(model).items()):
-        _add(digest, f"hidden:{name}", value)
-    own = _own_digest(model)
-    if own is not None:
-        digest.update(json.dumps([OWN_DIGEST, own]).encode() + b"\n")
-    if not tensors and own is None:
-        raise UnsupportedError(
-            f"the state dict of {type(model).__name__} is empty, so its recording could not be "
-            "distinguished from that of another network.",
-            hint="Register its weights as parameters or buffers, or give the network an attribute "
-            f"{OWN_DIGEST}, such as the SHA-256 of its file.",
-        )
-    return digest.hexdigest()
-
-
-def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors and arrays that `state_dict` leaves out, by where they are.
-
-    Searched are parameters that a state dict of the network's own leaves out, and the attributes of
-    every module: lists, tuples, mappings and objects in them, and modules found there. Buffers that
-    are registered as not persistent are left out: they follow from the constructor's arguments. So
-    are aliases of what the state dict holds.
-    """
-    seen = {id(module) for module in model.modules()}
-    known = [*model.state_dict(keep_vars=True).values(), *model.buffers()]
-    places = {_place(value) for value in known if isinstance(value, Tensor)}
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    for name, module in model.named_modules():
-        found |= _search_module(module, name, seen)
-    return {path: tensor for path, tensor in found.items() if _place(tensor) not in places}
-
-
-def _search_module(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    for attribute, value in vars(module).items():
-        if attribute not in REGISTERED:
-            yield from _search(value, f"{name}.{attribute}".lstrip("."), seen, 0)
-
-
-def _search(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, str | bytes | int | float | complex | None) or id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        yield path, torch.from_numpy(np.ascontiguousarray(value))
-    elif isinstance(value, nn.Module):
-        tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
-        for name, tensor in tensors.items():
-            yield from _search(tensor, f"{path}.{name}", seen, 0)
-        for name, module in value.named_modules():
-            seen.add(id(module))
-            yield from _search_module(module, f"{path}.{name}".rstrip("."), seen)
-    elif depth < MAX_DEPTH:
-        for key, item in _items(value):
-            yield from _search(item, f"{path}.{key}", seen, depth + 1)
-
-
-def _items(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        yield from value.items()
-    elif isinstance(value, list | tuple):
-        yield from enumerate(value)
-    elif hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
-        foreign = type(value).__module__.partition(".")[0]
-        if foreign not in ("torch", "builtins"):  # torch.compile's own state leads everywhere
-            yield from vars(value).items()
-
-
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], torch.dtype]:
-    """What two names of one tensor have in common."""
-    address = tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
-    return address, tuple(tensor.shape), tensor.dtype
-
-
-def _own_digest(model: nn.Module) -> str | None:
-    own = getattr(model, OWN_DIGEST, None)
-    if callable(own):
-        own = own()
-    if own is None:
-        return None
-    if isinstance(own, bytes):
-        own = own.hex()
-    if not isinstance(own, str) or not own:
-        raise UnsupportedError(
-            f"{OWN_DIGEST} of {type(model).__name__} is a {type(own).__name__}, not a string.",
-            hint="Return the SHA-256 of the file with the weights as text.",
-        )
-    return own
-
-
-def _add(digest: Any, name: str, value: Tensor) -> None:
-    dtype = str(value.dtype).removeprefix("torch.")
-    digest.update(json.dumps([name, dtype, list(value.shape)]).encode() + b"\n")
-    # Bytes, because numpy has no bfloat16; flat, because a scalar has no last axis to split.
-    dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
-    flat = dense.cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)

@@ -30,7 +30,7 @@ from cache_service.format.codecs import Arrays, Floats
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
-from cache_service.models.weights import one_line
+from cache_service.human_format import one_line
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.context import BuildContext, open_build
 from cache_service.recording.shards import all_shards

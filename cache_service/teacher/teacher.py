@@ -25,7 +25,8 @@ from cache_service.format.spec import Preprocess, TeacherId
 from cache_service.models.create import TIMM_SOURCES, create_model
 from cache_service.models.features import cell_features, cell_logits, check_cells, linear_head
 from cache_service.models.preprocess import prepare_views, recorded_preprocess
-from cache_service.models.weights import load_checkpoint, weights_sha256
+from cache_service.models.weights import load_checkpoint
+from cache_service.models.weights_digest import weights_sha256
 from cache_service.teacher.settings import TeacherConfig
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -8,7 +8,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-from cache_service.models.weights import load_checkpoint, weights_sha256
+from cache_service.models.weights import load_checkpoint
+from cache_service.models.weights_digest import weights_sha256
 
 
 @pytest.fixture

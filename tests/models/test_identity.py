@@ -11,7 +11,7 @@ from torch import nn
 
 from cache_service.errors import UnsupportedError
 from cache_service.models.create import create_model
-from cache_service.models.weights import hidden_tensors, weights_sha256
+from cache_service.models.weights_digest import hidden_tensors, weights_sha256
 
 
 class Holder(nn.Module):

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from cache_service.errors import ConfigError
 from cache_service.models.create import create_model
-from cache_service.models.weights import load_checkpoint, weights_sha256
+from cache_service.models.weights import load_checkpoint
+from cache_service.models.weights_digest import weights_sha256
 
 
 class Opaque:

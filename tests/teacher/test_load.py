@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from cache_service.errors import ConfigError, UnsupportedError, UntrainedTeacherError
 from cache_service.models.create import create_model
-from cache_service.models.weights import weights_sha256
+from cache_service.models.weights_digest import weights_sha256
 
 
 @pytest.fixture
