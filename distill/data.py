@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import Dataset
 
 from cache_service.datasets import wrap_dataset
-from cache_service.errors import RowsNotBuiltError
+from cache_service.errors import ConfigError, RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
 from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
+from cache_service.storage import is_server_url
 from cache_service.views.replay import ViewBatch
+from distill.reading_order import Epoch, EpochSampler, OrderCheck, is_in_order
 from distill.replay import Replay
 from distill.targets import TargetDecoder, tensors_of
 
@@ -23,8 +26,10 @@ from distill.targets import TargetDecoder, tensors_of
 class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
     """Map-style dataset of (image, label, teacher logits) for a custom training loop.
 
-    Item i is position i of the recorded epoch. The epoch is already shuffled, so use
-    `shuffle=False`. A DataLoader reads each batch with one access to the cache (`__getitems__`).
+    Item i is position i of the current epoch. With `seeds`, epoch e is the recorded epoch of seed
+    `seeds[e % len(seeds)]`, as in `kd-cache train`, and `set_epoch` begins it. The order of an
+    epoch is a shuffle already, so use `shuffle=False` or `sampler()`. A DataLoader reads each batch
+    with one access to the cache (`__getitems__`).
 
     The image is float32 [3, H, W] in 0 to 1, or the result of `transform`. The label is an int, or
     float32 class weights [C] if the recipe mixes images. The logits are float32 [C], or [cells, C]
@@ -33,13 +38,20 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
     Args:
         cache: a cache from `load_cache`.
         images: the dataset that was recorded, a map-style dataset of (image, label).
-        seed: the recorded epoch to read.
+        seed: the only recorded epoch to read.
+        seeds: the recorded epochs to read in turn. Give either `seed` or `seeds`.
         transform: function of each view, a uint8 tensor [3, H, W].
         temperature: affects only caches with codec `topk`; see `TargetDecoder.logits`.
         max_drift: largest accepted difference of a pixel; see `ReplayGuard`.
+        order: `recorded` refuses batches that do not follow the recorded order, and an epoch that
+            is read twice because `set_epoch` is not called. `any` accepts them, and warns once if
+            the cache is in a bucket. The default is `recorded` with `seeds`, and `any` with `seed`.
+            Single items, `data[i]`, may be read in any order.
 
     Raises:
         SpecMismatchError: `images` is not the dataset that was recorded.
+        RowsNotBuiltError: a seed is not recorded.
+        ConfigError: both or none of `seed` and `seeds` are given.
     """
 
     def __init__(
@@ -47,32 +59,111 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         cache: Cache,
         images: Any,
         *,
-        seed: int,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
         transform: Callable[[Tensor], Any] | None = None,
         temperature: float = 1.0,
         max_drift: int = 0,
+        order: Literal["recorded", "any"] | None = None,
     ) -> None:
         self._replay = Replay(wrap_dataset(images), [cache], max_drift=max_drift)
         self._decoder = TargetDecoder(cache.spec, cache.head(), device="cpu")
-        self._seed = seed
+        self._seeds = _chosen_seeds(cache, seed, seeds)
         self._transform = transform or _to_unit_scale
         self._temperature = temperature
-        cache.commit(seed, 0)  # fail here for a seed that is not recorded, not in a worker
+        self._epoch = Epoch()
+        self._check: OrderCheck | None = None
+        if order == "recorded" or (order is None and seeds is not None):
+            self._check = OrderCheck(
+                self._epoch,
+                num_samples=len(self),
+                num_seeds=len(self._seeds),
+                mixes=bool(cache.spec.recipe.mixing),
+            )
+        self._warns = "://" in cache.url and not is_server_url(cache.url)
 
     def __len__(self) -> int:
         """Number of positions of a recorded epoch."""
         return len(self._replay.images)
 
+    @property
+    def seed(self) -> int:
+        """The seed of the current epoch."""
+        return self._seeds[self._epoch.turn.epoch % len(self._seeds)]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are read in turn."""
+        return self._seeds
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, before a loader iterates over it; also in workers that are running.
+
+        Accelerate, the Hugging Face Trainer and timm's train.py call it.
+
+        Raises:
+            ConfigError: the epoch is negative or not a whole number.
+        """
+        self._epoch.set(epoch)
+
+    def sampler(
+        self, rank: int | None = None, world: int | None = None, *, batch_size: int | None = None
+    ) -> EpochSampler:
+        """The positions that one of several processes reads of each epoch, in recorded order.
+
+        Its `set_epoch` is that of this dataset. Give it to a `DataLoader(sampler=...)`, unless a
+        trainer divides the batches itself, as Accelerate and the Hugging Face Trainer do.
+
+        Args:
+            rank: index of this process; by default that of `torch.distributed`, else 0.
+            world: number of processes; by default that of `torch.distributed`, else 1.
+            batch_size: views per process and step, as given to the DataLoader; see
+                `cache_service.rows.sampler.PositionSampler`.
+
+        Raises:
+            ConfigError: see `PositionSampler`.
+        """
+        joined = distributed.is_available() and distributed.is_initialized()
+        if rank is None:
+            rank = distributed.get_rank() if joined else 0
+        if world is None:
+            world = distributed.get_world_size() if joined else 1
+        return EpochSampler(
+            self._epoch,
+            len(self._seeds),
+            len(self),
+            rank,
+            world,
+            batch_size=batch_size,
+            pairs=bool(self._replay.views.recipe.mixing),
+        )
+
     def __getitem__(self, position: int) -> tuple[Any, Any, Tensor]:
         """Return the item at one position."""
         if not 0 <= position < len(self):
             raise IndexError(position)
-        return self.__getitems__([position])[0]
+        return self._items([position])[0]
 
     def __getitems__(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
-        """Return the items at several positions, with one read of the cache."""
-        batch, (rows,) = self._replay(self._seed, np.array(positions, np.int64))
-        logits_BRC = self._decoder.logits(tensors_of(rows, self._decoder.array_names))
+        """Return the items at several positions, with one read of the cache.
+
+        Raises:
+            ConfigError: the order of the epoch is checked, and these positions do not follow it.
+        """
+        if not positions:
+            return []
+        if self._check is not None:
+            self._check.check(positions)
+        elif self._warns and not is_in_order(positions):
+            self._warns = False
+            warnings.warn(_scattered(self._replay.caches[0].url), stacklevel=2)
+        return self._items(positions)
+
+    def _items(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
+        batch, (rows,) = self._replay(self.seed, np.array(positions, np.int64))
+        logits_BRC = self._decoder.logits(
+            tensors_of(rows, self._decoder.array_names), temperature=self._temperature
+        )
         # A cache without scales above 1 has a single cell, the whole image.
         if self._decoder.num_cells == 1:
             logits_BRC = logits_BRC[:, 0]
@@ -95,6 +186,31 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         shares_BC.index_put_((rows, torch.from_numpy(own)), weights, accumulate=True)
         shares_BC.index_put_((rows, torch.from_numpy(partner)), 1 - weights, accumulate=True)
         return list(shares_BC)
+
+
+def _chosen_seeds(cache: Cache, seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    if (seed is None) == (seeds is None):
+        raise ConfigError(
+            f"CachedDataset was given seed={seed} and seeds={seeds}.",
+            hint="Give seed=0 for one recorded epoch, or seeds=range(30) for epochs in turn.",
+        )
+    if seed is not None:
+        cache.commit(seed, 0)  # fail here for a seed that is not recorded, not in a worker
+        return (seed,)
+    wanted = tuple(seeds or ())
+    if not wanted:
+        raise ConfigError(
+            "CachedDataset was given no seeds.", hint="Give seeds=cache.complete_seeds()."
+        )
+    return recorded_seeds([cache], wanted)
+
+
+def _scattered(url: str) -> str:
+    return (
+        f"{url} is read in random order. Each batch then reads parts of many objects, which takes "
+        "hundreds of times as many requests as reading in order. The recorded order is a shuffle "
+        "already: use DataLoader(shuffle=False)."
+    )
 
 
 def _to_unit_scale(image_3HW: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cache_service.format.layout import COMMITS_KEY, CacheLayout, described_seed
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.shard import decode_chunk
 from cache_service.format.spec import CacheSpec
+from cache_service.rows.sampler import PositionSampler
 from cache_service.rows.shard_reader import Piece, Rows, ShardReader
 from cache_service.storage import Storage, open_storage
 
@@ -142,6 +143,18 @@ class Cache:
             )
             parts[name] = np.frombuffer(payload, "<f4").reshape(shape).astype(np.float32)
         return Head(parts["head_weight"], parts["head_bias"]) if parts else None
+
+    def sampler(
+        self, rank: int = 0, world: int = 1, *, batch_size: int | None = None
+    ) -> PositionSampler:
+        """The positions that one of several processes reads of each seed; see `PositionSampler`."""
+        return PositionSampler(
+            self.spec.dataset.num_samples,
+            rank,
+            world,
+            batch_size=batch_size,
+            pairs=bool(self.spec.recipe.mixing),
+        )
 
     # --- ranges of positions ---------------------------------------------------------------------
 

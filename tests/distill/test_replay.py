@@ -14,6 +14,7 @@ from distill import CachedDataset, load_cache
 from distill.batches import Batch, BatchPlan
 from distill.replay import Replay
 from distill.stream import train_loader
+from distill.targets import TargetDecoder, tensors_of
 
 MIXED = {
     "size": 16,
@@ -173,3 +174,20 @@ def test_a_mixing_recipe_gives_label_shares_that_sum_to_one(url):
     assert shares.shape == (5,)
     assert float(shares.sum()) == pytest.approx(1)
     assert logits.shape == (5, 5)
+
+
+def test_dropped_classes_get_the_logits_of_the_temperature_that_the_loss_uses(tmp_path):
+    record_toy(
+        str(tmp_path / "c"), scales=[1], dataset=TOYS.model_dump(), codec={"kind": "topk", "k": 3}
+    )
+    cache = load_cache(str(tmp_path / "c"))
+    images = Patches(num_samples=NUM_SAMPLES)
+    decoder = TargetDecoder(cache.spec, None, device="cpu")
+    rows = tensors_of(cache.read(0, 0, 8), decoder.array_names)
+    given = {}
+    for temperature in (1.0, 4.0):
+        data = CachedDataset(cache, images=images, seed=0, temperature=temperature)
+        given[temperature] = torch.stack([item[2] for item in data.__getitems__(list(range(8)))])
+        wanted = decoder.logits(rows, temperature=temperature)[:, 0]
+        torch.testing.assert_close(given[temperature], wanted, rtol=0, atol=0)
+    assert not torch.equal(given[1.0], given[4.0])

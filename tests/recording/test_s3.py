@@ -48,6 +48,16 @@ def test_a_student_trains_from_a_bucket_and_damage_there_is_refused(url):
         fresh.__getitems__(list(range(96)))
 
 
+def test_random_order_over_a_bucket_is_warned_about_once_and_order_is_not(url):
+    record_toy(url, seeds="0:1", scales=[1])
+    data = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    data.__getitems__(list(range(30)))
+    with pytest.warns(UserWarning, match="is read in random order.*shuffle=False") as said:
+        data.__getitems__([5, 80, 3])
+    data.__getitems__([7, 2])
+    assert len(said) == 1
+
+
 def test_zarr_python_opens_the_bucket_over_obstore(url):
     from obstore.store import from_url
     from zarr.storage import ObjectStore
