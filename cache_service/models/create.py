@@ -81,6 +81,20 @@ def create_model(
     return model
 
 
+def refuse_unknown_model(name: str) -> None:
+    """Refuse a name that no library knows, without making the network.
+
+    Raises:
+        ConfigError: names that are close to it, or why the factory cannot be loaded.
+    """
+    if name.startswith(TORCHVISION):
+        _refuse_unknown_torchvision(name)
+    elif ":" not in name:
+        _refuse_unknown_timm(name)
+    elif not name.startswith(TIMM_SOURCES):
+        load_object(name)
+
+
 def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if name.startswith(TORCHVISION):
         model = _from_torchvision(name, pretrained, options)
@@ -98,10 +112,7 @@ def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
 
 def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:
     if not name.startswith(TIMM_SOURCES):
-        known = timm.is_model(name.partition(".")[0])
-        # timm itself explains where a slash may stand.
-        if not known and "/" not in name:
-            raise _unknown(name, timm.list_models())
+        known = _refuse_unknown_timm(name)
         if known and pretrained and not timm.is_model_pretrained(name):
             raise ConfigError(
                 f"timm has no pretrained weights for {name}.",
@@ -111,11 +122,24 @@ def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:
         return timm.create_model(name, pretrained=pretrained, **options)
 
 
-def _from_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> object:
-    known = list_models(module=torchvision_models)
-    torchvision_name = name.removeprefix(TORCHVISION)
+def _refuse_unknown_timm(name: str) -> bool:
+    """Whether timm knows the name. One with a slash may be unknown: timm itself explains those."""
+    known: bool = timm.is_model(name.partition(".")[0])
+    if not known and "/" not in name:
+        raise _unknown(name, timm.list_models())
+    return known
+
+
+def _refuse_unknown_torchvision(name: str) -> str:
+    """The name without its prefix."""
+    known, torchvision_name = list_models(module=torchvision_models), name.removeprefix(TORCHVISION)
     if torchvision_name not in known:
         raise _unknown(name, [TORCHVISION + each for each in known])
+    return torchvision_name
+
+
+def _from_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> object:
+    torchvision_name = _refuse_unknown_torchvision(name)
     if not pretrained:
         with _in_one_line(name, pretrained):
             return get_model(torchvision_name, weights=None, **options)

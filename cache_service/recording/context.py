@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class BuildContext:
     teacher: Teacher
     spec: CacheSpec
     views: Views
+    _scores: list[Score] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def head(self) -> Head | None:
@@ -63,7 +64,12 @@ class BuildContext:
         return self.teacher.answer(pixels_BHW3)
 
     def score(self) -> Score:
-        """Score the teacher on unaugmented views of randomly chosen samples."""
+        """Score the teacher on unaugmented views of randomly chosen samples, once."""
+        if not self._scores:
+            self._scores.append(self._measure_score())
+        return self._scores[0]
+
+    def _measure_score(self) -> Score:
         recipe = AugmentConfig(size=self.spec.recipe.size, preset="none").recipe()
         plain = Views(recipe, self.dataset)
         order_N = epoch_order(len(self.dataset), 0)

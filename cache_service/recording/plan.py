@@ -69,7 +69,7 @@ def make_plan(build: BuildContext) -> BuildPlan:
     pending = [s for s in shards if storage.size(commit_key(*s)) is None]
     rows_pending = num_rows(spec, pending)
     score = build.score()
-    render_rate, teacher_rate = _rates(build)
+    render_rate, teacher_rate = measure_rates(build)
     bytes_per_row = CacheLayout(spec).row_bytes
     rows = len(config.seeds) * spec.dataset.num_samples
     return BuildPlan(
@@ -100,7 +100,7 @@ def _describe_order(other: OtherOrder | None) -> str:
     return f"{other.description}, {other.accuracy:.1%} right. {other.hint}"
 
 
-def _rates(build: BuildContext) -> tuple[float, float]:
+def measure_rates(build: BuildContext) -> tuple[float, float]:
     """Measure rendering in one process, and the teacher with encoding, in views per second."""
     count = min(build.config.batch_size, len(build.dataset))
     positions = np.arange(count, dtype=np.int64)

@@ -22,7 +22,7 @@ import torch
 
 from cache_service.errors import NonFiniteError, UntrainedTeacherError
 from cache_service.recording.build_config import BuildConfig
-from cache_service.recording.context import open_build
+from cache_service.recording.context import BuildContext, open_build
 from cache_service.recording.engines import prepare, run_local
 from cache_service.recording.shards import Progress
 from cache_service.storage.local import LocalStorage
@@ -204,6 +204,18 @@ def run_experiment(
     check_experiment(config, where=where)
     teachers = train_teachers(config, where=where, on_message=on_message)
     recordings = record_teachers(config, teachers, where=where, on_message=on_message)
+    runs = train_variants(config, recordings, where=where, on_message=on_message)
+    return ExperimentResult(config, teachers, recordings, runs)
+
+
+def train_variants(
+    config: ExperimentConfig,
+    recordings: Mapping[str, Recording],
+    *,
+    where: str,
+    on_message: OnMessage,
+) -> dict[str, tuple[Outcome, ...]]:
+    """Train every student with every method, one run a seed; those without a recording fail."""
     configs: dict[str, TrainConfig] = {}
     failures: dict[str, str] = {}
     for variant in config.variants():
@@ -223,11 +235,10 @@ def run_experiment(
         name: trained.get(name) or Outcome(each, failure=failures[name])
         for name, each in configs.items()
     }
-    runs = {
+    return {
         variant.name: tuple(outcomes[f"{variant.name} seed {seed}"] for seed in range(config.runs))
         for variant in config.variants()
     }
-    return ExperimentResult(config, teachers, recordings, runs)
 
 
 def train_teachers(
@@ -270,16 +281,21 @@ def record_teachers(
 
 
 def record(config: BuildConfig, *, title: str, on_message: OnMessage) -> float:
+    """Open a build and record it; see `record_opened`."""
+    return record_opened(open_build(config), title=title, on_message=on_message)
+
+
+def record_opened(opened: BuildContext, *, title: str, on_message: OnMessage) -> float:
     """Record what is not recorded yet. Returns the seconds that all of it took, over all starts.
 
     Raises:
         UntrainedTeacherError: the teacher scores like chance.
         SpecMismatchError, KdCacheError: see the message.
     """
+    config = opened.config
     folder, name = Path(config.cache).parent, Path(config.cache).name + SECONDS_SUFFIX
     storage = LocalStorage(str(folder))
     started = time.perf_counter()
-    opened = open_build(config)
     notes: list[str] = []
     prepare(opened, on_message=notes.append)
     rows_done = 0

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cache_service.errors import ConfigError
-from cache_service.models.create import create_model
+from cache_service.models.create import create_model, refuse_unknown_model
 
 
 def build_small(num_classes=3, pretrained=False, loud=False):
@@ -147,3 +147,20 @@ def test_timm_is_asked_for_its_own_pretrained_weights(tmp_path):
         "test_resnet.r160_in1k", num_classes=None, pretrained=True, pretrained_cfg_overlay=overlay
     )
     assert model.num_classes == 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet8x4", "resnet50.a1_in1k", "torchvision/resnet18", "hf-hub:a/b"]
+)
+def test_a_known_name_is_not_refused_without_making_the_network(name):
+    refuse_unknown_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("resnt18", "resnet18"), ("torchvision/resnet19", "torchvision/resnet1"), ("", "module")],
+)
+def test_an_unknown_name_is_refused_before_anything_is_made(name, close):
+    with pytest.raises(ConfigError, match="there is no model") as refused:
+        refuse_unknown_model(name)
+    assert close in refused.value.hint
