@@ -89,7 +89,7 @@ def call_factory(
             hint=f"Name a function or a class that makes the {makes}.",
         )
     taken = _taken(factory, path, arguments, makes, given_in, optional, error)
-    with _in_one_line(f"{makes} {path} failed", error):
+    with errors_in_one_line(f"{makes} {path} failed", error):
         return factory(**taken)
 
 
@@ -140,7 +140,7 @@ def _one_line_signature(signature: inspect.Signature) -> str:
 def _load_module(module_name: str, *, asked: str) -> ModuleType:
     _look_in(Path.cwd())
     importlib.invalidate_caches()
-    with _in_one_line(f"{asked!r}: importing {module_name} failed", ConfigError):
+    with errors_in_one_line(f"{asked!r}: importing {module_name} failed", ConfigError):
         try:
             if module_name.endswith(".py"):
                 return _run_file(Path(module_name).expanduser().resolve(), asked=asked)
@@ -196,8 +196,13 @@ def _place(module: ModuleType, name: str) -> str:
 
 
 @contextmanager
-def _in_one_line(problem: str, error: type[KdCacheError]) -> Iterator[None]:
-    """Turn what a user's code raises into one line with the place in that code."""
+def errors_in_one_line(problem: str, error: type[KdCacheError]) -> Iterator[None]:
+    """Turn what a user's code raises into one line with the place in that code.
+
+    Args:
+        problem: beginning of the message.
+        error: class to raise.
+    """
     try:
         with redirect_stdout(sys.stderr):
             yield

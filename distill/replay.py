@@ -155,10 +155,11 @@ class ReplayGuard:
                 continue
             first = int(moved[0])
             recorded = self._cache.commit(seed, shard).versions
+            present = library_versions(views.recipe)
             raise ViewDriftError(
                 f"the view of sample {int(batch.samples_B[first])} (seed {seed}, position "
                 f"{int(positions[first])}) is not what the teacher saw: {_cause(origins_equal)}; "
-                f"{explain_drift(recorded, library_versions(), diffs)}.",
+                f"{explain_drift(recorded, present, diffs)}.",
                 hint=_advice(origins_equal),
             )
 

@@ -24,6 +24,7 @@ from cache_service.errors import (
     RowsNotBuiltError,
     SpecMismatchError,
     UnsupportedError,
+    ViewDriftError,
 )
 from cache_service.format.cells import expand_cells
 from cache_service.format.codecs import Arrays, Floats
@@ -37,6 +38,8 @@ from cache_service.recording.shards import all_shards
 from cache_service.rows.reader import Cache, open_cache
 from cache_service.rows.writer import refuse_other_spec
 from cache_service.storage import open_storage
+from cache_service.views.identity import compare_views, explain_drift, library_versions
+from cache_service.views.replay_probe import require_replayable
 
 NUM_PROBES = 64
 """Number of views that the teacher computes twice before a build."""
@@ -95,11 +98,13 @@ def check_teacher(build: BuildContext) -> None:
     """Refuse a teacher whose logits cannot be recorded into this build's cache.
 
     The check takes a few batches of at most 64 views. It is skipped if every shard is committed.
+    A user's augmentation is tried first, because a teacher answers nothing for views that change.
 
     Raises:
-        UnsupportedError: the logits of a view change from call to call, or depend on the other
-            views of the batch.
+        UnsupportedError: a view differs when it is rendered again, or the logits of a view change
+            from call to call or depend on the other views of the batch.
         SpecMismatchError: the cache has another spec, or was recorded with another teacher.
+        ViewDriftError: recorded views of a user's augmentation are not rendered again.
     """
     storage = open_storage(build.config.cache)
     cache = open_cache(build.config.cache) if storage.get(ROOT_KEY) is not None else None
@@ -108,6 +113,9 @@ def check_teacher(build: BuildContext) -> None:
         committed = {(seed, n) for seed, shards in cache.commits().items() for n in shards}
         if committed.issuperset(all_shards(build.spec, build.config.seeds)):
             return
+    require_replayable(build.views, build.config.seeds[0])
+    if cache is not None:
+        _require_recorded_views(build, cache)
     # torch.compile would compile again for each batch size of the check, so it runs uncompiled.
     compiled = build.config.teacher.compile
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -145,11 +153,41 @@ def _require_repeatable(build: BuildContext) -> None:
         )
 
 
-def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
-    """Compare logits for the witnesses of a few shards, whose pixels the teacher has seen."""
+def _spread_shards(cache: Cache) -> list[tuple[int, int]]:
+    """A few recorded shards, evenly spaced: (seed, shard)."""
     shards = [(seed, n) for seed, shards in cache.commits().items() for n in shards]
     spread = np.linspace(0, len(shards) - 1, min(MAX_SHARDS, len(shards))).round().astype(int)
-    for seed, shard in (shards[index] for index in spread.tolist()):
+    return [shards[index] for index in spread.tolist()]
+
+
+def _require_recorded_views(build: BuildContext, cache: Cache) -> None:
+    """Render the witnesses of a few shards again: a recipe has only the name of a pipeline."""
+    recipe = build.spec.recipe
+    if recipe.callable is None:
+        return
+    for seed, shard in _spread_shards(cache):
+        try:
+            recorded_BHW3 = cache.witnesses(seed, shard)
+            versions = cache.commit(seed, shard).versions
+        except CorruptError:  # `verify` reports it
+            continue
+        positions_B = cache.layout.witness_positions(shard)
+        now_BHW3 = build.views.render(seed, positions_B).pixels_BHW3
+        if np.array_equal(recorded_BHW3, now_BHW3):
+            continue
+        diffs = [compare_views(*pair) for pair in zip(recorded_BHW3, now_BHW3, strict=True)]
+        raise ViewDriftError(
+            f"augment.callable {recipe.callable!r} does not render recorded views of {cache.url} "
+            f"as they were recorded (shard {shard} of seed {seed}): "
+            f"{explain_drift(versions, library_versions(recipe), diffs)}.",
+            hint="Use the pipeline and the library versions of the recording, or give the build "
+            "another `cache:` path.",
+        )
+
+
+def _require_recorded_teacher(build: BuildContext, cache: Cache) -> None:
+    """Compare logits for the witnesses of a few shards, whose pixels the teacher has seen."""
+    for seed, shard in _spread_shards(cache):
         positions_B = cache.layout.witness_positions(shard)
         try:
             rows = cache.gather(seed, positions_B)

@@ -83,7 +83,7 @@ def open_writer(build: BuildContext) -> CacheWriter:
         open_storage(build.config.cache),
         build.spec,
         num_seeds=max(build.config.seeds) + 1,
-        versions=library_versions(),
+        versions=library_versions(build.spec.recipe),
         provenance=build.provenance,
         head=build.head,
     )
@@ -243,7 +243,8 @@ def _write(
 ) -> Shard | None:
     try:
         rows, witnesses = join_batches(spec, shard.shard, [batch.result() for batch in encoded])
-        committed = writer.write_shard(*shard, rows, witnesses, library_versions())
+        versions = library_versions(spec.recipe)
+        committed = writer.write_shard(*shard, rows, witnesses, versions)
     finally:
         writer.storage.end(_lock_name(shard))
     return shard if committed else None

@@ -3,6 +3,8 @@ drift."""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import features
 from torchvision.version import __version__ as torchvision_version
+
+from cache_service.format.recipe import Recipe
 
 ROUNDING_LEVELS = 8
 """Largest difference that still reads as rounding, of 255. Pillow 12 and 13 resize up to 4 levels
@@ -31,8 +35,22 @@ def digest64(*parts: bytes | NDArray[Any]) -> int:
     return int.from_bytes(state.digest(), "little")
 
 
-def library_versions() -> dict[str, str]:
+PIPELINE_LIBRARIES = (
+    "albucore",
+    "albumentations",
+    "kornia",
+    "opencv-python",
+    "opencv-python-headless",
+    "timm",
+)
+"""Distributions that only a user's pipeline renders with."""
+
+
+def library_versions(recipe: Recipe | None = None) -> dict[str, str]:
     """Versions of the libraries that can change a pixel: stored in a cache, compared on replay.
+
+    Args:
+        recipe: of the views. If it is a user's pipeline, `PIPELINE_LIBRARIES` count, too.
 
     Codec libraries that this Pillow was built without are left out. A build's suffix (`+cpu`,
     `+cu130`) is dropped, because no pixel depends on it.
@@ -49,8 +67,18 @@ def library_versions() -> dict[str, str]:
         "libwebp": features.version_module("webp"),
         "zlib": features.version_codec("zlib"),
     }
+    if recipe is not None and recipe.callable is not None:
+        decoders |= {name: _installed_version(name) for name in PIPELINE_LIBRARIES}
     versions |= {name: version for name, version in decoders.items() if version is not None}
     return {name: version.partition("+")[0] for name, version in sorted(versions.items())}
+
+
+@functools.cache
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class WitnessDiff(NamedTuple):
@@ -96,6 +124,8 @@ def explain_drift(
         f"{present.get(name, 'absent')} here"
         for name in sorted(recorded.keys() | present.keys())
         if recorded.get(name) != present.get(name)
+        # Earlier versions of this program did not record these.
+        and (name in recorded or name not in PIPELINE_LIBRARIES)
     ]
     cause = ", ".join(changes) or "no library that renders views changed"
     return f"{_describe_diffs(witness_diffs)}; {cause}"

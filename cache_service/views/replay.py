@@ -148,7 +148,13 @@ class Views:
                     hint="Convert in the dataset: image.convert('RGB').",
                 )
             origin = _stamp(image) + canonical_MP[row].tobytes()
-            bases[sample] = _Base(self._renderer.pixels(image, params), origin)
+            try:
+                pixels_HW3 = self._renderer.pixels(image, params)
+            except ConfigError as refusal:
+                raise ConfigError(
+                    f"sample {sample}: {refusal.message}", hint=refusal.hint
+                ) from refusal
+            bases[sample] = _Base(pixels_HW3, origin)
         return bases
 
 

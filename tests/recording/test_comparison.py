@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support import stateful
 from support.builds import open_toy, record_toy, run_build, tree_bytes
 
-from cache_service.errors import SpecMismatchError, UnsupportedError
+from cache_service.errors import SpecMismatchError, UnsupportedError, ViewDriftError
+from cache_service.recording import comparison
 from cache_service.recording.engines import prepare
 from cache_service.recording.plan import make_plan
 
@@ -125,3 +127,32 @@ def test_averaged_weights_are_named_by_plan_and_build(tmp_path):
     assert lines[0] == f"teacher: support.toys:tiny_net, {told}"
     assert make_plan(build).teacher_weights == told
     assert build.spec == open_toy(str(tmp_path / "d")).spec
+
+
+def open_stateful(path, name, **changes):
+    return open_toy(
+        str(path), augment={"callable": f"support.stateful:{name}", "size": 24}, **changes
+    )
+
+
+@pytest.mark.parametrize("use", [prepare, make_plan], ids=["build", "plan"])
+def test_a_pipeline_that_cannot_be_replayed_is_refused_before_the_teacher_is_asked(
+    tmp_path, monkeypatch, use
+):
+    build = open_stateful(tmp_path / "c", "numpy_closure")
+    monkeypatch.setattr(type(build.teacher), "answer", lambda *_: pytest.fail("was asked"))
+    with pytest.raises(UnsupportedError, match=r"cannot be replayed: .* \(numpy Generator\)"):
+        use(build)
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_edited_pipeline_does_not_continue_a_recording(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "require_replayable", lambda *_: None)  # it takes seconds
+    run_build(open_stateful(tmp_path / "c", "remembers", seeds="0:1"))
+    run_build(open_stateful(tmp_path / "c", "remembers", seeds="0:2"))
+    before = tree_bytes(tmp_path / "c")
+    monkeypatch.setattr(stateful, "EDIT", 9)
+    for use in (prepare, make_plan):
+        with pytest.raises(ViewDriftError, match=r"does not render recorded views .* another crop"):
+            use(open_stateful(tmp_path / "c", "remembers", seeds="0:3"))
+    assert tree_bytes(tmp_path / "c") == before
