@@ -1,11 +1,10 @@
 """A bounded, retrying HTTP client for one server that holds caches.
 
-Connections are pooled by urllib3. The rest of urllib3's convenience is switched off, because a
-response is not trusted here: its length has to be stated before a byte of its body is read, it is
-read as it is (a compressed or chunked one is refused), it has to be complete by a deadline however
-slowly it arrives, and redirects are not followed since the token would go with them. Retries are
-bounded by time and not by count (`urllib3.Retry` counts), and also cover damaged bodies and rows
-that the server is still recording.
+Connections are pooled by urllib3, directly or through the proxy that the environment names. The
+rest of urllib3's convenience is switched off, because a response is not trusted here: its body is
+read up to a limit, it has to be complete by a deadline however slowly it arrives, and redirects are
+not followed since the token would go with them. Retries are bounded by time and not by count
+(`urllib3.Retry` counts), and also cover damaged bodies and rows that the server is still recording.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
-from urllib3.util import Timeout
+from urllib3.util import Timeout, make_headers
 
 from cache_service.errors import (
     ConfigError,
@@ -38,6 +37,8 @@ from cache_service.errors import (
     RowsNotBuiltError,
     StorageError,
 )
+from cache_service.storage.http_body import IncompleteBodyError, InvalidBodyError, read_body
+from cache_service.storage.http_proxy import proxy_of
 
 T = TypeVar("T")
 
@@ -336,10 +337,12 @@ class HttpClient:
         try:
             response = self._exchange(request)
         except _InvalidResponseError as problem:
-            return _Failure(CorruptError(f"{what} got {problem}."), "invalid")
+            return _Failure(CorruptError(f"{what} got {problem}{self._via}."), "invalid")
         except _NoResponseError as problem:
             hint = f"Check the address, and that `kd-cache serve` runs on {self.address.host}."
-            error = StorageError(f"{what} got no answer: {problem}.", hint=hint)
+            if self._proxy is not None:
+                hint += f" NO_PROXY={self.address.host} leaves out the proxy."
+            error = StorageError(f"{what} got no answer{self._via}: {problem}.", hint=hint)
             return _Failure(error, "no response")
         self._has_answered = True
         document = _problem_document(response)
@@ -363,12 +366,19 @@ class HttpClient:
         redirect = 300 <= response.status < 400
         # A bare status may itself be damage on the way; one that a document repeats is meant.
         meant = document and (response.status < 500 or document["code"] == CorruptError.code)
-        if redirect or meant:
+        by_proxy = self._proxy is not None and isinstance(error, ConfigError)
+        if redirect or meant or by_proxy:
             raise error
         return _Failure(error, "invalid")
 
     def _error(self, what: str, response: Response, document: dict[str, Any]) -> KdCacheError:
         status = response.status
+        if self._proxy is not None and not document and status in (401, 403, 407):
+            return ConfigError(
+                f"{what} is refused{self._via}, with status {status}.",
+                hint=f"Write http://USER:PASSWORD@HOST:PORT into {self._proxy.variable} if the "
+                f"proxy asks for a password, or name {self.address.host} in NO_PROXY.",
+            )
         if status in (401, 403):
             return self._token_error(status)
         if 300 <= status < 400:
@@ -400,23 +410,31 @@ class HttpClient:
             hint=f"Put {wanted} into the environment variable {TOKEN_VARIABLE}.",
         )
 
+    @property
+    def _via(self) -> str:
+        """For messages: through which proxy, and why."""
+        proxy = self._proxy
+        return "" if proxy is None else f" through the proxy {proxy.url} of {proxy.variable}"
+
     def _exchange(self, request: Request) -> Response:
         """One request and its complete response, over a pooled connection."""
         token = read_token()
         headers = {"Accept-Encoding": "identity", "User-Agent": "kd-cache", **request.headers}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
+        headers |= self._proxy_headers
         if self._process != os.getpid():  # after a fork these connections are the parent's
             self._open_pool()
         deadline = time.monotonic() + request.deadline_s
         with self._translated_errors(request.deadline_s):
             response = self._pool.urlopen(
                 request.method,
-                self.address.path + request.target,
+                self._target_prefix + request.target,
                 body=request.body,
                 headers=headers,
                 retries=False,
                 redirect=False,
+                assert_same_host=False,  # a proxy is asked for the server's whole URL
                 timeout=Timeout(CONNECT_S, SILENCE_S + request.server_wait_s),
                 preload_content=False,
                 decode_content=False,
@@ -455,11 +473,21 @@ class HttpClient:
 
     def _open_pool(self) -> None:
         self._process = os.getpid()
-        kind = _HttpsPool if self.address.scheme == "https" else _HttpPool
-        options: dict[str, Any] = {}
-        if self.address.scheme == "https":
-            options["ssl_context"] = ssl.create_default_context()
-        self._pool = kind(self.address.host, self.address.port, maxsize=4, **options)
+        address, tls = self.address, dict[str, Any]()
+        if address.scheme == "https":
+            tls["ssl_context"] = ssl.create_default_context()
+        self._proxy = proxy = proxy_of(address.scheme, address.host, address.port)
+        self._target_prefix, self._proxy_headers = address.path, {}
+        if proxy is None:
+            kind = _POOLS[address.scheme]
+            self._pool = kind(address.host, address.port, maxsize=4, **tls)
+            return
+        credentials = make_headers(proxy_basic_auth=proxy.user) if proxy.user else {}
+        manager = urllib3.ProxyManager(proxy.url, maxsize=4, proxy_headers=dict(credentials), **tls)
+        manager.pool_classes_by_scheme = _POOLS
+        self._pool = manager.connection_from_host(address.host, address.port, address.scheme)
+        if address.scheme == "http":  # the proxy takes the whole URL, and no tunnel
+            self._target_prefix, self._proxy_headers = address.url, dict(credentials)
 
 
 class _HeaderDeadline:
@@ -515,44 +543,29 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _HttpsConnection
 
 
+_POOLS: dict[str, Any] = {"http": _HttpPool, "https": _HttpsPool}
+
+
 def _read(response: BaseHTTPResponse, request: Request, deadline: float) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    status, stated = response.status, headers.get("content-length", "")
+    status = response.status
     if request.method == "HEAD" or status in (204, 304):
         response.drain_conn()
         return Response(status, headers, b"")
     successful = 200 <= status < 300
-    size = int(stated) if stated.isascii() and stated.isdigit() and len(stated) <= 18 else None
-    if "transfer-encoding" in headers or size is None:
-        problem = "a response of unstated length"
-    elif headers.get("content-encoding", "identity").lower() != "identity":
-        problem = "a compressed response, which was not requested"
-    elif size > (request.limit if successful else MAX_PROBLEM_BYTES):
-        problem = f"a response of {size} bytes where at most {request.limit} were expected"
-    else:
-        return Response(status, headers, _read_body(response, size, deadline))
-    if successful:
-        raise _InvalidResponseError(problem)
-    # An error status counts even if its body cannot be read.
-    response.close()
-    return Response(status, headers, b"")
-
-
-def _read_body(response: BaseHTTPResponse, size: int, deadline: float) -> bytes:
-    # In pieces as they arrive: a stated length is not allocated in advance, and the deadline is
-    # checked however slowly the bytes come.
-    pieces, left = [], size
-    if not left:
-        response.drain_conn()  # marks the response as read, so that its socket can be reused
-    while left:
-        piece = response.read1(min(left, 1 << 20))
-        if not piece:
-            raise _NoResponseError(f"a response that ends {left} bytes too early")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)
+    limit = request.limit if successful else MAX_PROBLEM_BYTES
+    try:
+        return Response(
+            status, headers, read_body(response, headers, limit=limit, deadline=deadline)
+        )
+    except InvalidBodyError as problem:
+        if successful:
+            raise _InvalidResponseError(str(problem)) from None
+        # An error status counts even if its body cannot be read.
+        response.close()
+        return Response(status, headers, b"")
+    except IncompleteBodyError as problem:
+        raise _NoResponseError(str(problem)) from None
 
 
 def _problem_document(response: Response) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import ipaddress
 import ssl
 
 import pytest
-from support.ordered import same
+from support.forward_proxy import forwarding
+from support.ordered import AT_ONCE, same
 from support.proxy import Fault, proxied
 from support.serving import READ_TOKEN, TOKENS, serving
 
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, StorageError
+from cache_service.remote.cache import open_remote
 from cache_service.remote.source import open_source
 
 x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the certificates")
@@ -100,3 +102,19 @@ def test_a_certificate_of_another_host_is_not_trusted(behind_tls, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with pytest.raises(ConfigError, match="certificate that is not trusted"):
         open_source(url)
+
+
+def test_a_cache_is_read_over_tls_through_a_tunnel_of_the_proxy(behind_tls, local, monkeypatch):
+    file, _, other = behind_tls
+    monkeypatch.setenv("KD_CACHE_TOKEN", READ_TOKEN)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with forwarding(int(other.split(":")[2].partition("/")[0]), user="u:p") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", "://u:p@"))
+        cache = open_source("https://192.0.2.1/v1/caches/c", fingerprint=local.fingerprint)
+        assert same(cache.read(1, 0, 300), local.read(1, 0, 300))
+        assert set(proxy.asked) == {"CONNECT 192.0.2.1:443"}
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(StorageError, match="407") as refusal:
+            open_remote("https://192.0.2.1/v1/caches/c", retries=AT_ONCE)
+        assert "of HTTPS_PROXY" in refusal.value.message
+        assert READ_TOKEN not in str(refusal.value)

@@ -127,7 +127,8 @@ def other_length(reply: Reply, rng: np.random.Generator) -> Reply:
 def chunked(reply: Reply, rng: np.random.Generator) -> Reply:
     del reply.headers["Content-Length"]
     reply.headers["Transfer-Encoding"] = str(rng.choice(["chunked", "gzip, chunked", "x"]))
-    size = b"%x\r\n" % len(reply.body) if rng.random() < 0.5 else b"f" * 5000
+    wrong = len(reply.body) + int(rng.choice([-2, 7]))
+    size = b"%x\r\n" % wrong if rng.random() < 0.5 else b"f" * 5000
     reply.body = size + reply.body + b"\r\n0\r\n\r\n"
     reply.raw = _plain(reply)
     return reply
