@@ -210,7 +210,7 @@ def errors_in_one_line(problem: str, error: type[KdCacheError]) -> Iterator[None
         raise
     except SystemExit as caught:
         raise error(
-            f"{problem}: it ended the program{_raised_in(caught)}.",
+            f"{problem}: it ended the program{raised_in(caught)}.",
             hint='Code that parses arguments or exits belongs below `if __name__ == "__main__":`.',
         ) from caught
     except Exception as caught:
@@ -218,10 +218,10 @@ def errors_in_one_line(problem: str, error: type[KdCacheError]) -> Iterator[None
 
 
 def _described(caught: BaseException) -> str:
-    return describe_error(caught).rstrip(".") + _raised_in(caught)
+    return describe_error(caught).rstrip(".") + raised_in(caught)
 
 
-def _raised_in(caught: BaseException) -> str:
+def raised_in(caught: BaseException) -> str:
     """The last line of the user's own code that the error passed: ` (nets.py, line 12)`."""
     frames = traceback.extract_tb(caught.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((_PACKAGE, *_LIBRARIES, "<"))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.folder import open_folder
 from cache_service.datasets.held_out import hold_out
+from cache_service.datasets.image_file import describe_damage
 from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.named import (
     STREAMS,
@@ -30,7 +32,8 @@ from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeE
 from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
-from cache_service.human_format import describe_error, natural_key
+from cache_service.human_format import natural_key
+from cache_service.plugins import raised_in
 
 PREFIXES = ("torch", "hfds", *STREAMS)
 
@@ -160,7 +163,8 @@ class ImageDataset:
 
         Raises:
             IndexError: the index is out of range.
-            DatasetError: the pixels do not have 8 bits, and `pixel_range` is missing or too small.
+            DatasetError: the pixels do not have 8 bits, and `pixel_range` is missing or too small;
+                or a dataset of the user's own raised an error.
             UnreadableSampleError: the sample exists but cannot be decoded.
         """
         sample = int(sample)
@@ -175,11 +179,15 @@ class ImageDataset:
                 "black and white, such as [0, 65535] or [0, 1].",
             ) from error
         except DECODE_ERRORS as error:
+            path = self.describe(sample)
+            why, hint = describe_damage(Path(path), error)
             raise UnreadableSampleError(
-                f"sample {sample} of {self._label} cannot be decoded: {self.describe(sample)}: "
-                f"{describe_error(error)}.",
-                hint="Repair the file: a dataset without it is another dataset.",
+                f"sample {sample} of {self._label} cannot be decoded: {path}: {why}"
+                f"{raised_in(error)}.",
+                hint=hint,
             ) from error
+        except DatasetError as refusal:
+            raise DatasetError(f"{self._label}: {refusal.message}", hint=refusal.hint) from refusal
 
     def describe(self, sample: int) -> str:
         """Return the path or the number of a sample, for messages."""

@@ -11,7 +11,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
-from cache_service.datasets.pixels import PixelRange, to_rgb
+from cache_service.datasets.image_file import read_image
+from cache_service.datasets.pixels import PixelRange
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
 
@@ -52,8 +53,7 @@ class FolderSource:
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Open and decode the file of a sample."""
-        with self._path(sample).open("rb") as file, PIL.Image.open(file) as image:
-            return to_rgb(image, self._pixel_range)
+        return read_image(self._path(sample), self._pixel_range)
 
     def describe(self, sample: int) -> str:
         """Return the path of the file."""

@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from numpy.typing import NDArray
 
 from cache_service.datasets.folder import DistinctFolders
-from cache_service.datasets.pixels import PixelRange, to_rgb
+from cache_service.datasets.image_file import read_image
+from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, to_rgb
 from cache_service.errors import DatasetError
+from cache_service.plugins import errors_in_one_line
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 """Attributes with labels in the datasets of torchvision."""
@@ -42,20 +45,21 @@ class MapSource:
         reopen: Callable[[], Any] | None = None,
         pixel_range: PixelRange | None = None,
     ) -> None:
-        self._items: Any = _items_of(items, pixel_range)
         self._pixel_range = pixel_range
         self._reopen = reopen
-        _refuse_repeated_folders(self._items)
-        self.labels = _find_labels(self._items)
-        self.classes = _find_classes(self._items)
-        self.paths = _find_paths(self._items)
+        with errors_in_one_line("the dataset cannot be listed", DatasetError):
+            self._items: Any = _items_of(items, pixel_range)
+            _refuse_repeated_folders(self._items)
+            self.labels = _find_labels(self._items)
+            self.classes = _find_classes(self._items)
+            self.paths = _find_paths(self._items)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | ({"_items": None} if self._reopen is not None else {})
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Read the image of `items[sample]` and compare its label with the listed one."""
-        image, label = _pair(self._open()[sample])
+        image, label = _item(self._open(), sample)
         if label != self.labels[sample]:
             raise DatasetError(
                 f"the dataset lists label {self.labels[sample]} for sample {sample}, but reading "
@@ -71,7 +75,8 @@ class MapSource:
     def _open(self) -> Any:
         if self._items is None:
             assert self._reopen is not None
-            items = _items_of(self._reopen(), self._pixel_range)
+            with errors_in_one_line("the dataset cannot be opened again", DatasetError):
+                items = _items_of(self._reopen(), self._pixel_range)
             if len(items) != len(self.labels):
                 raise DatasetError(
                     f"the dataset had {len(self.labels)} samples when it was opened, and has "
@@ -105,6 +110,7 @@ class _TimmItems:
 
     def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, Any]:
         file, target, *_ = self._reader[sample]
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # see read_image
         with file, PIL.Image.open(file) as image:
             return to_rgb(image, self._pixel_range), target
 
@@ -125,8 +131,7 @@ class _FolderItems:
         path, target = self.samples[sample]
         if self.target_transform is not None:
             target = self.target_transform(target)
-        with Path(path).open("rb") as file, PIL.Image.open(file) as image:
-            return to_rgb(image, self._pixel_range), target
+        return read_image(Path(path), self._pixel_range), target
 
 
 class _SubsetItems:
@@ -162,10 +167,22 @@ def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
     return items
 
 
-def _pair(item: Any) -> tuple[Any, int]:
+def _item(items: Any, sample: int) -> tuple[Any, int]:
+    """Image and label of a sample. What a user's dataset raises is one line with its place.
+
+    Errors of image libraries are left as they are: the caller names the file.
+    """
+    try:
+        item = items[sample]
+    except DECODE_ERRORS:
+        raise
+    except Exception:
+        with errors_in_one_line(f"reading sample {sample} failed", DatasetError):
+            raise
     if not isinstance(item, tuple | list) or len(item) < 2:
+        keys = f" with keys {', '.join(map(str, item))}" if isinstance(item, dict) else ""
         raise DatasetError(
-            f"the dataset gives items of type {type(item).__name__}: expected (image, label)."
+            f"the dataset gives items of type {type(item).__name__}{keys}: expected (image, label)."
         )
     return item[0], _label(item[1])
 
@@ -184,10 +201,13 @@ def _find_labels(items: Any) -> NDArray[np.int64]:
     """Return the labels [N] that the dataset lists. Without a list, read every item once."""
     listed = _listed_labels(items)
     if listed is None:
-        return np.array([_pair(items[sample])[1] for sample in range(len(items))], np.int64)
+        with errors_in_one_line("reading the labels of every sample failed", DatasetError):
+            labels = [_item(items, sample)[1] for sample in range(len(items))]
+        return np.array(labels, np.int64)
     transform = getattr(items, "target_transform", None)
     if transform is not None:
-        return np.array([_label(transform(label)) for label in listed.tolist()], np.int64)
+        with errors_in_one_line("the dataset's target_transform failed", DatasetError):
+            return np.array([_label(transform(label)) for label in listed.tolist()], np.int64)
     return listed
 
 

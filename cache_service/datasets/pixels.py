@@ -53,6 +53,8 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
         PixelRangeError: the pixels do not have 8 bits, and no range is given or it is too small.
         ValueError: the object is not an image. The message names its type.
     """
+    if isinstance(image, PIL.Image.Image) and not (image.width and image.height):
+        raise ValueError(f"the image has {image.width} x {image.height} pixels")
     if not isinstance(image, PIL.Image.Image):
         return _from_pixels(image, pixel_range)
     if image.mode in DEEP_MODES:
@@ -91,6 +93,8 @@ def _from_pixels(image: Any, pixel_range: PixelRange | None) -> PIL.Image.Image:
         pixels = pixels[..., 0]
     if pixels.dtype.kind not in "buif" or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
         raise ValueError(f"{what}; {expected}")
+    if not pixels.size:
+        raise ValueError(f"{what}: it has no pixels")
     if pixels.dtype != np.uint8:
         pixels = _to_8_bits(pixels, pixel_range, what)
     return PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
