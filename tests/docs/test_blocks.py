@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import textwrap
 
 import pytest
 import timm
@@ -121,13 +120,21 @@ def test_a_python_block_compiles_and_imports_what_is_there(block):
                 assert hasattr(module, alias.name), f"{block}: {node.module}.{alias.name}"
 
 
-def test_the_readmes_loop_is_the_one_that_the_example_runs():
-    (block,) = [b for b in blocks_of(ROOT / "README.md") if b.language == "python"]
-    example = (ROOT / "examples" / "own_loop.py").read_text()
-    ran = re.search(r"# README: from here\n(.*?)    # README: to here", example, re.DOTALL)[1]
-    ran = ran.replace("load_cache(url)", 'load_cache("caches/digits")')
-    ran = ran.replace("images=digits", "images=my_dataset")
-    assert block.text.partition("\n\ncache = ")[2] == textwrap.dedent(ran).partition("cache = ")[2]
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", 1), ("docs/loops.md", 5)], ids=["README", "loops"]
+)
+def test_a_page_shows_a_part_of_the_loop_that_the_example_runs(page, count):
+    shown = re.findall(
+        r"<!-- part of: (\S+\.py) -->\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL
+    )
+    assert len(shown) == count
+    for path, text in shown:
+        example = [line.strip() for line in (ROOT / path).read_text().splitlines()]
+        # The README begins with what stands elsewhere in the example: a cache and a dataset.
+        start = text.index("for epoch in") if page == "README.md" else 0
+        lines = [line.strip() for line in text[start:].splitlines()]
+        at = example.index(lines[0])
+        assert example[at : at + len(lines)] == lines, path
 
 
 def saved(tmp_path, page, containing):
