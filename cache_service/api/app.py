@@ -57,6 +57,9 @@ def create_app(config: ServeConfig) -> FastAPI:
     if builds is not None:
         service.out_of_space_since = builds.out_of_space_since
     metrics.watch(service.limiter)
+    metrics.add_gauge(
+        "kdcache_damaged_caches", "Caches in which reading found damage.", catalog.damage.count
+    )
     pages = Pages(service, builds)
     app = FastAPI(
         title="kd-cache",

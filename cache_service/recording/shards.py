@@ -133,6 +133,8 @@ class Progress:
     Attributes:
         seed, shard: the latest committed shard.
         rows_done: number of committed rows of this part, including earlier runs.
+        rows_answered: number of rows of this part that the teacher has answered, including those
+            committed by earlier runs; ahead of `rows_done` by what is not committed yet.
         rows_total: number of rows of this part.
         shards_done: number of committed shards of this part, including earlier runs.
         shards_total: number of shards of this part.
@@ -144,6 +146,7 @@ class Progress:
     seed: int = 0
     shard: int = 0
     rows_done: int = 0
+    rows_answered: int = 0
     rows_total: int = 0
     shards_done: int = 0
     shards_total: int = 0
@@ -154,7 +157,7 @@ class Progress:
     @property
     def eta_s(self) -> float | None:
         """Estimated remaining time, seconds; None before the first teacher batch."""
-        left = self.rows_total - self.rows_done
+        left = self.rows_total - self.rows_answered
         return left / self.rows_per_s if self.rows_per_s > 0 else None
 
     @classmethod
@@ -210,6 +213,7 @@ class ProgressMeter:
                 seed=self._latest.seed,
                 shard=self._latest.shard,
                 rows_done=self._rows_before + self._rows_committed,
+                rows_answered=min(self._rows_before + self._rows_answered, self._rows_total),
                 rows_total=self._rows_total,
                 shards_done=self._shards_before + self.shards_committed,
                 shards_total=self._shards_total,

@@ -92,6 +92,12 @@ def pages(page_service) -> Iterator[Pages]:
 
 
 @pytest.fixture(scope="session")
+def serve_pages():
+    """A function that serves pages of a test's own."""
+    return serving
+
+
+@pytest.fixture(scope="session")
 def server(pages) -> Iterator[str]:
     with serving(pages) as base:
         yield base

@@ -19,8 +19,8 @@ from cache_service.api.page.drawing import (
     scale_bar,
     shorten,
 )
-from cache_service.api.page.overview import LEVELS, coverage, latency
-from cache_service.api.page.rendering import percent, prose
+from cache_service.api.page.formatting import latency, percent, prose
+from cache_service.api.page.overview import LEVELS, coverage
 
 
 def every(seeds, shards):

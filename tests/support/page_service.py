@@ -32,6 +32,7 @@ def make_build(*, error: str = "", **changes: Any) -> Build:
     """A running build; `changes` are fields of it or of its progress."""
     progress: dict[str, Any] = {
         "rows_done": 412_000,
+        "rows_answered": 0,
         "rows_total": 1_500_000,
         "shards_done": 4,
         "shards_total": 15,

@@ -64,6 +64,9 @@ class BuildProgress(Frozen):
     """How far a build is; see `cache_service.recording.shards.Progress`."""
 
     rows_done: Annotated[int, Field(description="Recorded, by this run and those before.")]
+    rows_answered: Annotated[
+        int, Field(description="Answered by the teacher; ahead of rows_done by open shards.")
+    ] = 0
     rows_total: int
     shards_done: int
     shards_total: int

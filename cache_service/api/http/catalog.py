@@ -7,12 +7,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from cachetools import LRUCache, TTLCache
 from numpy.typing import NDArray
 
+from cache_service.api.http.damage import DamageLog
 from cache_service.errors import ConfigError, CorruptError, NotACacheError, RowsNotBuiltError
 from cache_service.format.codecs import Arrays
 from cache_service.format.commit import commit_key
@@ -133,6 +135,7 @@ class Catalog:
 
     Attributes:
         is_expected: whether a build will create a cache of that name.
+        damage: what reading has found damaged.
 
     Raises:
         ConfigError: the folder does not exist, or the URL has an unsupported scheme.
@@ -141,6 +144,7 @@ class Catalog:
     def __init__(self, root: str, *, open_shards: int) -> None:
         self._root = _open_root(root)
         self.is_expected: Callable[[str], bool] = lambda _: False
+        self.damage = DamageLog(self.changed_s)
         self._open_shards = open_shards
         self._opened: LRUCache[str, OpenCache] = LRUCache(MAX_OPEN)
         self._lock = threading.Lock()
@@ -156,6 +160,10 @@ class Catalog:
             StorageError: the root cannot be listed.
         """
         return [name for name in self._root.names() if self._root.stamp(name) is not None]
+
+    def changed_s(self, name: str) -> float | None:
+        """When a cache was created or a shard of it committed last, Unix time; None if unknown."""
+        return self._root.changed_s(name)
 
     def if_open(self, name: str) -> OpenCache | None:
         """The cache of that name if it is open and still the same; None if only storage knows."""
@@ -188,7 +196,11 @@ class Catalog:
             opened = self._opened.get(name)
         if opened is not None and opened.stamp == stamp:
             return opened
-        cache = open_stored(self._root.storage(name), open_shards=self._open_shards)
+        try:
+            cache = open_stored(self._root.storage(name), open_shards=self._open_shards)
+        except CorruptError as damage:
+            self.damage.note(name, damage)
+            raise
         opened = OpenCache(name, cache, stamp, self._root.folder(name))
         with self._lock:
             self._opened[name] = opened
@@ -229,6 +241,15 @@ class _Folder:
         except OSError:
             return None
         return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def changed_s(self, name: str) -> float | None:
+        """The newest change of its root document and of its folders of commits."""
+        folder = self._path / name
+        times = []
+        with suppress(OSError):
+            times.append((folder / ROOT_KEY).stat().st_mtime)
+            times += [each.stat().st_mtime for each in os.scandir(folder / "commits")]
+        return max(times, default=None)
 
     def storage(self, name: str) -> Storage:
         if not self._is_inside(name):
@@ -275,6 +296,9 @@ class _Bucket:
         with self._lock:
             self._stamps[name] = content
         return content
+
+    def changed_s(self, name: str) -> float | None:  # noqa: ARG002  one signature for both
+        return None
 
     def storage(self, name: str) -> Storage:
         return self._open(f"{self._url}/{name}", name=name)

@@ -77,7 +77,11 @@ class Metrics:
             ("event_streams", "Open event streams.", lambda: limiter.event_streams),
             ("reading_threads", "Busy threads.", lambda: limiter.reading.borrowed_tokens),
         ):
-            Gauge(f"kdcache_{name}", meaning, registry=self.registry).set_function(value)
+            self.add_gauge(f"kdcache_{name}", meaning, value)
+
+    def add_gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Show a figure of another part of the service as it is at each scrape."""
+        Gauge(name, meaning, registry=self.registry).set_function(value)
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""

@@ -18,7 +18,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from cache_service.config import Frozen
-from cache_service.errors import KdCacheError
+from cache_service.errors import CorruptError, KdCacheError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -111,6 +111,8 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, CorruptError) and "name" in request.path_params:
+        request.app.state.service.catalog.damage.note(request.path_params["name"], error)
     if isinstance(error, KdCacheError):
         retry: int | None = getattr(error, "retry_after_s", None)
         return problem_response(

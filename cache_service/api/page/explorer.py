@@ -92,8 +92,13 @@ def find_row(cache: Cache, commits: Commits, seed: int, sample: int) -> Row:
     )
 
 
-def find_other_rows(cache: Cache, commits: Commits, seed: int, sample: int) -> list[Row]:
-    """Rows of the same sample under the nearest other seeds that have it, by ascending seed."""
+def find_other_rows(
+    cache: Cache, commits: Commits, seed: int, sample: int
+) -> tuple[list[Row], CorruptError | None]:
+    """Rows of the same sample under the nearest other seeds that have it, by ascending seed.
+
+    A damaged row is left out, and the damage is returned.
+    """
     nearest = sorted((s for s in commits if s != seed), key=lambda s: (abs(s - seed), s))
     chosen = []
     for other in nearest[: 3 * NUM_OTHER_SEEDS]:  # an order of 1.28 M samples costs 0.1 s
@@ -102,7 +107,13 @@ def find_other_rows(cache: Cache, commits: Commits, seed: int, sample: int) -> l
             chosen.append(other)
         if len(chosen) == NUM_OTHER_SEEDS:
             break
-    return [find_row(cache, commits, other, sample) for other in sorted(chosen)]
+    rows, damage = [], None
+    for other in sorted(chosen):
+        try:
+            rows.append(find_row(cache, commits, other, sample))
+        except CorruptError as found:
+            damage = found
+    return rows, damage
 
 
 def position_of(spec: CacheSpec, seed: int, sample: int) -> int:
@@ -352,6 +363,7 @@ class Explored(NamedTuple):
         is_stored: whether `view` comes from the cache itself.
         stored_views: images of the shard's witnesses by sample, if the view cannot be shown.
         note: what is missing.
+        damage: found in other seeds of the sample or in stored views, which are left out.
     """
 
     row: Row
@@ -363,6 +375,7 @@ class Explored(NamedTuple):
     others: list[OtherSeed]
     stored_views: dict[int, str]
     note: Note | None
+    damage: CorruptError | None
 
     @property
     def label(self) -> int | None:
@@ -406,10 +419,8 @@ def explore(
         RowsNotBuiltError: the row is not recorded.
         CorruptError: stored bytes are not those committed.
     """
-    row, others = (
-        find_row(cache, commits, seed, sample),
-        find_other_rows(cache, commits, seed, sample),
-    )
+    row = find_row(cache, commits, seed, sample)
+    others, damage = find_other_rows(cache, commits, seed, sample)
     rows = [row, *others]
     images, note = _images(cache, rows, datasets, renderer, wait_s)
     replays: list[Replay | None] = [None] * len(rows)
@@ -428,7 +439,12 @@ def explore(
             f"This view cannot be replayed here: {replays[0].drift}.",
             "The predictions are shown without pixels. `kd-cache verify` checks what is stored.",
         )
-    stored = {} if addresses[0] else stored_views(cache, row)
+    stored: dict[int, str] = {}
+    if not addresses[0]:
+        try:
+            stored = stored_views(cache, row)
+        except CorruptError as found:
+            damage = found
     return Explored(
         row=row,
         figures=figures[0],
@@ -439,6 +455,7 @@ def explore(
         others=list(map(OtherSeed, rows[1:], figures[1:], addresses[1:])),
         stored_views={} if sample in stored else stored,
         note=note,
+        damage=damage,
     )
 
 

@@ -1,25 +1,22 @@
-"""What the overview and the page of one cache show: caches, builds and traffic as values."""
+"""What the overview and the page of one cache show of caches, as values."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.api.builds.queue import Build
 from cache_service.api.builds.supervisor import Builds
-from cache_service.api.http.catalog import OpenCache
+from cache_service.api.http.catalog import Catalog
+from cache_service.api.http.damage import FoundDamage
 from cache_service.api.http.service import Service
-from cache_service.errors import KdCacheError
+from cache_service.api.page.activity import Activity, activity
+from cache_service.api.page.formatting import percent
+from cache_service.errors import CorruptError, KdCacheError
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
-from cache_service.human_format import human_bytes, human_seconds
-
-MAX_BUILDS = 20
-"""Builds on the page, the newest first."""
 
 MAX_LISTED_SEEDS = 12
 """Incomplete seeds that are named one by one."""
@@ -29,10 +26,6 @@ HIDDEN_ROOT = "ROOT"
 
 LEVELS = 5
 """Levels of a box: 0 nothing is recorded, 4 everything, 1 to 3 a third each of what is between."""
-
-ACTIVE = ("queued", "running")
-
-UNKNOWN = "\N{EN DASH}"
 
 
 class Coverage(NamedTuple):
@@ -145,6 +138,9 @@ class CacheCard(NamedTuple):
 
     Attributes:
         rows: recorded views.
+        planned_rows: views that will be recorded in the end.
+        changed_s: when a shard was committed last, Unix time; None if that is not known.
+        damage: that reading has found; None if there is none.
         stored_bytes: of their arrays, uncompressed.
         seeds: complete ones, as people write them.
         incomplete: the first few seeds that are begun and not complete, in words.
@@ -156,6 +152,9 @@ class CacheCard(NamedTuple):
     spec: CacheSpec
     versions: dict[str, str]
     rows: int
+    planned_rows: int
+    changed_s: float | None
+    damage: FoundDamage | None
     row_bytes: int
     stored_bytes: int
     coverage: Coverage
@@ -164,15 +163,31 @@ class CacheCard(NamedTuple):
     codec: str
     recipe: str
 
+    @property
+    def fraction(self) -> float:
+        """Recorded part of the planned views."""
+        return min(self.rows / max(self.planned_rows, 1), 1.0)
 
-def cache_card(name: str, opened: OpenCache, *, rows: int = 40, columns: int = 64) -> CacheCard:
+    @property
+    def state(self) -> str:
+        """Whether everything is recorded, or how much of it."""
+        if self.rows >= self.planned_rows:
+            return "complete"
+        return f"{percent(self.fraction)} recorded" if self.rows else "empty"
+
+
+def cache_card(catalog: Catalog, name: str, *, rows: int = 40, columns: int = 64) -> CacheCard:
     """Collect the figures of one cache.
 
     Args:
-        name: under which the server knows it.
-        opened: the cache.
+        catalog: the caches of the server.
+        name: of the cache.
         rows, columns: largest size of its picture, in boxes.
+
+    Raises:
+        NotACacheError, CorruptError: there is no such cache, or it cannot be opened.
     """
+    opened = catalog.open(name)
     cache, commits = opened.cache, opened.commits()
     spec, recipe = cache.spec, cache.spec.recipe
     steps: list[str] = [op.op for op in recipe.ops] or [f"code of its own: {recipe.callable}"]
@@ -184,17 +199,21 @@ def cache_card(name: str, opened: OpenCache, *, rows: int = 40, columns: int = 6
         for shards in commits.values()
         if shards
     )
+    shown = coverage(
+        commits, num_seeds=cache.num_seeds(), num_shards=count, rows=rows, columns=columns
+    )
     return CacheCard(
         name=name,
         fingerprint=cache.fingerprint,
         spec=spec,
         versions=cache.versions,
         rows=recorded,
+        planned_rows=shown.num_seeds * spec.dataset.num_samples,
+        changed_s=catalog.changed_s(name),
+        damage=catalog.damage.of(name),
         row_bytes=size,
         stored_bytes=recorded * size,
-        coverage=coverage(
-            commits, num_seeds=cache.num_seeds(), num_shards=count, rows=rows, columns=columns
-        ),
+        coverage=shown,
         seeds=describe_seeds([seed for seed, shards in commits.items() if len(shards) == count]),
         incomplete=_describe_incomplete(commits, count),
         codec=spec.codec.describe(),
@@ -212,113 +231,13 @@ def _describe_incomplete(commits: Mapping[int, Sequence[int]], count: int) -> st
     return ", ".join(begun[:MAX_LISTED_SEEDS] + ([f"{more:,} more"] if more > 0 else []))
 
 
-class Activity(NamedTuple):
-    """Builds and traffic at one moment, as the event stream sends them.
+class BrokenCache(NamedTuple):
+    """A cache that cannot be opened, and why. `state` is `damaged` or `unreadable`."""
 
-    Attributes:
-        builds: the newest first. Rates and times are None if they are not known (yet), `rows_total`
-            is 0 before a build has begun, and `error` is empty unless it failed.
-        traffic: requests of the last minute. The latencies are None if there was no request.
-    """
-
-    builds: list[dict[str, Any]]
-    traffic: dict[str, float | None]
-
-
-def activity(service: Service, builds: Builds | None) -> Activity:
-    """The server's newest builds and its traffic.
-
-    Args:
-        service: the service.
-        builds: its builds; None if its configuration has none.
-
-    Raises:
-        StorageError: the queue cannot be read.
-    """
-    newest = () if builds is None else builds.queue.newest(limit=MAX_BUILDS)
-    return Activity([_summary(build) for build in newest], service.traffic.figures())
-
-
-def _summary(build: Build) -> dict[str, Any]:
-    progress, error = build.progress, build.error
-    return {
-        "id": build.id,
-        "cache": build.cache,
-        "teacher": build.teacher,
-        "dataset": build.dataset,
-        "state": build.state,
-        "rows_done": progress.rows_done if progress else 0,
-        "rows_total": progress.rows_total if progress else 0,
-        "rows_per_s": progress.rows_per_s if progress else None,
-        "eta_s": progress.eta_s if progress else None,
-        "error": f"{error.detail} {error.hint}".strip() if error else "",
-    }
-
-
-class LiveFigures(NamedTuple):
-    """Figures that change while the page is open, as text.
-
-    Attributes:
-        shown: text by the id of the element that holds it.
-        progress: finished fraction by the id of the progress bar.
-        active: number of builds that are queued or running.
-        structure: changes when the page needs other elements, and not with figures.
-    """
-
-    shown: dict[str, str]
-    progress: dict[str, float]
-    active: str
-    structure: str
-
-
-def live_figures(now: Activity) -> LiveFigures:
-    """Format the figures. Builds are numbered from 1 in their order on the page."""
-    shown: dict[str, str] = {}
-    progress: dict[str, float] = {}
-    for number, build in enumerate(now.builds, start=1):
-        name, done, total = f"build-{number}", build["rows_done"], build["rows_total"]
-        running = build["state"] == "running"
-        rate, eta_s = build["rows_per_s"], build["eta_s"]
-        shown |= {
-            f"{name}-state": build["state"],
-            f"{name}-rows": f"{count(done)} of {count(total)}" if total else UNKNOWN,
-            f"{name}-rate": f"{count(rate)} rows/s" if running and rate is not None else UNKNOWN,
-            f"{name}-eta": human_seconds(eta_s) if running and eta_s is not None else UNKNOWN,
-        }
-        progress[f"{name}-bar"] = round(min(done / total, 1.0), 4) if total else 0.0
-    traffic = now.traffic
-    shown |= {
-        "traffic-requests": f"{traffic['requests_per_s']:,.1f}",
-        "traffic-median": latency(traffic["p50_s"]),
-        "traffic-slow": latency(traffic["p99_s"]),
-        "traffic-bytes": human_bytes(traffic["bytes_per_s"] or 0),
-        "traffic-failed": f"{traffic['failed_per_s']:,.1f}",
-    }
-    elements = [(build["id"], build["state"], build["error"]) for build in now.builds]
-    structure = repr((elements, traffic["p50_s"] is None))
-    return LiveFigures(
-        shown=shown,
-        progress=progress,
-        active=str(sum(build["state"] in ACTIVE for build in now.builds)),
-        structure=hashlib.blake2b(structure.encode(), digest_size=8).hexdigest(),
-    )
-
-
-def event_document(now: Activity) -> dict[str, Any]:
-    """The document of one event: texts for the page, and the figures themselves for programs."""
-    return live_figures(now)._asdict() | now._asdict()
-
-
-def count(number: float) -> str:
-    """`1234567` -> `1,234,567`."""
-    return f"{number:,.0f}"
-
-
-def latency(seconds: float | None) -> str:
-    """Milliseconds up to a second."""
-    if seconds is None:
-        return UNKNOWN
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.1f} s"
+    name: str
+    state: str
+    refusal: KdCacheError
+    changed_s: float | None
 
 
 class Overview(NamedTuple):
@@ -326,24 +245,31 @@ class Overview(NamedTuple):
 
     Attributes:
         root: where the caches are, if visitors may know it.
-        broken: the reason why a cache cannot be opened, by its name.
+        cards, broken: the caches that can be opened, and those that cannot.
     """
 
     root: str
     cards: list[CacheCard]
-    broken: dict[str, KdCacheError]
+    broken: list[BrokenCache]
     runs_builds: bool
     activity: Activity
+
+    @property
+    def recording(self) -> set[str]:
+        """Names of the caches that a build of this server is recording now."""
+        builds = self.activity.builds
+        return {build["cache"] for build in builds if build["state"] in ("running", "canceling")}
 
 
 def overview(service: Service, builds: Builds | None) -> Overview:
     """Open every cache; one that cannot be opened is listed with the reason."""
     cards: list[CacheCard] = []
-    broken: dict[str, KdCacheError] = {}
+    broken: list[BrokenCache] = []
     for name in service.catalog.names():
         try:
-            cards.append(cache_card(name, service.catalog.open(name)))
+            cards.append(cache_card(service.catalog, name))
         except KdCacheError as refusal:
-            broken[name] = refusal
+            state = "damaged" if isinstance(refusal, CorruptError) else "unreadable"
+            broken.append(BrokenCache(name, state, refusal, service.catalog.changed_s(name)))
     root = HIDDEN_ROOT if service.config.tokens else service.config.root
     return Overview(root, cards, broken, builds is not None, activity(service, builds))

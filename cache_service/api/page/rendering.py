@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from html import escape
 from importlib import resources
 from typing import Any, NamedTuple
 
 import jinja2
+from cachetools import LRUCache
 from markupsafe import Markup
 
 from cache_service.api.builds.supervisor import Builds
+from cache_service.api.http.damage import FoundDamage
 from cache_service.api.http.service import Service
+from cache_service.api.page.activity import activity, event_document, live_figures
 from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
 from cache_service.api.page.explorer import (
     CellFigures,
@@ -27,18 +29,11 @@ from cache_service.api.page.explorer import (
     first_recorded,
     neighbor_seeds,
 )
+from cache_service.api.page.formatting import count, moment, percent, prose, safe
 from cache_service.api.page.images import ImageRenderer
-from cache_service.api.page.overview import (
-    Coverage,
-    activity,
-    cache_card,
-    count,
-    event_document,
-    live_figures,
-    overview,
-)
+from cache_service.api.page.overview import CacheCard, Coverage, cache_card, overview
 from cache_service.api.page.visit import Visit
-from cache_service.errors import ConfigError, KdCacheError, RowsNotBuiltError
+from cache_service.errors import ConfigError, CorruptError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
 from cache_service.human_format import human_bytes
 
@@ -48,16 +43,26 @@ WAIT_S = 8.0
 RELOAD_S = 2
 """Seconds until a page without its images loads itself again."""
 
+MAX_EVENTS = 64
+"""Caches whose events are shared by the pages that are open."""
+
 SNAPSHOT_S = 0.9
 """Age up to which all open pages share the figures of builds and traffic."""
 
 LOCAL = Visit()
 """A visit to a server at its default address, for callers that have no request."""
 
-HEADINGS = {404: "Not found", 422: "Invalid request"}
+HEADINGS = {
+    "not_a_cache": "Not found",
+    "rows_not_built": "Not recorded yet",
+    "config": "Invalid request",
+    "corrupt": "Damage",
+    "storage": "The storage cannot be read",
+}
+"""Of a page that says why there is no other, by the code of the error."""
 
-TONES = {"queued": "", "running": "busy", "done": "good", "failed": "bad", "canceled": ""}
-"""CSS class of a build's state."""
+TONES = {"running": "busy", "done": "good", "failed": "bad"}
+"""CSS class of a build's state, if it has one."""
 
 MEDIA_TYPES = {
     "icon.svg": "image/svg+xml",
@@ -114,7 +119,7 @@ class Pages:
         self._wait_s = wait_s
         self._environment = _environment()
         self._lock = threading.Lock()
-        self._event: tuple[float, dict[str, Any]] = (float("-inf"), {})
+        self._events: LRUCache[str, tuple[float, dict[str, Any]]] = LRUCache(MAX_EVENTS)
 
     def close(self) -> None:
         """End the process that renders images."""
@@ -123,12 +128,20 @@ class Pages:
     def overview(self, visit: Visit = LOCAL) -> Page:
         """All caches, builds and traffic."""
         page = overview(self._service, self._builds)
-        return self._page("overview.html", visit, page=page, figures=live_figures(page.activity))
+        now = page.activity
+        return self._page("overview.html", visit, page=page, now=now, figures=live_figures(now))
 
     def cache(self, name: str, visit: Visit = LOCAL) -> Page:
         """One cache in full."""
-        card = cache_card(name, self._service.catalog.open(name), rows=60, columns=96)
-        return self._page("cache.html", visit, card=card)
+        card = cache_card(self._service.catalog, name, rows=60, columns=96)
+        now = activity(self._service, self._builds, cache=name)
+        return self._page(
+            "cache.html",
+            visit,
+            card=card,
+            now=now,
+            figures=live_figures(now, recorded=_recorded(card)),
+        )
 
     def explore(self, name: str, seed: str, sample: str, visit: Visit = LOCAL) -> Page:
         """One sample under one seed, as they were typed; empty for the first recorded one."""
@@ -143,7 +156,8 @@ class Pages:
             )
         seed_number = _number("seed", seed, first[0])
         sample_number = _number("sample", sample, 0 if seed else first[1])
-        explored, refusal = None, None
+        explored: Explored | None = None
+        refusal: KdCacheError | None = None
         try:
             explored = explore(
                 cache,
@@ -154,8 +168,13 @@ class Pages:
                 renderer=self._renderer,
                 wait_s=self._wait_s,
             )
+            damage = explored.damage
         except RowsNotBuiltError as error:
-            refusal = error
+            refusal, damage = error, None
+        except CorruptError as error:
+            refusal = damage = error
+        if damage is not None:
+            self._service.catalog.damage.note(name, damage)
         last = spec.dataset.num_samples - 1
         before, after = neighbor_seeds(commits, seed_number)
         page = self._page(
@@ -163,6 +182,7 @@ class Pages:
             visit,
             explored=explored,
             refusal=refusal,
+            damage=damage,
             name=name,
             seed=seed_number,
             sample=sample_number,
@@ -193,26 +213,41 @@ class Pages:
         )
         return Page(html, status)
 
-    def refused(self, refusal: KdCacheError, visit: Visit = LOCAL) -> Page:
-        """The reason why there is no page."""
+    def refused(self, refusal: KdCacheError, visit: Visit = LOCAL, *, name: str = "") -> Page:
+        """The reason why there is no page, of the cache of that name if one was requested."""
         status = refusal.http_status
+        if isinstance(refusal, CorruptError) and name:
+            self._service.catalog.damage.note(name, refusal)
         page = self._page(
             "refused.html",
             visit,
             status=status,
-            heading=HEADINGS.get(status, "Refused"),
+            name=name,
+            heading=HEADINGS.get(refusal.code, "Refused"),
+            is_damage=isinstance(refusal, CorruptError),
             message=refusal.message,
             hint=refusal.hint,
         )
         return page._replace(status=status)
 
-    def event(self) -> dict[str, Any]:
-        """Figures of builds and traffic, at most SNAPSHOT_S old."""
+    def event(self, cache: str = "") -> dict[str, Any]:
+        """Figures of builds and traffic, at most SNAPSHOT_S old.
+
+        Args:
+            cache: name of a cache: only its builds, and what of it is recorded; empty for all.
+
+        Raises:
+            NotACacheError, CorruptError: the cache cannot be opened.
+            StorageError: the queue or the cache cannot be read.
+        """
         with self._lock:
-            taken, event = self._event
+            taken, event = self._events.get(cache, (float("-inf"), {}))
             if time.monotonic() - taken > SNAPSHOT_S:
-                event = event_document(activity(self._service, self._builds))
-                self._event = (time.monotonic(), event)
+                now, recorded = activity(self._service, self._builds, cache=cache), None
+                if cache:
+                    recorded = _recorded(cache_card(self._service.catalog, cache))
+                event = event_document(now, live_figures(now, recorded=recorded))
+                self._events[cache] = (time.monotonic(), event)
             return event
 
     def _datasets(self) -> tuple[Mapping[str, Any], ...]:
@@ -226,6 +261,11 @@ class Pages:
             login=self.login, visit=visit, link=visit.link, **values
         )
         return Page(html)
+
+
+def _recorded(card: CacheCard) -> tuple[int, int, FoundDamage | None]:
+    """What changes on the page of a cache while it is recorded."""
+    return card.rows, card.planned_rows, card.damage
 
 
 def _number(what: str, text: str, default: int) -> int:
@@ -246,38 +286,23 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=human_bytes, count=count, percent=percent, prose=prose, coverage=_coverage_picture
+        bytes=human_bytes,
+        count=count,
+        moment=moment,
+        percent=percent,
+        prose=prose,
+        coverage=_coverage_picture,
     )
     environment.globals.update(tones=TONES, cell_map=_cell_map, scale_bar=_scale_bar)
     return environment
 
 
-def percent(fraction: float) -> str:
-    """Whole percent, but neither 0 nor 100 % for a fraction that is only close to them."""
-    number = 100 * fraction
-    if 0 < number < 1:
-        return "<1%"
-    if 99 < number < 100:
-        return ">99%"
-    return f"{number:.0f}%"
-
-
-def prose(text: str) -> Markup:
-    """A message in which the parts in backticks are set as code."""
-    parts = escape(text).split("`")
-    if len(parts) % 2 == 0:  # a single backtick is an ordinary character
-        return _safe("`".join(parts))
-    return _safe(
-        "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
-    )
-
-
 def _coverage_picture(recorded: Coverage) -> Markup:
-    return _safe(coverage_picture(recorded.levels_YX, f"{recorded.summary}."))
+    return safe(coverage_picture(recorded.levels_YX, f"{recorded.summary}."))
 
 
 def _scale_bar(low: str, high: str, label: str) -> Markup:
-    return _safe(scale_bar(low, high, label))
+    return safe(scale_bar(low, high, label))
 
 
 def _cell_map(explored: Explored, scale: int, figures: list[CellFigures], under: Markup) -> Markup:
@@ -299,8 +324,4 @@ def _cell_map(explored: Explored, scale: int, figures: list[CellFigures], under:
     ]
     label = f"Cells of scale {scale}. {'; '.join(cell.description for cell in cells)}."
     # As plain text: adding text to `Markup` would escape it.
-    return _safe(cell_map(scale, cells, under=str(under), label=label))
-
-
-def _safe(html: str) -> Markup:
-    return Markup(html)  # noqa: S704  callers have escaped every name
+    return safe(cell_map(scale, cells, under=str(under), label=label))

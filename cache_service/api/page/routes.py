@@ -97,19 +97,19 @@ async def static(request: Request, name: str) -> Response:
 
 
 @router.get("/v1/events")
-async def events(request: Request) -> Response:
+async def events(request: Request, cache: str = "") -> Response:
     """Figures of builds and traffic once a second, as server-sent events; ends with the server."""
     return StreamingResponse(
-        _events(pages_of(request), request.app.state.service.stopping),
+        _events(pages_of(request), request.app.state.service.stopping, cache),
         media_type="text/event-stream",
         headers=SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(pages: Pages, stopping: asyncio.Event) -> AsyncIterator[bytes]:
+async def _events(pages: Pages, stopping: asyncio.Event, cache: str = "") -> AsyncIterator[bytes]:
     while not stopping.is_set():
         try:
-            event = await run_in_threadpool(pages.event)
+            event = await run_in_threadpool(pages.event, cache)
             yield b"data: " + json.dumps(event).encode() + b"\n\n"
         except KdCacheError as refusal:  # such as a full disk; the next try may succeed
             yield f": {refusal.code}\n\n".encode()
@@ -124,4 +124,6 @@ def _page_or_refusal(request: Request, render: Callable[[Pages, Visit], Page]) -
     try:
         return page_response(pages, render(pages, visit))
     except KdCacheError as refusal:
-        return page_response(pages, pages.refused(refusal, visit))
+        return page_response(
+            pages, pages.refused(refusal, visit, name=request.path_params.get("name", ""))
+        )

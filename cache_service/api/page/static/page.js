@@ -1,4 +1,4 @@
-// Live figures, buttons that copy, and arrow keys. The pages work without this file, too.
+// Live figures, local times, buttons that copy, and arrow keys. The pages work without this file, too.
 
 const REDRAW_MS = 10_000; // how often the pictures are fetched again while a build runs
 const status = document.getElementById("live");
@@ -12,8 +12,19 @@ function show(figures) {
     const element = document.getElementById(id);
     if (element) element.value = fraction;
   }
-  const active = document.getElementById("builds-active");
-  if (active) active.textContent = figures.active;
+}
+
+// Times are in UTC without this script.
+function showLocalTimes(root) {
+  const now = new Date();
+  for (const element of root.querySelectorAll("time")) {
+    const at = new Date(element.dateTime);
+    const year = at.getFullYear() === now.getFullYear() ? undefined : "numeric";
+    element.title = at.toLocaleString();
+    element.textContent = at.toLocaleString("en-GB", {
+      day: "numeric", month: "short", year, hour: "2-digit", minute: "2-digit", hour12: false,
+    });
+  }
 }
 
 async function redraw() {
@@ -23,7 +34,11 @@ async function redraw() {
   for (const section of document.querySelectorAll("[data-live]")) {
     if (section.contains(document.activeElement)) continue; // focus stays where it is
     const other = fresh.querySelector(`[data-live="${section.dataset.live}"]`);
-    if (other) section.replaceWith(document.adoptNode(other));
+    if (!other) continue;
+    const opened = [...section.querySelectorAll("details[open]")].map((each) => each.dataset.key);
+    section.replaceWith(document.adoptNode(other));
+    for (const each of other.querySelectorAll("details")) each.open = opened.includes(each.dataset.key);
+    showLocalTimes(other);
   }
 }
 
@@ -86,6 +101,7 @@ async function copy(button) {
   setTimeout(() => (button.textContent = "Copy"), 2000);
 }
 
+showLocalTimes(document);
 for (const button of document.querySelectorAll("button[data-copy]")) {
   button.hidden = false;
   button.addEventListener("click", () => copy(button));
