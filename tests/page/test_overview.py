@@ -11,6 +11,7 @@ from support.builds import open_toy
 from support.caches import make_spec, open_writer, write_shard
 from support.page_service import BUSY, PageService, make_build, no_images
 
+from cache_service.api.builds.space import OutOfSpace
 from cache_service.api.page.formatting import moment
 from cache_service.recording.engines import prepare, run_local
 from cache_service.recording.shards import Progress
@@ -188,3 +189,27 @@ def test_the_page_shows_the_answered_rows_of_a_running_build(many, many_pages):
         many.builds = before
     assert ">750,000 of 1,500,000<" in html
     assert 'value="0.5"' in html
+
+
+def test_a_full_disk_is_told_with_its_start_and_goes_away_without_a_reload(
+    browser, many, many_server
+):
+    many.shortage = OutOfSpace(since_s=NOW, detail="no space is left for c/logits/c/0/3.")
+    watched = Watched(browser, many_server)
+    try:
+        watched.go("/")
+        page = watched.page
+        alert = page.get_by_role("alert")
+        for text in ("The disk is full", "no build can go on since 21 Sep", "c/logits/c/0/3"):
+            assert text in alert.text_content()
+        page.locator("#live.on").wait_for()
+        many.shortage = None
+        alert.wait_for(state="detached", timeout=20_000)
+        watched.go("/caches/cifar100-resnet32x4-1")
+        assert page.get_by_role("alert").count() == 0
+        many.shortage = OutOfSpace(since_s=NOW, detail="no space is left.")
+        page.get_by_role("alert").wait_for(timeout=20_000)
+        assert watched.problems == []
+    finally:
+        many.shortage = None
+        watched.close()

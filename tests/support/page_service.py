@@ -7,6 +7,7 @@ from typing import Any
 
 from cache_service.api.app import create_app
 from cache_service.api.builds.queue import Build
+from cache_service.api.builds.space import OutOfSpace
 from cache_service.api.http.settings import ServeConfig
 from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.rendering import Pages
@@ -69,6 +70,7 @@ class PageService:
     Attributes:
         builds: of the queue, the newest first.
         figures: of the traffic.
+        shortage: of space for builds.
     """
 
     def __init__(
@@ -88,9 +90,13 @@ class PageService:
         self._builds = self if runs_builds else None
         self.builds: list[Build] = []
         self.traffic_figures = QUIET
+        self.shortage: OutOfSpace | None = None
 
     def newest(self, limit: int) -> list[Build]:
         return self.builds[:limit]
+
+    def out_of_space(self) -> OutOfSpace | None:
+        return self.shortage
 
     def figures(self) -> dict[str, Any]:
         return self.traffic_figures

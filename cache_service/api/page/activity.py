@@ -30,10 +30,13 @@ class Activity(NamedTuple):
             None if they are not known (yet), `rows_total` is 0 before a build has begun, and
             `error` is empty unless it failed.
         traffic: requests of the last minute. The latencies are None if there was no request.
+        out_of_space: since when builds lack space (`since_s`, Unix time) and the error of the first
+            write that failed (`detail`); None if they do not.
     """
 
     builds: list[dict[str, Any]]
     traffic: dict[str, float | None]
+    out_of_space: dict[str, Any] | None = None
 
     @property
     def num_active(self) -> int:
@@ -57,7 +60,12 @@ def activity(service: Service, builds: Builds | None, *, cache: str = "") -> Act
         newest = builds.queue.newest(limit=MAX_SEARCHED)
     wanted = [build for build in newest if cache in ("", build.cache)]
     wanted.sort(key=lambda build: build.state not in ACTIVE)
-    return Activity([_summary(build) for build in wanted[:MAX_BUILDS]], service.traffic.figures())
+    shortage = None if builds is None else builds.out_of_space()
+    return Activity(
+        [_summary(build) for build in wanted[:MAX_BUILDS]],
+        service.traffic.figures(),
+        None if shortage is None else shortage.model_dump(mode="json"),
+    )
 
 
 def _summary(build: Build) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def live_figures(now: Activity, *, recorded: object = None) -> LiveFigures:
         "traffic-failed": f"{traffic['failed_per_s']:,.1f}",
     }
     elements = [(build["id"], build["state"], build["error"]) for build in now.builds]
-    structure = repr((elements, traffic["p50_s"] is None, recorded))
+    structure = repr((elements, traffic["p50_s"] is None, now.out_of_space, recorded))
     return LiveFigures(
         shown=shown,
         progress=progress,
