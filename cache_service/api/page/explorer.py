@@ -441,10 +441,8 @@ def explore(
         )
     stored: dict[int, str] = {}
     if not addresses[0]:
-        try:
-            stored = stored_views(cache, row)
-        except CorruptError as found:
-            damage = found
+        stored, found = _intact_views(cache, row)
+        damage = found or damage
     return Explored(
         row=row,
         figures=figures[0],
@@ -468,6 +466,13 @@ def stored_views(cache: Cache, row: Row) -> dict[int, str]:
         int(order[position]): png_data_url(view)
         for position, view in zip(positions, views, strict=True)
     }
+
+
+def _intact_views(cache: Cache, row: Row) -> tuple[dict[int, str], CorruptError | None]:
+    try:
+        return stored_views(cache, row), None
+    except CorruptError as damage:
+        return {}, damage
 
 
 def _images(
