@@ -45,6 +45,7 @@ def plan(file: File, settings: Settings = None, json: Json = False) -> None:
 def _plan_text(plan: BuildPlan) -> str:
     lines = [
         f"cache        {plan.cache} (fingerprint {plan.fingerprint[:12]})",
+        f"dataset      {plan.dataset}",
         f"seeds        {plan.seeds}",
         f"rows         {plan.rows:,} views, {plan.rows_pending:,} not recorded yet",
         f"shards       {plan.shards} of {plan.shard_rows:,} rows",
@@ -63,6 +64,8 @@ def _plan_text(plan: BuildPlan) -> str:
             f"(chance {plan.chance:.1%})"
         ),
     ]
+    if plan.left_out:
+        lines.insert(2, f"not taken    {plan.left_out}")
     if plan.class_order:
         lines.append(f"class order  the teacher's classes look like {plan.class_order}")
     return "\n".join(lines)

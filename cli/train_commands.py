@@ -95,6 +95,8 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], No
         if not display.is_terminal:
             display.write_event(finite(event.document()))
             return
+        if "not_taken" in event.values:
+            display.show_message(f"dataset: not taken: {event.values['not_taken']}")
         values = latest.setdefault(event.student, {})
         for name in SHOWN:
             value = event.values.get(name)

@@ -91,6 +91,9 @@ def evaluate_students(
 class HeldOut:
     """The batches of an evaluation set. Each iteration yields the same batches.
 
+    Attributes:
+        left_out: description of files beside the samples that were not taken; may be empty.
+
     Raises:
         ConfigError: the evaluation set has a class that the student does not know, or, for classes
             without names, the numbers of classes differ.
@@ -112,6 +115,7 @@ class HeldOut:
                 f"evaluation dataset {config.dataset.name} {config.dataset.split} has "
                 f"{images.id.num_classes} classes, but the student has {num_classes}."
             )
+        self.left_out = images.left_out
         augment = config.augment or AugmentConfig(preset="none", size=view_size)
         self._replay = Replay(images, [], recipe=augment.recipe())
         self._plan = BatchPlan(len(images), config.batch_size or batch_size, (0,), 1)

@@ -50,6 +50,7 @@ class StreamFacts(NamedTuple):
         identity: JSON document that identifies the data. A run resumes only with an equal document.
         mixes: whether views are mixed from two samples.
         classes: class names by label; empty if the dataset has none.
+        left_out: description of files beside the samples that were not taken; may be empty.
     """
 
     plan: BatchPlan
@@ -59,6 +60,7 @@ class StreamFacts(NamedTuple):
     identity: dict[str, Any]
     mixes: bool = False
     classes: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 class Stream(Protocol):
@@ -311,6 +313,7 @@ def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamF
         }
         | selection.identity,
         mixes=bool(recipe.mixing),
+        left_out=replay.images.left_out,
         classes=replay.images.classes,
     )
 

@@ -379,6 +379,8 @@ class Trainer(NamedTuple):
             self.on_event(event._replace(student=student.name))
 
     def _facts(self, student: StudentState) -> dict[str, Value]:
+        held_out = "" if self.held_out is None else self.held_out.left_out
+        left_out = "; ".join(filter(None, (self.context.stream.facts.left_out, held_out)))
         return {
             "method": student.settings.name,
             "model": student.config.student.model,
@@ -387,6 +389,7 @@ class Trainer(NamedTuple):
             "num_steps": self._plan.num_steps,
             "device": str(self.context.device),
             "torch": torch.__version__,
+            **({"not_taken": left_out} if left_out else {}),
         }
 
 

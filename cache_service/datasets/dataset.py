@@ -67,7 +67,7 @@ def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> I
     if config.hold_out is not None:
         config = config.model_copy(update={"split": "train"})
     if name == "folder":
-        source = open_folder(config)
+        source = open_folder(config, class_names=class_names)
     elif name == "digits":
         source = open_digits(config)
     elif ":" in name:
@@ -133,7 +133,14 @@ class Source(Protocol):
 
 
 class ImageDataset:
-    """A dataset whose samples are read by index. It is small when pickled."""
+    """A dataset whose samples are read by index. It is small when pickled.
+
+    Attributes:
+        labels: labels [N].
+        classes: class names by label; empty if there are none.
+        left_out: description of files beside the samples that were not taken; may be empty.
+        id: identity of the content.
+    """
 
     def __init__(self, source: Source, *, name: str, split: str) -> None:
         self._source = source
@@ -141,6 +148,7 @@ class ImageDataset:
         self.labels = source.labels
         self.labels.flags.writeable = False
         self.classes = source.classes
+        self.left_out = getattr(source, "left_out", "")
         self.id = DatasetId(
             name=name,
             split=split,
@@ -248,6 +256,7 @@ class RelabeledSource:
         self.paths = source.paths
         self.classes = tuple(classes)
         self.labels = labels
+        self.left_out = getattr(source, "left_out", "")
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Read from the original source."""

@@ -45,6 +45,25 @@ class DatasetConfig(Frozen):
             "without it, any other split consists of it.",
         ),
     ] = None
+    labels: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Dataset folder without class folders: a file below root with the class of "
+            "each image: `FILE CLASS` lines, a CSV, or a class per line in the order of the names.",
+        ),
+        EXPANDED,
+    ] = None
+    label_names: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="If the classes in `labels` are numbers: a file below root with the name "
+            "of each number: a name per line from 0, or `NAME NUMBER` lines.",
+        ),
+        EXPANDED,
+    ] = None
+
     pixel_range: Annotated[
         tuple[float, float] | None,
         Field(
@@ -57,6 +76,10 @@ class DatasetConfig(Frozen):
     def _check(self) -> DatasetConfig:
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
             raise ValueError("pixel_range names black first and then white, such as [0, 65535]")
+        if self.labels is not None and self.name != "folder":
+            raise ValueError("labels belongs to dataset folder; other datasets have their own")
+        if self.label_names is not None and self.labels is None:
+            raise ValueError("label_names tells what numbers in `labels` mean, which is not set")
         return self
 
     @model_serializer(mode="wrap")

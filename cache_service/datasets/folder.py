@@ -1,8 +1,11 @@
-"""Dataset `folder`: one subfolder per class, in the order of torchvision's ImageFolder."""
+"""Dataset `folder`: one subfolder per class, in the order of torchvision's ImageFolder, or a flat
+folder with a file of labels (`cache_service.datasets.label_file`)."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,12 +15,22 @@ from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.image_file import read_image
+from cache_service.datasets.label_file import label_images
 from cache_service.datasets.pixels import PixelRange
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""File name extensions of images, the same list as in torchvision's ImageFolder."""
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),  # torchvision's
+    ".jfif",  # a JPEG, as some browsers save it
+)
+"""File name extensions of images, in lower case."""
+
+NOT_TAKEN = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jxl", ".svg")
+"""Extensions of images that are not read, but named if they lie beside those that are."""
+
+MAX_KINDS = 6
+"""Number of extensions that a message lists."""
 
 SPLIT_SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("train", "training"),
@@ -39,9 +52,10 @@ class FolderSource:
         root: Path,
         paths: list[str],
         labels: list[int],
-        classes: list[str],
+        classes: Sequence[str],
         *,
         pixel_range: PixelRange | None = None,
+        left_out: str = "",
     ) -> None:
         encoded = [os.fsencode(path) for path in paths]
         self._root = root
@@ -50,6 +64,7 @@ class FolderSource:
         self.paths = b"\0".join(encoded)
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
         self.classes = tuple(classes)
+        self.left_out = left_out
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Open and decode the file of a sample."""
@@ -64,60 +79,126 @@ class FolderSource:
         return self._root / os.fsdecode(self.paths[start : int(self._ends[sample]) - 1])
 
 
-def open_folder(config: DatasetConfig) -> FolderSource:
+def open_folder(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> FolderSource:
     """Find the images of a split, without decoding them.
 
-    Images are sorted by class name, then by folder and file name, in the order of code points.
-    Names that start with a dot are skipped, because editors and file browsers create such files.
+    Images are sorted by class name, then by folder and file name, in the order of code points; with
+    a file of labels, by folder and file name. Names that start with a dot are skipped, because
+    editors and file browsers create such files. Other files are counted in `left_out`.
+
+    Args:
+        config: section `dataset`.
+        class_names: of the training split, by label; for labels that are numbers.
 
     Raises:
-        DatasetError: there is no root or no class folder, a class folder has no image, or a folder
-            is reached twice.
+        DatasetError: there is no root or no class folder, a class folder has no image, a folder is
+            reached twice, or the file of labels does not fit.
     """
     if config.args:
         raise DatasetError(f"dataset folder takes no args, got {sorted(config.args)}.")
     if config.root is None:
         raise DatasetError("dataset folder needs `root`: a folder with one subfolder a class.")
+    root = Path(config.root).absolute()
     try:
-        root = _split_folder(Path(config.root).absolute(), config.split)
-        folders = DistinctFolders(above=root)
-        classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
+        if config.labels is not None:
+            return _open_flat(config, root, class_names)
+        split = _split_folder(root, config.split)
+        folders = DistinctFolders(above=split)
+        classes = sorted(entry.name for entry in split.iterdir() if _is_class(entry))
+        loose = [entry.name for entry in split.iterdir() if entry.is_file()]
     except OSError as error:
         _refuse(error)
     if not classes:
-        raise DatasetError(
-            f"dataset folder found no class folders in {root}: looked for {root}/<class>/<image>."
-        )
+        _refuse_flat(split, loose)
     paths: list[str] = []
     labels: list[int] = []
+    others: list[str] = []
     for label, name in enumerate(classes):
-        images = _images_below(root / name, folders)
+        images, rest = _files_below(split / name, folders)
         if not images:
             raise DatasetError(
-                f"dataset folder found no image in {root / name}: looked for "
-                f"{', '.join(EXTENSIONS)}.",
+                f"dataset folder found no image in {split / name}: looked for "
+                f"{', '.join(EXTENSIONS)}{_and_found(rest)}.",
                 hint="If it is not a class, move it out of the dataset folder.",
             )
         paths += [f"{name}/{path}" for path in images]
+        others += [f"{name}/{path}" for path in rest]
         labels += [label] * len(images)
-    return FolderSource(root, paths, labels, classes, pixel_range=config.pixel_range)
+    beside = [name for name in loose if _is_any_image(name)]
+    left_out = _describe_left_out(split, others, beside)
+    return FolderSource(
+        split, paths, labels, classes, pixel_range=config.pixel_range, left_out=left_out
+    )
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    """Return root/<split>, or the folder of a synonym, or the root if it has no split folders."""
+def _open_flat(config: DatasetConfig, root: Path, class_names: Sequence[str]) -> FolderSource:
+    """The images below a split's folder, with the labels of a file."""
+    assert config.labels is not None
+    split = _split_folder(root, config.split, flat=True)
+    images, others = _files_below(split, DistinctFolders(above=split))
+    if not images:
+        raise DatasetError(
+            f"dataset folder found no image below {split}: looked for {', '.join(EXTENSIONS)}"
+            f"{_and_found(others)}."
+        )
+    labeled = label_images(
+        images,
+        labels=root / config.labels,
+        names=None if config.label_names is None else root / config.label_names,
+        folder=split,
+        class_names=class_names,
+    )
+    own = (root / config.labels, root / (config.label_names or config.labels))
+    others = [path for path in others if split / path not in own]
+    parts = (_describe_left_out(split, others, []), labeled.left_out)
+    return FolderSource(
+        split,
+        labeled.paths,
+        labeled.labels,
+        labeled.classes,
+        pixel_range=config.pixel_range,
+        left_out="; ".join(filter(None, parts)),
+    )
+
+
+def _split_folder(root: Path, split: str, *, flat: bool = False) -> Path:
+    """Return root/<split>, or the folder of a synonym, or the root if it has no split folders.
+
+    Args:
+        root: of the dataset.
+        split: its name.
+        flat: whether images may lie in it without class folders.
+    """
     if not root.is_dir():
         raise DatasetError(f"dataset folder found no folder at {root}.")
     synonyms = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
     for name in (split, *synonyms):
-        if _has_classes(root / name):
+        if _has_classes(root / name) or (flat and (root / name).is_dir()):
             return root / name
     others = [name for names in SPLIT_SYNONYMS for name in names if _has_classes(root / name)]
     if others:  # otherwise the names of the splits would be taken for classes
+        for name in (split, *synonyms):
+            if (root / name).is_dir():
+                _refuse_flat(root / name, [e.name for e in (root / name).iterdir() if e.is_file()])
         raise DatasetError(
             f"dataset folder found no split {split!r} in {root}, only {', '.join(others)}.",
-            hint=f"Set dataset.split to {others[0]}.",
+            hint=f"Set dataset.split to one of these, or make the folder {root / split}.",
         )
     return root
+
+
+def _refuse_flat(folder: Path, names: Sequence[str]) -> NoReturn:
+    """Refuse a split without class folders, and name the setting for flat folders."""
+    images = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    found = f", and found {images:,} images without a class folder" if images else ""
+    raise DatasetError(
+        f"dataset folder found no class folders in {folder}: looked for "
+        f"{folder}/<class>/<image>{found}.",
+        hint="Set dataset.labels to a file that names the class of each image, such as "
+        "LOC_val_solution.csv, val_map.txt, or a CSV with file and label."
+        if images
+        else "Set dataset.root to the folder above the class folders, or above the splits.",
+    )
 
 
 class DistinctFolders:
@@ -153,8 +234,8 @@ def _identity(folder: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
-    """Return the paths of the images below a class folder, with "/" as separator."""
+def _files_below(folder: Path, folders: DistinctFolders) -> tuple[list[str], list[str]]:
+    """Return the paths of images and of other files below a folder, with "/" as separator."""
     walk = []
     for parent, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         try:
@@ -164,14 +245,42 @@ def _images_below(folder: Path, folders: DistinctFolders) -> list[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         walk.append((parent, names))
     images: list[str] = []
+    others: list[str] = []
     for parent, names in sorted(walk):
         below = Path(parent).relative_to(folder)
-        images += [
-            (below / name).as_posix()
-            for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return images
+        for name in sorted(names):
+            if not name.startswith("."):
+                found = images if name.lower().endswith(EXTENSIONS) else others
+                found.append((below / name).as_posix())
+    return images, others
+
+
+def _is_any_image(name: str) -> bool:
+    return name.lower().endswith((*EXTENSIONS, *NOT_TAKEN)) and not name.startswith(".")
+
+
+def _describe_left_out(folder: Path, others: Sequence[str], beside: Sequence[str]) -> str:
+    """Count files that were not taken, by extension, and name one. "" if there are none."""
+    parts = []
+    if others:
+        parts.append(f"{_count_kinds(others)}, such as {folder / others[0]}")
+    if beside:
+        plural = "" if len(beside) == 1 else "s"
+        parts.append(
+            f"{len(beside):,} image{plural} beside the class folders, such as "
+            f"{folder / min(beside)}"
+        )
+    return "; ".join(parts)
+
+
+def _and_found(others: Sequence[str]) -> str:
+    return f", and found {_count_kinds(others)}" if others else ""
+
+
+def _count_kinds(paths: Iterable[str]) -> str:
+    """`3 .gif, 1 .avif, 1 without extension`."""
+    kinds = Counter(Path(path).suffix.lower() or "without extension" for path in paths)
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(MAX_KINDS))
 
 
 def _has_classes(folder: Path) -> bool:

@@ -33,6 +33,8 @@ class BuildPlan:
         accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.
         class_order: probable order of the teacher's classes; empty if it is the dataset's.
         teacher_weights: description of the loaded weights.
+        dataset: what the dataset holds.
+        left_out: files beside its samples that were not taken; may be empty.
     """
 
     cache: str
@@ -53,6 +55,8 @@ class BuildPlan:
     scored_samples: int
     teacher_weights: str
     class_order: str = ""
+    dataset: str = ""
+    left_out: str = ""
 
 
 def make_plan(build: BuildContext) -> BuildPlan:
@@ -91,6 +95,9 @@ def make_plan(build: BuildContext) -> BuildPlan:
         scored_samples=score.num_samples,
         class_order=_describe_order(score.other_order),
         teacher_weights=build.teacher.weights_from,
+        dataset=f"{build.dataset.id.name} ({build.dataset.id.split}): "
+        f"{build.dataset.id.num_samples:,} samples of {build.dataset.id.num_classes:,} classes",
+        left_out=build.dataset.left_out,
     )
 
 
