@@ -78,7 +78,8 @@ def choose_preprocess(
     else from the teacher, else they are 0.5.
     """
     own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = HALF, HALF
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
     elif config.pretrained and "mean" in own and "std" in own:

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
+from cache_service.models.answers import describe
 from cache_service.models.create import create_model
-from cache_service.models.features import describe
 from distill.methods.multi_teacher import HeadLogits
 
 INIT_STD = 0.02

@@ -6,9 +6,17 @@ size, workers, device) are not here, because two caches that differ in those are
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cache_service.config import Frozen
 from cache_service.format.canonical import canonical_json, sha256_hex
@@ -19,25 +27,70 @@ from cache_service.format.recipe import Recipe
 FORMAT_VERSION: Literal[1] = 1
 """Raised when an older reader would misread a newer cache. A reader refuses any other number."""
 
+LATER_OF_TEACHER = frozenset({"classes", "output", "answers", "feature_map"})
+"""Keys of `teacher` that caches of earlier versions do not have."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scales = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)]
 NumClasses = Annotated[int, Field(ge=2, le=2**24)]
 
 
+def _index_or_key(value: Any) -> Any:
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int | str) or number == "":
+        raise ValueError(f"{value!r} is no index, key or attribute of what the network returns")
+    if isinstance(number, int) and not 0 <= number < 64:
+        raise ValueError(f"{value} is not an index from 0 to 63")
+    return number
+
+
+OutputIndex = Annotated[int | str, BeforeValidator(_index_or_key)]
+"""Where the logits are in what a network returns."""
+
+
+def without_later(
+    model: BaseModel, document: dict[str, Any], later: Collection[str]
+) -> dict[str, Any]:
+    """A serialized model without those of its later keys that have their default.
+
+    Documents that identify a cache must not change when a key is added.
+    """
+    fields = type(model).model_fields
+    return {
+        name: value
+        for name, value in document.items()
+        if name not in later or getattr(model, name) != fields[name].default
+    }
+
+
 class Preprocess(Frozen):
-    """What happens to a uint8 view before a network sees it."""
+    """What happens to a uint8 view before a network sees it.
+
+    `mean` and `std` have a number for each of three channels. With one number each, the view is
+    converted to grey, one channel, as Pillow does: (19595 R + 38470 G + 7471 B + 32768) // 65536.
+    """
 
     size: Annotated[int, Field(ge=8, le=4096, description="Side fed to the network, px.")]
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     std: Annotated[
-        tuple[
-            Annotated[float, Field(gt=0)],
-            Annotated[float, Field(gt=0)],
-            Annotated[float, Field(gt=0)],
-        ],
+        tuple[Annotated[float, Field(gt=0)], ...],
         Field(description="Per channel, on the 0 to 1 scale."),
     ]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _check(self) -> Preprocess:
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}: both have 3, or 1 for "
+                "grey input"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input: 3, or 1 for grey."""
+        return len(self.mean)
 
 
 class DatasetId(Frozen):
@@ -51,7 +104,15 @@ class DatasetId(Frozen):
 
 
 class TeacherId(Frozen):
-    """Which network answered, and on which input."""
+    """Which network answered, and on which input.
+
+    Attributes:
+        num_classes: of the recorded logits.
+        classes: the output of each recorded class, where not all outputs are recorded in order.
+        output: which part of what the network returns has the logits, where it was chosen.
+        answers: probabilities where the logarithm of the network's answer is recorded.
+        feature_map: module that makes the map of the cells, where it was chosen.
+    """
 
     model: str
     weights_sha256: Sha256
@@ -61,6 +122,22 @@ class TeacherId(Frozen):
     map_side: Annotated[int, Field(ge=1)] | None = None
     affine_head: bool = False
     pooling: Literal["direct", "chained"] = "direct"
+    classes: tuple[Annotated[int, Field(ge=0, lt=2**24)], ...] | None = None
+    output: OutputIndex | None = None
+    answers: Literal["logits", "probabilities"] = "logits"
+    feature_map: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherId:
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"classes names {len(self.classes)} outputs for num_classes={self.num_classes}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(self, serialize(self), LATER_OF_TEACHER)
 
 
 class Layout(Frozen):

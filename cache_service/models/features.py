@@ -5,40 +5,44 @@ A cell's logits are the network's own head, applied to the mean of the feature m
 measured on random inputs (`check_cells`, `linear_head`), not looked up in a list of architectures.
 
 There are two ways to replace the map by its cells: timm's `forward_features` and `forward_head`, or
-a hook on the one pooling layer, for torchvision's networks and others that pool in a module.
+hooks on the module that makes the map, which `feature_map` finds by measuring in any other network.
 
-Shape letters: B batch, R cells, N = B * R rows, C classes, D channels, H W sides of an image or
-map, L tokens.
+Shape letters: B batch, R cells, N = B * R rows, C classes, D channels, K channels of an image, H W
+sides of an image or map, L tokens.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from cache_service.errors import UnsupportedError
-from cache_service.human_format import one_line
+from cache_service.errors import KdCacheError, UnsupportedError
+from cache_service.models.answers import ask, describe, reader_of
+from cache_service.models.feature_map import (
+    SCALE_ONE_HINT,
+    Cut,
+    Layout,
+    Pool,
+    find_cut,
+    not_square,
+    run_cut,
+)
+from cache_service.models.probe import Fed, anchor_of, probing, random_like, where_it_failed
 
 Pooling = Literal["direct", "chained"]
-Layout = Literal["NCHW", "NHWC", "NLC"]
-Pool = Callable[[Tensor], Tensor]
-"""map [B, D, H, W] -> cells [B, R, D]."""
+
+CUT = "_kd_cache_cut"
+"""Attribute of a network that keeps where its map ends, once that was measured."""
 
 HeadFunction = Callable[[Tensor], Tensor]
 """Pooled rows [N, D] -> what the head makes of them, [N, C]."""
-
-SCALE_ONE_HINT = (
-    "Ask for scales: [1], or choose a network that classifies the mean of its feature map, "
-    "such as resnet50, convnext_tiny or resnet32x4."
-)
 
 AFFINE_PROBES = (1.0, 1.0, 30.0, 30.0)
 """Sizes of the random features: a head that is curved may look straight near zero."""
@@ -62,7 +66,7 @@ class CellSupport(NamedTuple):
 
 
 def cell_logits(
-    model: nn.Module, images_B3HW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct"
+    model: nn.Module, images_BKHW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct"
 ) -> Tensor:
     """Logits of every cell, [B, R, C], from one run of the backbone. Differentiable.
 
@@ -72,21 +76,21 @@ def cell_logits(
         UnsupportedError: the network has no single square map, or its output is not logits.
     """
     if tuple(scales) == (1,):
-        return require_logits(model, model(images_B3HW)).unsqueeze(1)
+        return ask(model, images_BKHW).unsqueeze(1)
     logits_NC = answer_cells(
-        model, images_B3HW, lambda map_BDHW: pool_cells(map_BDHW, scales, pooling=pooling)
+        model, images_BKHW, lambda map_BDHW: pool_cells(map_BDHW, scales, pooling=pooling)
     )
-    return logits_NC.reshape(len(images_B3HW), -1, logits_NC.shape[1])
+    return logits_NC.reshape(len(images_BKHW), -1, logits_NC.shape[1])
 
 
 def cell_features(
-    model: nn.Module, images_B3HW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct"
+    model: nn.Module, images_BKHW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct"
 ) -> Tensor:
     """Pooled features of every cell, [B, R, D].
 
     Where `linear_head` gives (W, b), the cell's logits are `W f + b`.
     """
-    return pool_cells(_feature_map(model, images_B3HW), scales, pooling=pooling)
+    return pool_cells(_feature_map(model, images_BKHW), scales, pooling=pooling)
 
 
 def pool_cells(map_BDHW: Tensor, scales: Sequence[int], *, pooling: Pooling = "direct") -> Tensor:
@@ -141,19 +145,73 @@ def _sum_dtype(map_BDHW: Tensor) -> torch.dtype:
 # Replacing a network's map by its cells.
 
 
-def answer_cells(model: nn.Module, images_B3HW: Tensor, pool: Pool) -> Tensor:
+def answer_cells(model: nn.Module, images_BKHW: Tensor, pool: Pool) -> Tensor:
     """Logits [N, C] of the cells that `pool` makes of the map; the backbone runs once.
 
     Raises:
-        UnsupportedError: the network has no map that can be reached, or it is not square.
+        UnsupportedError: the network has no map that can be found, or it is not square.
     """
+    cut = _cut_of(model, images_BKHW)
+    if cut is not None:
+        return run_cut(model, images_BKHW, pool, cut)
+    assert is_cell_net(model)  # else there is a cut
+    features = model.forward_features(images_BKHW)
+    rows_ND = pool(_as_map(model, features, images_BKHW)).flatten(0, 1)
+    answer = model.forward_head(_as_pixels(model, rows_ND, _layout_of(model, features)))
+    return reader_of(model).read(answer)
+
+
+def _cut_of(model: Any, images_BKHW: Tensor) -> Cut | None:
+    """Where the map ends; None if the network says so itself by timm's convention."""
+    known: Cut | None = getattr(model, CUT, None)
+    if known is not None:
+        return known
     if is_cell_net(model):
-        features = model.forward_features(images_B3HW)
-        rows_ND = pool(_as_map(model, features, images_B3HW)).flatten(0, 1)
-        logits_NC = model.forward_head(_as_pixels(model, rows_ND, _layout_of(model, features)))
-    else:
-        logits_NC = _answer_hooked(model, images_B3HW, pool)
-    return require_logits(model, logits_NC)
+        return None
+    with probing(model):
+        return measure_cut(model, random_like(images_BKHW.detach(), 2, *images_BKHW.shape[1:]))
+
+
+def measure_cut(
+    model: nn.Module, images_BKHW: Tensor, *, module: str | None = None, fed: str | None = None
+) -> Cut:
+    """Find where the map of a network in evaluation mode ends, and keep it for `answer_cells`.
+
+    Args:
+        model: any network.
+        images_BKHW: random images, to measure with.
+        module: name of the module that makes the map, if not to be found.
+        fed: name of the module that is fed the map's mean, if not to be found.
+
+    Raises:
+        ConfigError: there is no such module.
+        UnsupportedError: see `find_cut`.
+    """
+    answer_BC = ask(model, images_BKHW)
+
+    def agrees(cut: Cut) -> bool:
+        maps: list[Tensor] = []
+
+        def keep(map_BDHW: Tensor) -> Tensor:
+            maps.append(map_BDHW)
+            return pool_cells(map_BDHW, (1,))
+
+        def logits(rows_ND: Tensor) -> Tensor:
+            return run_cut(model, images_BKHW[:1], lambda _: rows_ND[None], cut)
+
+        try:
+            run_cut(model, images_BKHW, keep, cut)
+            return _measure(logits, maps[0], answer_BC)[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - what follows the map may not take its cells, whatever that raises
+            return False
+
+    cut = find_cut(model, images_BKHW, agrees=agrees, module=module, fed=fed)
+    object.__setattr__(
+        model, CUT, cut
+    )  # not as a module's own, so that any class of module takes it
+    return cut
 
 
 def is_cell_net(model: object) -> TypeGuard[Any]:
@@ -165,34 +223,12 @@ def is_cell_net(model: object) -> TypeGuard[Any]:
     return all(callable(getattr(model, f"forward_{part}", None)) for part in ("features", "head"))
 
 
-def describe(model: nn.Module) -> str:
-    """The network's name for messages: timm's where it has one, else its class."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    named = cfg.get("architecture") if isinstance(cfg, dict) else None
-    return str(named or type(model).__name__)
-
-
-def require_logits(model: nn.Module, answer: object) -> Tensor:
-    """The answer, if it is one tensor [N, C]; networks with several heads answer more."""
-    if isinstance(answer, Tensor) and answer.ndim == 2:
-        return answer
-    raise UnsupportedError(
-        f"{describe(model)} answers {_shape_or_type(answer)} where logits of shape (batch, "
-        "classes) are needed.",
-        hint="Wrap it in a module that returns its logits alone.",
-    )
-
-
-def _shape_or_type(answer: object) -> str:
-    return str(tuple(answer.shape)) if isinstance(answer, Tensor) else type(answer).__name__
-
-
 def _layout_of(model: nn.Module, features: object) -> Layout:
     """Where the channels of the output of `forward_features` are."""
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise UnsupportedError(
             f"{describe(model)} has no single feature map: forward_features answers "
-            f"{_shape_or_type(features)}.",
+            f"{type(features).__name__}.",
             hint=SCALE_ONE_HINT,
         )
     if features.ndim == 3:
@@ -200,7 +236,7 @@ def _layout_of(model: nn.Module, features: object) -> Layout:
     return "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
 
 
-def _as_map(model: nn.Module, features: Tensor, images_B3HW: Tensor) -> Tensor:
+def _as_map(model: nn.Module, features: Tensor, images_BKHW: Tensor) -> Tensor:
     """The output of `forward_features` as [B, D, H, W], without prefix tokens."""
     layout = _layout_of(model, features)
     if layout == "NLC":
@@ -208,11 +244,14 @@ def _as_map(model: nn.Module, features: Tensor, images_B3HW: Tensor) -> Tensor:
         side = math.isqrt(tokens_BLD.shape[1])
         # 4 x 9 tokens would pass for 6 x 6: only square images have a square grid for certain.
         square = side * side == tokens_BLD.shape[1]
-        if not square or images_B3HW.shape[-1] != images_B3HW.shape[-2]:
-            raise _not_square(model, f"{tokens_BLD.shape[1]} tokens", images_B3HW)
+        if not square or images_BKHW.shape[-1] != images_BKHW.shape[-2]:
+            raise not_square(model, f"{tokens_BLD.shape[1]} tokens", images_BKHW)
         return tokens_BLD.transpose(1, 2).reshape(len(tokens_BLD), -1, side, side)
     map_BDHW = features.permute(0, 3, 1, 2) if layout == "NHWC" else features
-    return _require_square(model, map_BDHW, images_B3HW)
+    height, width = map_BDHW.shape[-2:]
+    if height != width:
+        raise not_square(model, f"{height} x {width}", images_BKHW)
+    return map_BDHW
 
 
 def _as_pixels(model: nn.Module, rows_ND: Tensor, layout: Layout) -> Tensor:
@@ -231,119 +270,52 @@ def _num_prefix_tokens(model: nn.Module) -> int:
     return int(getattr(model, "num_prefix_tokens", 0))
 
 
-_MAP_MODULES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "torchvision.models.mobilenetv2.MobileNetV2": ("features", lambda map_BDHW: map_BDHW),
-    "torchvision.models.shufflenetv2.ShuffleNetV2": ("conv5", lambda map_BDHW: map_BDHW),
-    "torchvision.models.mnasnet.MNASNet": ("layers", lambda map_BDHW: map_BDHW),
-    # Its forward rectifies the map before pooling; rectifying the cells again changes nothing.
-    "torchvision.models.densenet.DenseNet": ("features", relu),
-}
-"""torchvision networks that pool in a function: the module that makes the map, and what follows."""
-
-
-def _answer_hooked(model: nn.Module, images_B3HW: Tensor, pool: Pool) -> Tensor:
-    """Run the network once, with the pooled map replaced by one-pixel maps of all cells.
-
-    The hook exists for this call only and acts in this thread only, so the network is left as it
-    was and other threads may use it meanwhile.
-    """
-    hooked, map_from = _find_pooling(model)
-    thread = threading.get_ident()
-    num_calls = 0
-
-    def replace(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        nonlocal num_calls
-        if threading.get_ident() != thread:
-            return None
-        num_calls += 1
-        map_BDHW = _require_square(model, map_from(inputs[0], output), images_B3HW)
-        return pool(map_BDHW).flatten(0, 1)[:, :, None, None]
-
-    handle = hooked.register_forward_hook(replace)
-    try:
-        logits_NC: Tensor = model(images_B3HW)
-    finally:
-        handle.remove()
-    if num_calls != 1:
-        raise UnsupportedError(
-            f"{describe(model)} ran its pooling layer {num_calls} times where 1 is needed.",
-            hint="Compile the caller of cell_logits, not the network. " * (num_calls == 0)
-            + SCALE_ONE_HINT,
-        )
-    return logits_NC
-
-
-def _find_pooling(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-    """The module to hook, and the map as a function of its input and output."""
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    if kind in _MAP_MODULES:
-        name, finish = _MAP_MODULES[kind]
-        return model.get_submodule(name), lambda _, output: finish(output)
-    pooling = getattr(model, "avgpool", None)
-    if not isinstance(pooling, nn.Module):
-        found = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
-        if len(found) != 1:
-            raise UnsupportedError(
-                f"{describe(model)} has no forward_features and forward_head, no layer named "
-                f"avgpool, and {len(found)} layers nn.AdaptiveAvgPool2d where 1 is needed, so its "
-                "feature map cannot be found.",
-                hint=SCALE_ONE_HINT,
-            )
-        pooling = found[0]
-
-    def pooled(map_BDHW: Tensor, output: Tensor) -> Tensor:
-        if output.shape[2:] != (1, 1):
-            raise UnsupportedError(
-                f"{describe(model)} pools its map to {tuple(output.shape[2:])}, not to one pixel: "
-                "its head is more than pooling and a classifier.",
-                hint=SCALE_ONE_HINT,
-            )
-        return map_BDHW
-
-    return pooling, pooled
-
-
-def _require_square(model: nn.Module, map_BDHW: Tensor, images_B3HW: Tensor) -> Tensor:
-    height, width = map_BDHW.shape[-2:]
-    if map_BDHW.ndim != 4 or height != width:
-        raise _not_square(model, f"{height} x {width}", images_B3HW)
-    return map_BDHW
-
-
-def _not_square(model: nn.Module, measured: str, images_B3HW: Tensor) -> UnsupportedError:
-    height, width = images_B3HW.shape[-2:]
-    return UnsupportedError(
-        f"cells need a square feature map; that of {describe(model)} is {measured} for "
-        f"{height} x {width} px images.",
-        hint="Feed square images, or ask for scales: [1].",
-    )
-
-
 # Measuring what a network's head is: pooling and a classifier, affine, linear, or something else.
 
 
-def check_cells(model: nn.Module, input_size: int) -> CellSupport:
+def name_map(
+    model: nn.Module, fed: Fed, *, feature_map: str | None, classifier: str | None
+) -> None:
+    """Find the map with the names that a config file gives, if it gives any; see `measure_cut`."""
+    if feature_map is not None or classifier is not None:
+        with probing(model):
+            measure_cut(model, fed.images(anchor_of(model)), module=feature_map, fed=classifier)
+
+
+def check_cells(
+    model: nn.Module, input_size: int, *, channels: int = 3, trains: bool = False
+) -> CellSupport:
     """Prove on random images that the head on the map's mean answers as the network does.
 
     Args:
         model: the network, in any mode; it is left as it was.
         input_size: side in px of the images that it will be fed.
+        channels: of these images.
+        trains: whether it will be trained, so that batch norm must not mix cells.
 
     Raises:
         UnsupportedError: names the network and why it has no cells.
     """
-    with _probing(model):
-        images_B3HW = _random_like(_anchor(model), 2, 3, input_size, input_size)
-        answer_BC = _plain_answer(model, images_B3HW)
-        map_BDHW = _feature_map(model, images_B3HW)
+    with probing(model):
+        images_BKHW = random_like(anchor_of(model), 2, channels, input_size, input_size)
+        answer_BC = _plain_answer(model, images_BKHW)
+        if _cut_of(model, images_BKHW) is None and not _follows_convention(model, images_BKHW):
+            refusal = _not_pooled(model)
+            try:
+                measure_cut(model, images_BKHW)
+            except UnsupportedError:
+                raise refusal from None
+        map_BDHW = _feature_map(model, images_BKHW)
+        if trains:
+            _require_cells_apart(model, images_BKHW)
 
         def logits(rows_ND: Tensor) -> Tensor:
-            return answer_cells(model, images_B3HW[:1], lambda _: rows_ND[None])
+            return answer_cells(model, images_BKHW[:1], lambda _: rows_ND[None])
 
         measured = [_measure(logits, map_BDHW, answer_BC)]
-        if is_cell_net(model) and "pre_logits" in inspect.signature(model.forward_head).parameters:
+        if _has_pre_logits(model):
             # Any head would pass while the classifier is still zero: measure in front of it too.
-            before, whole_BD = _head_before_classifier(model, images_B3HW)
+            before, whole_BD = _head_before_classifier(model, images_BKHW)
             measured.append(_measure(before, map_BDHW, whole_BD))
     if not all(agrees for agrees, _ in measured):
         raise _not_pooled(model)
@@ -351,26 +323,73 @@ def check_cells(model: nn.Module, input_size: int) -> CellSupport:
     return CellSupport(map_BDHW.shape[2], map_BDHW.shape[1], affine)
 
 
-def linear_head(model: nn.Module, *, input_size: int = 96) -> tuple[Tensor, Tensor] | None:
+def _has_pre_logits(model: Any) -> bool:
+    if not is_cell_net(model) or getattr(model, CUT, None) is not None:
+        return False
+    return "pre_logits" in inspect.signature(model.forward_head).parameters
+
+
+def _follows_convention(model: Any, images_BKHW: Tensor) -> bool:
+    """Whether `forward_head` of `forward_features` is what the network answers."""
+    try:
+        features = model.forward_features(images_BKHW)
+        answer = reader_of(model).read(model.forward_head(features))
+        return bool(torch.allclose(answer, ask(model, images_BKHW), rtol=1e-3, atol=1e-5))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - methods of these names may mean anything
+        return False
+
+
+def _require_cells_apart(model: nn.Module, images_BKHW: Tensor) -> None:
+    """Refuse batch norm behind the pooling: in training it would mix whole images and cells."""
+    mixing: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+
+            def note(_module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if len(inputs[0]) != len(images_BKHW):
+                    mixing.append(name)
+
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        answer_cells(model, images_BKHW, lambda map_BDHW: pool_cells(map_BDHW, (1, 2)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if mixing:
+        raise UnsupportedError(
+            f"{describe(model)} cannot be trained by cells: its batch norm {mixing[0]} comes after "
+            "the pooling, and would take its statistics over whole images and cells together.",
+            hint="Use a method without cells, such as kd, or a network without it.",
+        )
+
+
+def linear_head(
+    model: nn.Module, *, input_size: int = 96, channels: int = 3
+) -> tuple[Tensor, Tensor] | None:
     """(weight [C, D], bias [C]) where logits = W f + b on pooled cells, else None.
 
-    The network's last linear layer is proposed, and accepted only if it predicts what the head
+    The network's linear layers are proposed, and one is accepted only if it predicts what the head
     answers to random features. ConvNeXt (a norm in front) and MobileNetV3 (a hidden layer) give
     None.
 
     Args:
         model: the network, in any mode; it is left as it was.
         input_size: px, for networks that must be run to reach their head (torchvision's).
+        channels: of its input.
     """
-    layer = _last_linear(model)
-    if layer is None or not bool(layer.weight.any()):
-        return None  # zeros, a classifier before training, agree with whatever is in front of them
-    weight_CD = layer.weight.detach().flatten(1)
-    bias_C = weight_CD.new_zeros(len(weight_CD)) if layer.bias is None else layer.bias.detach()
-    with _probing(model):
-        for rows_ND, logits_NC in _head_answers(model, weight_CD, input_size):
-            if _close(logits_NC, rows_ND @ weight_CD.T + bias_C, bias_C):
-                return weight_CD, bias_C
+    for layer in _linear_layers(model):
+        if not bool(layer.weight.any()):
+            continue  # zeros, a classifier before training, agree with whatever is in front of them
+        weight_CD = layer.weight.detach().flatten(1)
+        bias_C = weight_CD.new_zeros(len(weight_CD)) if layer.bias is None else layer.bias.detach()
+        image_1KHW = random_like(weight_CD, 1, channels, input_size, input_size)
+        with probing(model):
+            for rows_ND, logits_NC in _head_answers(model, weight_CD, image_1KHW):
+                if _close(logits_NC, rows_ND @ weight_CD.T + bias_C, bias_C):
+                    return weight_CD, bias_C
     return None
 
 
@@ -388,7 +407,7 @@ def _measure(head: HeadFunction, map_BDHW: Tensor, expected_BC: Tensor) -> tuple
 
 def _features_like(map_BDHW: Tensor, count: int) -> Tensor:
     """Random features [N, D] of the map's sign: a head may rectify what is never negative."""
-    features_ND = _random_like(map_BDHW, count, map_BDHW.shape[1])
+    features_ND = random_like(map_BDHW, count, map_BDHW.shape[1])
     return features_ND.abs() if bool((map_BDHW >= 0).all()) else features_ND
 
 
@@ -404,9 +423,9 @@ def _close(answer_NC: Tensor, expected_NC: Tensor, origin_C: Tensor) -> bool:
     return bool((off_N <= relative * range_N + rounding_N).all())
 
 
-def _head_before_classifier(model: Any, images_B3HW: Tensor) -> tuple[HeadFunction, Tensor]:
+def _head_before_classifier(model: Any, images_BKHW: Tensor) -> tuple[HeadFunction, Tensor]:
     """timm's head without its classifier, and what it makes of the whole map."""
-    features = model.forward_features(images_B3HW)
+    features = model.forward_features(images_BKHW)
     layout = _layout_of(model, features)
 
     def before(rows_ND: Tensor) -> Tensor:
@@ -418,11 +437,11 @@ def _head_before_classifier(model: Any, images_B3HW: Tensor) -> tuple[HeadFuncti
 
 
 def _head_answers(
-    model: nn.Module, weight_CD: Tensor, input_size: int
+    model: nn.Module, weight_CD: Tensor, image_1KHW: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Random features and the head's answers to them, in each layout that it may read."""
-    if is_cell_net(model):
-        rows_ND = _random_like(weight_CD, NUM_FEATURES, weight_CD.shape[1])
+    if is_cell_net(model) and getattr(model, CUT, None) is None:
+        rows_ND = random_like(weight_CD, NUM_FEATURES, weight_CD.shape[1])
         layouts: tuple[Layout, ...] = ("NCHW", "NLC")
         for layout in ("NHWC",) if getattr(model, "output_fmt", "") == "NHWC" else layouts:
             try:
@@ -431,46 +450,48 @@ def _head_answers(
                 continue  # the head reads another layout
             yield rows_ND, answer
         return
-    image_13HW = _random_like(weight_CD, 1, 3, input_size, input_size)
     try:
-        map_BDHW = _feature_map(model, image_13HW)
+        map_BDHW = _feature_map(model, image_1KHW)
     except (UnsupportedError, RuntimeError):
         return
     if map_BDHW.shape[1] == weight_CD.shape[1]:
         rows_ND = _features_like(map_BDHW, NUM_FEATURES)
-        yield rows_ND, answer_cells(model, image_13HW, lambda _: rows_ND[None])
+        yield rows_ND, answer_cells(model, image_1KHW, lambda _: rows_ND[None])
 
 
-def _last_linear(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
-    """The classifier that the network names, else its last linear layer."""
+def _linear_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The classifier that the network names, else what may be one, the last layer first."""
     get_classifier = getattr(model, "get_classifier", None)
     named = get_classifier() if callable(get_classifier) else None
-    if isinstance(named, nn.Linear) or (isinstance(named, nn.Conv2d) and named.groups == 1):
-        return named
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return layers[-1] if layers else None
+    layers = [named] if isinstance(named, nn.Module) else [*model.modules()][::-1]
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, nn.Linear)
+        or (isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.kernel_size == (1, 1))
+    ]
 
 
-def _feature_map(model: nn.Module, images_B3HW: Tensor) -> Tensor:
+def _feature_map(model: nn.Module, images_BKHW: Tensor) -> Tensor:
     kept: list[Tensor] = []
 
     def pool(map_BDHW: Tensor) -> Tensor:
         kept.append(map_BDHW)
         return pool_cells(map_BDHW, (1,))
 
-    answer_cells(model, images_B3HW, pool)
+    answer_cells(model, images_BKHW, pool)
     return kept[0]
 
 
-def _plain_answer(model: nn.Module, images_B3HW: Tensor) -> Tensor:
-    size = images_B3HW.shape[-1]
+def _plain_answer(model: nn.Module, images_BKHW: Tensor) -> Tensor:
+    size = images_BKHW.shape[-1]
     try:
-        answer_BC = require_logits(model, model(images_B3HW))
-    except torch.OutOfMemoryError:
+        answer_BC = ask(model, images_BKHW)
+    except (torch.OutOfMemoryError, KdCacheError):
         raise
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+    except Exception as error:
         raise UnsupportedError(
-            f"{describe(model)} cannot be fed {size} x {size} px images: {one_line(error)}",
+            f"{describe(model)} cannot be fed {size} x {size} px images: {where_it_failed(error)}",
             hint="Feed it the size that it was made for.",
         ) from error
     if not bool(answer_BC.isfinite().all()):
@@ -491,27 +512,3 @@ def _not_pooled(model: nn.Module) -> UnsupportedError:
             "answers otherwise than on the map"
         )
     return UnsupportedError(f"{describe(model)} has no cells: {reason}.", hint=SCALE_ONE_HINT)
-
-
-def _anchor(model: nn.Module) -> Tensor:
-    """A tensor of the network's device and dtype."""
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-
-
-def _random_like(anchor: Tensor, *shape: int) -> Tensor:
-    """Normal numbers, the same in every run, of the anchor's device and dtype."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(anchor.device, anchor.dtype)
-
-
-@contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, full precision, no gradients; every module's mode is put back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(_anchor(model).device.type, enabled=False):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -1,7 +1,7 @@
 """From uint8 views to the input of a network: resized if need be, scaled to 0..1, normalized.
 
 Teachers and students share this, so a student that is given its teacher's settings sees its
-teacher's input. Shape letters: B batch, H W pixels, h w pixels of the network's input.
+teacher's input. Shape letters: B batch, C channels, H W pixels, h w pixels of the network's input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prepare_views(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
-    """Views as network input [B, 3, h, w] on `device`.
+    """Views as network input [B, 3, h, w] on `device`; [B, 1, h, w] for grey input.
 
     Arithmetic is float32 throughout; `dtype` is applied last. Views cross to the device as uint8, a
     quarter of the bytes. Views of another size than `preprocess.size` are resized with
@@ -46,23 +46,33 @@ def prepare_views(
         raise ValueError(
             f"views are {views_BHW3.dtype} {list(views_BHW3.shape)}, not uint8 [B, H, W, 3]"
         )
-    images_B3HW = views_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    pixels_BHW3 = views_BHW3.to(device, non_blocking=True)
+    if preprocess.channels == 1:
+        pixels_BHW3 = _grey(pixels_BHW3)
+    images_BCHW = pixels_BHW3.permute(0, 3, 1, 2).float().div_(255)
     size = (preprocess.size, preprocess.size)
-    if images_B3HW.shape[-2:] != size:
-        images_B3HW = interpolate(
-            images_B3HW, size, mode=preprocess.interpolation, antialias=True
+    if images_BCHW.shape[-2:] != size:
+        images_BCHW = interpolate(
+            images_BCHW, size, mode=preprocess.interpolation, antialias=True
         ).clamp_(0, 1)
-    mean_311 = _channels(preprocess.mean, images_B3HW.device)
-    std_311 = _channels(preprocess.std, images_B3HW.device)
+    mean_C11 = _channels(preprocess.mean, images_BCHW.device)
+    std_C11 = _channels(preprocess.std, images_BCHW.device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return images_B3HW.sub_(mean_311).div_(std_311).to(dtype).contiguous(memory_format=layout)
+    return images_BCHW.sub_(mean_C11).div_(std_C11).to(dtype).contiguous(memory_format=layout)
+
+
+def _grey(views_BHW3: Tensor) -> Tensor:
+    """Grey views [B, H, W, 1] as `convert("L")` of Pillow makes them (ITU-R 601-2 luma)."""
+    red, green, blue = views_BHW3.to(torch.int32).unbind(dim=3)
+    luma_BHW = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return luma_BHW.to(torch.uint8)[..., None]
 
 
 @lru_cache(maxsize=16)
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One value per channel [3, 1, 1], copied to the device once and not at every batch."""
+    """One value per channel [C, 1, 1], copied to the device once and not at every batch."""
     with torch.inference_mode(mode=False):  # the tensor is used outside of inference, too
-        return torch.tensor(values, dtype=torch.float32, device=device).reshape(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
 
 
 def recorded_preprocess(path: str | Path) -> Preprocess | None:

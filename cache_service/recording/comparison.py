@@ -215,6 +215,12 @@ def _answer(build: BuildContext, batches: Sequence[torch.Tensor]) -> Floats:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
+        if "view size is not compatible" in str(error) and build.teacher.channels_last:
+            raise UnsupportedError(
+                f"teacher {build.config.teacher.model} uses Tensor.view, which does not take "
+                f"images in the channels-last memory format: {one_line(error)}",
+                hint="Set teacher.channels_last: false.",
+            ) from error
         raise UnsupportedError(
             f"teacher {build.config.teacher.model} cannot answer views on {build.teacher.device}: "
             f"{one_line(error)}",

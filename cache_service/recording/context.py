@@ -53,8 +53,8 @@ class BuildContext:
     def provenance(self) -> dict[str, Any]:
         """The sections by which `verify --recompute` opens the dataset and the teacher."""
         teacher = self.config.teacher.model_dump(mode="json")
-        if teacher["checkpoint_weights"] is None:
-            del teacher["checkpoint_weights"]  # keeps new caches equal to those of earlier versions
+        if self.teacher.id.classes is not None:
+            teacher["classes"] = list(self.teacher.id.classes)  # the file may move
         return {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -104,6 +104,7 @@ def open_build(config: BuildConfig) -> BuildContext:
         num_classes=dataset.id.num_classes,
         view_size=config.augment.size,
         device=resolve_device(config.device),
+        class_names=dataset.classes,
         want_features=config.codec.stores_features,
         store_all=config.codec.drops_classes,
     )

@@ -47,6 +47,9 @@ MIN_SAMPLES = 4
 MAX_EXAMPLES = 3
 """Classes that a message shows."""
 
+MAX_LISTED = 20
+"""Most classes whose outputs a message lists in full."""
+
 
 class OtherOrder(NamedTuple):
     """An order of the classes under which the teacher is right more often.
@@ -90,7 +93,7 @@ def find_other_order(
     if is_clear and _is_better(other_N, right_N, weights_N, MEASURED_DEVIATIONS):
         hint = _hint(bool(names))
         if expected_N.max() >= num_classes:
-            hint = "The teacher's first outputs must be the dataset's classes, in their order."
+            hint = _choose_outputs_hint(_measure(predictions_N, labels_N), num_classes)
         accuracy = float(other_N.mean())
         measured = OtherOrder(_describe(predictions_N, labels_N, names), accuracy, hint)
         found.append((accuracy - MEASURED_HANDICAP, measured))
@@ -139,6 +142,15 @@ def _hint(has_names: bool) -> str:
     if has_names:
         return "List the class names in the teacher's order under dataset.classes."
     return "Renumber the labels of the dataset as the teacher learned them."
+
+
+def _choose_outputs_hint(moved: dict[int, int], num_classes: int) -> str:
+    """For a teacher of more classes, some of whose further outputs are the dataset's classes."""
+    hint = "Set teacher.classes to the output of each class, in the dataset's order"
+    outputs = [moved.get(label, label) for label in range(num_classes)]
+    if num_classes <= MAX_LISTED and len(set(outputs)) == num_classes:
+        return f"{hint}; the scored views suggest {outputs}."
+    return f"{hint}, by index, file or name."
 
 
 def _is_better(

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cache_service.errors import UnsupportedError
-from cache_service.models.features import describe
+from cache_service.models.answers import describe
 from distill.losses import (
     SelfView,
     cskd_loss,

@@ -16,7 +16,7 @@ from cache_service.teacher.settings import TeacherConfig
         ({"num_classes": 1}, "greater than or equal to 2"),
         ({"input_size": 7}, "greater than or equal to 8"),
         ({"input_size": 4097}, "less than or equal to 4096"),
-        ({"mean": (0, 0), "std": (1, 1, 1)}, "mean.2"),
+        ({"mean": (0, 0), "std": (1, 1, 1)}, "2 numbers, and teacher.channels is 3"),
         ({"mean": (0, 0, 0), "std": (1, 0, 1)}, "greater than 0"),
         ({"mean": (0, 0, 0)}, "go together"),
         ({"std": (1, 1, 1)}, "go together"),
