@@ -133,8 +133,67 @@ def load_teacher(
     """
     target = _check_settings(config, device)
     outputs = choose_outputs(config, class_names=class_names, num_classes=num_classes)
-    needs_map = tuple(scales) != (1,) or want_features
     model, weights_from = _create(config, None if outputs else num_classes)
+    needs_map = tuple(scales) != (1,) or want_features
+    identity, fed = _identify(
+        config, model, outputs, num_classes=num_classes, view_size=view_size, needs_map=needs_map
+    )
+    stored = tuple(scales)
+    if not store_all:
+        stored = choose_stored_scales(
+            stored,
+            map_side=identity.map_side,
+            affine_head=identity.affine_head,
+            chained=config.pooling == "chained",
+        )
+    head = _linear_head(config, model, fed, outputs) if want_features else None
+    layout = torch.channels_last if fed.channels_last else torch.contiguous_format
+    model.to(device=target, memory_format=layout)  # type: ignore[call-overload]  # torch's stub has no such overload
+    run_logits, run_features = _runs(config, model, stored, outputs, target)
+    return Teacher(
+        identity,
+        stored,
+        head,
+        target,
+        fed.channels_last,
+        run_logits,
+        run_features,
+        weights_from,
+    )
+
+
+def _runs(
+    config: TeacherConfig,
+    model: nn.Module,
+    stored: tuple[int, ...],
+    outputs: tuple[int, ...] | None,
+    target: torch.device,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Functions of network input: logits of the chosen outputs, and pooled features."""
+    chosen = None if outputs is None else torch.tensor(outputs, device=target)
+
+    def run_logits(images_BKHW: Tensor) -> Tensor:
+        logits_BRC = cell_logits(model, images_BKHW, stored, pooling=config.pooling)
+        return logits_BRC if chosen is None else logits_BRC[..., chosen]
+
+    def run_features(images_BKHW: Tensor) -> Tensor:
+        return cell_features(model, images_BKHW, stored, pooling=config.pooling)
+
+    if config.compile:
+        return torch.compile(run_logits), torch.compile(run_features)
+    return run_logits, run_features
+
+
+def _identify(
+    config: TeacherConfig,
+    model: nn.Module,
+    outputs: tuple[int, ...] | None,
+    *,
+    num_classes: int,
+    view_size: int,
+    needs_map: bool,
+) -> tuple[TeacherId, Fed]:
+    """What the cache keeps about the teacher, measured on the network, and what it is fed."""
     digest = weights_sha256(model)  # before the first run, which may leave tensors behind
     preprocess = resolve_preprocess(config, model, view_size=view_size)
     fed = fit_input(config, model, preprocess)
@@ -158,38 +217,7 @@ def load_teacher(
         answers=config.answers or "logits",
         feature_map=config.feature_map if needs_map else None,
     )
-    stored = tuple(scales)
-    if not store_all:
-        stored = choose_stored_scales(
-            stored,
-            map_side=identity.map_side,
-            affine_head=identity.affine_head,
-            chained=config.pooling == "chained",
-        )
-    head = _linear_head(config, model, fed, outputs) if want_features else None
-    layout = torch.channels_last if fed.channels_last else torch.contiguous_format
-    model.to(device=target, memory_format=layout)  # type: ignore[call-overload]  # torch's stub has no such overload
-    chosen = None if outputs is None else torch.tensor(outputs, device=target)
-
-    def run_logits(images_BKHW: Tensor) -> Tensor:
-        logits_BRC = cell_logits(model, images_BKHW, stored, pooling=config.pooling)
-        return logits_BRC if chosen is None else logits_BRC[..., chosen]
-
-    def run_features(images_BKHW: Tensor) -> Tensor:
-        return cell_features(model, images_BKHW, stored, pooling=config.pooling)
-
-    if config.compile:
-        run_logits, run_features = torch.compile(run_logits), torch.compile(run_features)
-    return Teacher(
-        identity,
-        stored,
-        head,
-        target,
-        fed.channels_last,
-        run_logits,
-        run_features,
-        weights_from,
-    )
+    return identity, fed
 
 
 def _check_settings(config: TeacherConfig, device: str) -> torch.device:
