@@ -208,8 +208,8 @@ def test_a_sample_page_links_its_neighbors_and_other_seeds(pages):
 def test_without_its_dataset_the_predictions_are_shown_and_what_to_configure(root, make):
     page = make(PageService(root)).explore("plain", "0", "3")
     parsed(page)
-    assert "The server may not open the dataset" in page.html
-    assert "builds.datasets" in page.html
+    assert "The server does not open the dataset support.toys:patches (train)" in page.html
+    assert "List it under <code>datasets</code> in the serve file" in page.html
     assert "because the label is not known here" in page.html
     stored = ("Views whose pixels the cache stores", "stored in the cache")
     assert any(words in page.html for words in stored)

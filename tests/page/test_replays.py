@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from support.builds import record_toy
 from support.caches import make_spec
+from support.serving import READ_TOKEN, TOKENS, serving
 from support.toys import patches
 
-from cache_service.api.page.explorer import (
-    checked_replay,
-    explore,
-    image_request,
-    matching_datasets,
-)
+from cache_service.api.page.explorer import explore
 from cache_service.api.page.image_worker import ImageWorker
+from cache_service.api.page.replays import checked_replay, image_request, openable_datasets
 from cache_service.format.group import Group
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import open_cache
@@ -36,24 +34,78 @@ def configured(name="torch/cifar100", root="/data", split="train", **args):
     return {"name": name, "root": root, "split": split, "args": args}
 
 
-def test_only_configured_datasets_are_opened_whatever_a_cache_says():
-    evil = {"name": "os:system", "root": "/etc", "args": {"command": "true"}}
-    assert matching_datasets(group(dataset=evil), []) == []
-    assert matching_datasets(group(dataset=evil), [configured("digits", None)]) == []
-    assert matching_datasets(group(dataset=evil), [configured()]) == [configured()]
+def openable(group, listed=(), *, is_private=True):
+    return openable_datasets(group, listed, is_private=is_private)
+
+
+RUNS_CODE = {"name": "os:system", "root": "/etc", "args": {"command": "true"}}
+
+
+def test_a_listed_dataset_is_opened_whatever_a_cache_says():
+    assert openable(group(dataset=RUNS_CODE), [configured()]).datasets == [configured()]
+    assert openable(group(dataset=RUNS_CODE), [configured("digits", None)]).datasets == []
 
 
 @pytest.mark.parametrize("dataset", [None, 7, "x", [], {"split": 3}, {"name": {}}])
 def test_a_strange_provenance_is_no_dataset(dataset):
-    assert matching_datasets(group(dataset=dataset), [configured()]) == [configured()]
-    assert matching_datasets(group(), [configured()]) == [configured()]
+    assert openable(group(dataset=dataset), [configured()]).datasets == [configured()]
+    assert openable(group(dataset=dataset)).datasets == []
+    assert openable(group()).reason
 
 
 def test_the_recorded_place_comes_first_of_those_that_fit():
     here, there = configured(root="/here"), configured(root="/there")
     recorded = {"name": "torch/cifar100", "root": "/there"}
-    assert matching_datasets(group(dataset=recorded), [here, there]) == [there, here]
-    assert matching_datasets(group(), [configured(split="test")]) == []
+    assert openable(group(dataset=recorded), [here, there]).datasets == [there, here]
+    assert openable(group(), [configured(split="test")]).datasets == []
+
+
+@pytest.mark.parametrize("name", ["folder", "torch/cifar100", "torch/mnist"])
+def test_a_dataset_of_files_that_a_cache_names_is_opened_where_only_this_machine_sees_it(
+    name, tmp_path
+):
+    section = configured(name, str(tmp_path))
+    assert openable(group(dataset=section)).datasets == [section]
+    public = openable(group(dataset=section), is_private=False)
+    assert public.datasets == []
+    assert "the server has tokens" in public.reason
+    listed = openable(group(dataset=section), [configured()], is_private=False)
+    assert listed.datasets == [configured()]
+
+
+def test_digits_need_nothing():
+    for is_private in (True, False):
+        section = configured("digits", None)
+        found = openable(group(dataset=section), is_private=is_private)
+        assert (found.datasets, found.reason) == ([section], "")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (RUNS_CODE, "arguments"),
+        (configured("support.toys:patches", None), "could run code"),
+        (configured("file.py:make", "/"), "could run code"),
+        (configured("hfds/mnist", None), "use the network"),
+        (configured("hfids/mnist", "/"), "use the network"),
+        (configured("torch/imagenet", "/"), "could run code"),
+        (configured("Folder", "/"), "could run code"),
+        (configured("torch/cifar100", "/", download=True), "arguments"),
+        (configured("digits", "/"), "with a folder"),
+        (configured("digits", None, a=1), "arguments"),
+        (configured("folder", None), "not on this machine"),
+        (configured("folder", "/does/not/exist"), "not on this machine"),
+        (configured("folder", "$HOME"), "not on this machine"),
+        (configured("folder", "~"), "not on this machine"),
+        (configured("folder", 7), "not on this machine"),
+        (configured("folder", ["/"]), "not on this machine"),
+        (configured("folder", __file__), "not on this machine"),
+    ],
+)
+def test_a_dataset_that_is_not_safe_is_not_opened_and_the_reason_is_said(section, says):
+    found = openable(group(dataset=section))
+    assert found.datasets == []
+    assert says in found.reason
 
 
 def rendered(**changes):
@@ -116,7 +168,17 @@ def test_the_worker_refuses_a_dataset_with_another_identity(recorded):
     refusal = ImageWorker().answer(request_for(recorded, datasets=[other]))["error"]
     assert refusal["code"] == "dataset"
     assert "digest" in refusal["detail"]
-    assert "configuration" in refusal["hint"]
+    assert "in the serve file" in refusal["hint"]
+
+
+@pytest.mark.parametrize(
+    "section", [{"name": "folder", "surprise": 1}, {"name": 7}, {"name": "folder", "root": "/no"}]
+)
+def test_the_worker_passes_over_a_dataset_that_cannot_be_opened(recorded, section):
+    worker = ImageWorker()
+    assert worker.answer(request_for(recorded, datasets=[section, TOYS]))["label"] == 2
+    refusal = worker.answer(request_for(recorded, datasets=[section]))["error"]
+    assert refusal["code"] in ("config", "dataset")
 
 
 def test_the_worker_keeps_the_dataset_open(recorded):
@@ -142,3 +204,43 @@ def test_code_that_a_cache_names_as_its_recipe_is_not_run(root):
     found = explore(cache, 0, 0, commits=cache.commits(), datasets=[TOYS], renderer=None, wait_s=0)
     assert "does not run" in found.note.text
     assert found.replay is None
+
+
+def test_a_plain_server_shows_the_images_of_its_caches(tmp_path):
+    """As `kd-cache serve caches` without a serve file: digits, and a folder of images."""
+    images = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (images / label).mkdir(parents=True)
+        for number in range(2):
+            picture = np.full((16, 16, 3), 60 * number + len(label) * 20, np.uint8)
+            PIL.Image.fromarray(picture).save(images / label / f"{number}.png")
+    folder = {"name": "folder", "root": str(images)}
+    small = {"seeds": "0:1", "layout": {"shard_rows": 512, "chunk_rows": 64}}
+    augment = {"preset": "none", "size": 16}
+    for name, dataset, classes in (("folder", folder, 2), ("digits", {"name": "digits"}, 10)):
+        teacher = {"model": f"support.toys:net_of_{classes}", "allow_untrained": True}
+        record_toy(
+            str(tmp_path / "caches" / name),
+            dataset=dataset,
+            teacher=teacher,
+            augment=augment,
+            **small,
+        )
+    with serving(tmp_path / "caches") as service:
+        for name, label in (("digits", "0"), ("folder", "cat")):
+            page = service.ask("GET", f"/caches/{name}/explore?seed=0&sample=0")
+            for _ in range(20):
+                if "refresh" not in page.headers:
+                    break
+                page = service.ask("GET", f"/caches/{name}/explore?seed=0&sample=0")
+            html = page.data.decode()
+            assert html.count("data:image/png;base64,") >= 2, name
+            assert "equal</span> to the recorded digest" in html
+            assert f"<dt>Label</dt><dd>{label}</dd>" in html
+    listed = {"names": {"name": "folder", "root": str(images)}}
+    with serving(tmp_path / "caches", tokens=TOKENS, datasets=listed) as service:
+        page = service.ask("GET", "/caches/folder/explore", token=READ_TOKEN)
+        assert "does not open the dataset" not in page.data.decode()
+    with serving(tmp_path / "caches", tokens=TOKENS) as service:
+        page = service.ask("GET", "/caches/folder/explore", token=READ_TOKEN)
+        assert "does not open the dataset" in page.data.decode()

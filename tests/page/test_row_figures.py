@@ -10,13 +10,13 @@ import torch
 from support.caches import make_rows, make_spec, write_cache
 from support.html_page import Page
 
-from cache_service.api.page.explorer import (
+from cache_service.api.page.explorer import stored_views
+from cache_service.api.page.row_figures import (
     cell_logits,
     find_row,
     first_recorded,
     position_of,
     row_figures,
-    stored_views,
 )
 from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.cells import expand_cells

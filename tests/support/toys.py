@@ -74,6 +74,14 @@ def tiny_net(num_classes: int = NUM_CLASSES, width: int = 12, scale: float = 20.
     return net
 
 
+def net_of_2() -> TinyNet:
+    return tiny_net(2)
+
+
+def net_of_10() -> TinyNet:
+    return tiny_net(10)
+
+
 class Levels(nn.Module):
     """Answers class n for views whose red value is 8 n."""
 

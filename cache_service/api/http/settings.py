@@ -147,6 +147,11 @@ class ServeConfig(Frozen):
     tokens: tuple[TokenConfig, ...] = Field(
         (), description="Accepted tokens; none: open to everybody."
     )
+    datasets: dict[Name, DatasetConfig] = Field(
+        {},
+        description="Datasets that the pages may open to show images, by any name, each as the "
+        "`dataset:` section of a build file. Those of `builds.datasets` need not be repeated.",
+    )
     limits: Limits = Limits()
     builds: BuildsConfig | None = Field(None, description="What may be built; without it, nothing.")
 

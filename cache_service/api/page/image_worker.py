@@ -1,7 +1,7 @@
 """The program that renders originals and views: `python -m cache_service.api.page.image_worker`.
 
 It is the only part of the pages that imports Pillow and torch. It opens the datasets that a request
-lists, which the server takes from its own configuration only. It ends when its input ends.
+lists: those of the serve file, and safe ones that a cache names. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -91,23 +91,34 @@ class ImageWorker:
         }
 
     def _dataset(self, request: Mapping[str, Any]) -> ImageDataset:
-        from cache_service.datasets import DatasetConfig, open_dataset
-
-        digests = []
+        digests, refusals = [], []
         for document in request["datasets"]:
-            key = json.dumps(document, sort_keys=True)
-            if key not in self._datasets:
-                self._datasets[key] = open_dataset(DatasetConfig.model_validate(document))
-            dataset = self._datasets[key]
+            try:
+                dataset = self._opened(document)
+            except KdCacheError as refusal:  # another one may fit
+                refusals.append(refusal)
+                continue
             if dataset.id.model_dump(mode="json") == request["dataset"]:
                 return dataset
             digests.append(dataset.id.sha256[:12])
+        if not digests:
+            raise refusals[0]
         raise DatasetError(
             "the cache was recorded from a dataset with the digest "
             f"{request['dataset']['sha256'][:12]}; the dataset that this server opens under its "
             f"name has the digest {', '.join(digests)}.",
-            hint="List the recorded dataset in the server's configuration, with its root.",
+            hint="List the recorded dataset under `datasets` in the serve file, with its root.",
         )
+
+    def _opened(self, document: dict[str, Any]) -> ImageDataset:
+        from cache_service.config import validate_config
+        from cache_service.datasets import DatasetConfig, open_dataset
+
+        key = json.dumps(document, sort_keys=True)
+        if key not in self._datasets:
+            config = validate_config(DatasetConfig, document, where="the dataset of this cache")
+            self._datasets[key] = open_dataset(config)
+        return self._datasets[key]
 
 
 def _render_view(views: Views, seed: int, position: int, *, side: int) -> dict[str, Any]:

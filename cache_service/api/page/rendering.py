@@ -22,16 +22,11 @@ from cache_service.api.http.damage import FoundDamage
 from cache_service.api.http.service import Service
 from cache_service.api.page.activity import activity, event_document, live_figures
 from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
-from cache_service.api.page.explorer import (
-    CellFigures,
-    Explored,
-    explore,
-    first_recorded,
-    neighbor_seeds,
-)
+from cache_service.api.page.explorer import Explored, explore
 from cache_service.api.page.formatting import count, moment, percent, prose, safe
 from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.overview import CacheCard, Coverage, cache_card, overview
+from cache_service.api.page.row_figures import CellFigures, first_recorded, neighbor_seeds
 from cache_service.api.page.visit import Visit
 from cache_service.errors import ConfigError, CorruptError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
@@ -165,6 +160,7 @@ class Pages:
                 sample_number,
                 commits=commits,
                 datasets=self._datasets(),
+                is_private=not self.login,
                 renderer=self._renderer,
                 wait_s=self._wait_s,
             )
@@ -251,9 +247,11 @@ class Pages:
             return event
 
     def _datasets(self) -> tuple[Mapping[str, Any], ...]:
-        """The only datasets that may be opened: those of the server's own configuration."""
-        config = self._service.config.builds
-        listed = () if config is None else config.datasets.values()
+        """The datasets of the serve file: those for the pages, and those for builds."""
+        config = self._service.config
+        listed = [*config.datasets.values()]
+        if config.builds is not None:
+            listed += config.builds.datasets.values()
         return tuple(dataset.model_dump(mode="json") for dataset in listed)
 
     def _page(self, template: str, visit: Visit, **values: Any) -> Page:
