@@ -12,7 +12,7 @@ from support.caches import make_spec
 from support.serving import READ_TOKEN, TOKENS, serving
 from support.toys import patches
 
-from cache_service.api.page.explorer import explore
+from cache_service.api.page.explorer import ImageAccess, explore
 from cache_service.api.page.image_worker import ImageWorker
 from cache_service.api.page.replays import checked_replay, image_request, openable_datasets
 from cache_service.format.group import Group
@@ -201,7 +201,8 @@ def test_code_that_a_cache_names_as_its_recipe_is_not_run(root):
     spec = cache.spec.model_dump(mode="json")
     spec["recipe"] |= {"ops": [], "callable": "os:abort"}
     cache.spec = CacheSpec.model_validate(spec)
-    found = explore(cache, 0, 0, commits=cache.commits(), datasets=[TOYS], renderer=None, wait_s=0)
+    access = ImageAccess([TOYS], is_private=True, renderer=None, wait_s=0)
+    found = explore(cache, 0, 0, commits=cache.commits(), access=access)
     assert "does not run" in found.note.text
     assert found.replay is None
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from cache_service.api.page.drawing import png_data_url
 from cache_service.api.page.images import ImageError, ImageRenderer, Images
 from cache_service.api.page.replays import (
-    Openable,
     Replay,
     checked_replay,
     image_request,
@@ -94,16 +93,24 @@ class Explored(NamedTuple):
         return self.images["names"] if self.images else {}
 
 
+class ImageAccess(NamedTuple):
+    """How the pages of a server get images.
+
+    Attributes:
+        datasets: sections `dataset` of the serve file, which may be opened.
+        is_private: whether only this machine reaches the server; see `openable_datasets`.
+        renderer: renders images.
+        wait_s: time for the images; without them the page is sent, and loads itself again.
+    """
+
+    datasets: Sequence[Mapping[str, Any]]
+    is_private: bool
+    renderer: ImageRenderer
+    wait_s: float
+
+
 def explore(
-    cache: Cache,
-    seed: int,
-    sample: int,
-    *,
-    commits: Commits,
-    datasets: Sequence[Mapping[str, Any]],
-    is_private: bool = False,
-    renderer: ImageRenderer,
-    wait_s: float,
+    cache: Cache, seed: int, sample: int, *, commits: Commits, access: ImageAccess
 ) -> Explored:
     """Read the rows of a sample, and render those images that the server may render.
 
@@ -111,10 +118,7 @@ def explore(
         cache: of the sample.
         seed, sample: which view.
         commits: recorded shards of the cache.
-        datasets: sections `dataset` of the serve file, which may be opened.
-        is_private: whether only this machine reaches the server; see `openable_datasets`.
-        renderer: renders images.
-        wait_s: time for the images; without them the page is sent, and loads itself again.
+        access: to images.
 
     Raises:
         RowsNotBuiltError: the row is not recorded.
@@ -123,8 +127,7 @@ def explore(
     row = find_row(cache, commits, seed, sample)
     others, damage = find_other_rows(cache, commits, seed, sample)
     rows = [row, *others]
-    openable = openable_datasets(cache.group, datasets, is_private=is_private)
-    images, note = _images(cache, rows, openable, renderer, wait_s)
+    images, note = _images(cache, rows, access)
     replays: list[Replay | None] = [None] * len(rows)
     if images is not None:
         replays = [
@@ -178,13 +181,10 @@ def _intact_views(cache: Cache, row: Row) -> tuple[dict[int, str], CorruptError 
 
 
 def _images(
-    cache: Cache,
-    rows: Sequence[Row],
-    openable: Openable,
-    renderer: ImageRenderer,
-    wait_s: float,
+    cache: Cache, rows: Sequence[Row], access: ImageAccess
 ) -> tuple[Images | None, Note | None]:
     spec = cache.spec
+    openable = openable_datasets(cache.group, access.datasets, is_private=access.is_private)
     if spec.recipe.callable is not None:
         return None, Note(
             f"The views of this cache are made by code of its own ({spec.recipe.callable}), which "
@@ -206,7 +206,7 @@ def _images(
         names=sorted(predicted | likeliest),
     )
     try:
-        images = renderer.render(request, wait_s=wait_s)
+        images = access.renderer.render(request, wait_s=access.wait_s)
     except ImageError as refusal:
         return None, Note(redact(refusal.message, openable.datasets), refusal.hint)
     if images is None:

@@ -22,7 +22,7 @@ from cache_service.api.http.damage import FoundDamage
 from cache_service.api.http.service import Service
 from cache_service.api.page.activity import activity, event_document, live_figures
 from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
-from cache_service.api.page.explorer import Explored, explore
+from cache_service.api.page.explorer import Explored, ImageAccess, explore
 from cache_service.api.page.formatting import count, moment, percent, prose, safe
 from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.overview import CacheCard, Coverage, cache_card, overview
@@ -110,15 +110,19 @@ class Pages:
         self.login = bool(service.config.tokens)
         self._service = service
         self._builds = builds
-        self._renderer = renderer or ImageRenderer()
-        self._wait_s = wait_s
+        self._access = ImageAccess(
+            _listed_datasets(service),
+            is_private=not self.login,
+            renderer=renderer or ImageRenderer(),
+            wait_s=wait_s,
+        )
         self._environment = _environment()
         self._lock = threading.Lock()
         self._events: LRUCache[str, tuple[float, dict[str, Any]]] = LRUCache(MAX_EVENTS)
 
     def close(self) -> None:
         """End the process that renders images."""
-        self._renderer.close()
+        self._access.renderer.close()
 
     def overview(self, visit: Visit = LOCAL) -> Page:
         """All caches, builds and traffic."""
@@ -159,10 +163,7 @@ class Pages:
                 seed_number,
                 sample_number,
                 commits=commits,
-                datasets=self._datasets(),
-                is_private=not self.login,
-                renderer=self._renderer,
-                wait_s=self._wait_s,
+                access=self._access,
             )
             damage = explored.damage
         except RowsNotBuiltError as error:
@@ -246,19 +247,20 @@ class Pages:
                 self._events[cache] = (time.monotonic(), event)
             return event
 
-    def _datasets(self) -> tuple[Mapping[str, Any], ...]:
-        """The datasets of the serve file: those for the pages, and those for builds."""
-        config = self._service.config
-        listed = [*config.datasets.values()]
-        if config.builds is not None:
-            listed += config.builds.datasets.values()
-        return tuple(dataset.model_dump(mode="json") for dataset in listed)
-
     def _page(self, template: str, visit: Visit, **values: Any) -> Page:
         html = self._environment.get_template(template).render(
             login=self.login, visit=visit, link=visit.link, **values
         )
         return Page(html)
+
+
+def _listed_datasets(service: Service) -> tuple[Mapping[str, Any], ...]:
+    """The datasets of the serve file: those for the pages, and those for builds."""
+    config = service.config
+    listed = [*config.datasets.values()]
+    if config.builds is not None:
+        listed += config.builds.datasets.values()
+    return tuple(dataset.model_dump(mode="json") for dataset in listed)
 
 
 def _recorded(card: CacheCard) -> tuple[int, int, FoundDamage | None]:
