@@ -33,6 +33,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 8000 by default, 0 chooses a free one.")
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Path below which a proxy serves this service, such as /kd."),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="A YAML file with tokens, limits and builds.", metavar="FILE"),
@@ -45,11 +49,11 @@ def serve(
     from cache_service.api.http.settings import load_serve_config
     from cache_service.api.server import run, url_of
 
-    given: dict[str, Any] = {"host": host, "port": port}
+    given: dict[str, Any] = {"host": host, "port": port, "prefix": prefix}
     loaded = load_serve_config(root, config, settings or (), given)
 
     def announce(on_host: str, on_port: int) -> None:
-        url = url_of(on_host, on_port)
+        url = url_of(on_host, on_port) + loaded.prefix
         emit({"url": url, "root": root}, as_json=json, text=f"serving {root} at {url}")
 
     run(create_app(loaded), loaded, announce=announce)

@@ -24,6 +24,7 @@ from cache_service.api.http.limits import (
 )
 from cache_service.api.http.log import RequestLogMiddleware, log_request
 from cache_service.api.http.metrics import Metrics, RecentTraffic
+from cache_service.api.http.prefix import PrefixMiddleware
 from cache_service.api.http.problems import add_problem_handlers, describe
 from cache_service.api.http.service import Service
 from cache_service.api.http.settings import ServeConfig
@@ -44,6 +45,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     builds = None
     if config.builds is not None:
         builds = Builds(config.root, config.builds, registry=metrics.registry)
+        builds.check()
         catalog.is_expected = builds.expects
     service = Service(
         config=config,
@@ -87,6 +89,8 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
     app.add_middleware(AuthMiddleware, tokens=config.tokens, login=login)
+    if config.prefix or config.trust_proxy:
+        app.add_middleware(PrefixMiddleware, prefix=config.prefix, trusts_proxy=config.trust_proxy)
     observers = (metrics.observe, service.traffic.observe, log_request)
     app.add_middleware(RequestLogMiddleware, observers=observers)
     return app

@@ -11,6 +11,7 @@ from support.caches import make_rows, make_spec, open_writer, write_cache, write
 from support.serving import serving
 
 from cache_service.api.http import catalog
+from cache_service.errors import ConfigError
 from cache_service.remote.source import open_source
 from cache_service.rows.reader import open_cache
 from cache_service.storage import open_storage
@@ -157,3 +158,16 @@ def test_a_bucket_that_is_down_is_said_without_where_it_is(monkeypatch):
             text = json.dumps(found.json())
             for private in ("private-bucket", "canary", "127.0.0.1:9"):
                 assert private not in text, (path, text)
+
+
+def test_a_bucket_that_is_down_is_served_once_it_is_up_and_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(catalog, "START_S", 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    catalog.Catalog("s3://private-bucket/root", open_shards=4)
+
+
+def test_a_cache_in_a_bucket_is_no_root_and_a_slash_at_the_end_is_no_difference(root):
+    with pytest.raises(ConfigError, match="dense is a cache itself") as refusal:
+        catalog.Catalog(f"{root}/dense", open_shards=4)
+    assert refusal.value.hint == f"kd-cache serve {root}"
+    assert catalog.Catalog(f"{root}/", open_shards=4).names()[:2] == ["dense", "half"]

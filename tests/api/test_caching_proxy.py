@@ -12,7 +12,7 @@ import pytest
 import urllib3
 import zarr
 from support.caches import make_rows, make_spec, write_cache
-from support.nginx import NGINX, free_port, nginx
+from support.fronts import NGINX, free_port, nginx
 from support.ordered import write_ordered
 from support.pages import ROOT
 from support.serving import serving

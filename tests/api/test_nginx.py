@@ -7,7 +7,6 @@ import http.client
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from support.caches import make_spec, open_writer, write_cache
-from support.nginx import NGINX, free_port, nginx
+from support.fronts import NGINX, adapted, free_port, nginx, self_signed
 from support.pages import ROOT, blocks_of
 from support.serving import serving
 from support.sockets import metric, receive_all
@@ -61,29 +60,14 @@ CONTEXT.check_hostname = False
 CONTEXT.verify_mode = ssl.CERT_NONE
 
 
-def adapted(block: str, changes: dict[str, str]) -> str:
-    """The page's configuration with this machine's addresses, and deadlines that tests can wait."""
-    for before, after in changes.items():
-        assert block.count(before) == 1, before
-        block = block.replace(before, after)
-    return block
-
-
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nginx")
     write_cache(str(folder / "root" / "toy"), make_spec(), range(1))
     spec = open_writer(str(folder / "root" / "half"), make_spec(), 2).spec
     assert spec.num_shards > 1
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
-            *("-subj", "/CN=localhost", "-keyout", folder / "key.pem", "-out", folder / "cert.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    (block,) = [b for b in blocks_of(ROOT / "docs" / "serving.md") if b.language == "nginx"]
+    self_signed(folder)
+    block = next(b for b in blocks_of(ROOT / "docs" / "serving.md") if b.language == "nginx")
     limits = {"max_rows": 100_000, "max_response_bytes": 1 << 26}
     with serving(folder / "root", limits=limits) as service:
         port, tls_port = int(service.url.rpartition(":")[2]), free_port()

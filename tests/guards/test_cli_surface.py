@@ -12,7 +12,7 @@ FROZEN = {
     "build": {"FILE", "--seeds", "--engine", "--shard", "--set", "--json"},
     "info": {"CACHE", "--json"},
     "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--json"},
-    "serve": {"ROOT", "--host", "--port", "--config", "--set", "--json"},
+    "serve": {"ROOT", "--host", "--port", "--prefix", "--config", "--set", "--json"},
     "token": {"--name", "--scope", "--json"},
     "train": {"FILE", "--set", "--json"},
     "cycle": {"FILE", "--set", "--json"},

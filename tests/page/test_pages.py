@@ -248,7 +248,7 @@ def test_pages_carry_the_headers_that_keep_them_alone(server):
             assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
             assert "unsafe" not in policy
             assert answer.headers["x-content-type-options"] == "nosniff"
-            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["referrer-policy"] == "same-origin"
             assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert [pool.request("GET", server + p).status for p in ("/", "/caches/nope")] == [200, 404]
         assert pool.request("GET", f"{server}/caches/plain/explore?seed=x").status == 422

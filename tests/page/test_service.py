@@ -76,7 +76,7 @@ def test_a_stranger_with_a_browser_gets_the_form_and_a_program_the_problem(close
     page = closed.ask("GET", "/caches/plain?seed=%22%3E", headers=BROWSER)
     assert page.status == 401
     html = page.data.decode()
-    assert '<form class="login" method="post" action="/login">' in html
+    assert '<form class="login" method="post" action="../login">' in html
     assert "plain" not in re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL).replace(
         'value="/caches/plain?seed=%22%3E"', ""
     )
@@ -88,10 +88,10 @@ def test_a_stranger_with_a_browser_gets_the_form_and_a_program_the_problem(close
 
 def test_a_token_opens_the_pages_by_a_cookie_that_scripts_and_other_sites_cannot_use(closed):
     answer = signs_in(closed, READ_TOKEN)
-    assert (answer.status, answer.headers["location"]) == (303, "/caches/plain?a=1")
+    assert (answer.status, answer.headers["location"]) == (303, "./caches/plain?a=1")
     cookie = SimpleCookie(answer.headers["set-cookie"])["kd_cache_token"]
     assert cookie["httponly"]
-    assert cookie["samesite"].lower() == "strict"
+    assert cookie["samesite"].lower() == "lax"
     assert cookie["path"] == "/"
     sent = {"Cookie": f"kd_cache_token={cookie.value}"}
     page = closed.ask("GET", "/", headers=sent)
@@ -122,6 +122,30 @@ def test_a_form_of_another_site_and_a_long_one_are_refused(closed):
     assert answer.status == 403
     assert "set-cookie" not in answer.headers
     assert signs_in(closed, "x" * 5000).status == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://HOST", 303),
+        ("https://HOST", 303),
+        ("http://evil.example", 403),
+        ("http://127.0.0.1:1", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+def test_over_plain_http_the_origin_of_a_form_must_be_this_host(closed, origin, status):
+    host = closed.url.removeprefix("http://")
+    answer = signs_in(closed, READ_TOKEN, Origin=origin.replace("HOST", host))
+    assert answer.status == status
+    assert ("set-cookie" in answer.headers) == (status == 303)
+
+
+def test_a_form_without_an_origin_counts_if_the_browser_says_that_it_is_its_own(closed):
+    site = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}
+    assert signs_in(closed, READ_TOKEN, **site).status == 303
+    assert signs_in(closed, READ_TOKEN, **site | {"Sec-Fetch-Site": "cross-site"}).status == 403
 
 
 def test_wrong_tokens_are_refused_and_soon_not_even_heard(root):

@@ -69,14 +69,16 @@ ExistingBuild = Annotated[Build, Depends(existing_build)]
 
 
 @router.post("", status_code=202, responses=responses(404, 409, 413, 429, 507))
-async def submit(requested: BuildRequest, builds: TheBuilds, response: Response) -> Build:
+async def submit(
+    request: Request, requested: BuildRequest, builds: TheBuilds, response: Response
+) -> Build:
     """Queue a build, which creates a cache, or extends or finishes an existing one.
 
     While an equal build waits or runs, that build is returned, with the higher priority of the two.
     Once it has ended, the same request makes a new build, which resumes.
     """
     build = await builds.on_thread(builds.submit, requested)
-    response.headers["location"] = f"{router.prefix}/{build.id}"
+    response.headers["location"] = f"{request.scope['root_path']}{router.prefix}/{build.id}"
     return build
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -73,6 +74,23 @@ class Builds:
         self._open_queue: BuildQueue | None = None
         self._threads = anyio.CapacityLimiter(THREADS)
         self._workers: list[DeviceWorker] = []
+
+    def check(self) -> None:
+        """Check that builds can write and that the queue opens, before anything is served.
+
+        Raises:
+            ConfigError, StorageError, OutOfSpaceError: they cannot.
+        """
+        places = {"root": Path(self._root)} if "://" not in self._root else {}
+        places["builds.database"] = self._database().parent
+        for what, folder in places.items():
+            existing = next(each for each in (folder, *folder.parents) if each.exists())
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    f"builds need to write, and {existing} ({what}) cannot be written.",
+                    hint="Serve without `builds`, or make that folder writable for this user.",
+                )
+        BuildQueue(self._database()).close()
 
     def start(self) -> None:
         """Open the queue and continue what is in it. Takes milliseconds.

@@ -15,7 +15,13 @@ from cachetools import LRUCache, TTLCache
 from numpy.typing import NDArray
 
 from cache_service.api.http.damage import DamageLog
-from cache_service.errors import ConfigError, CorruptError, NotACacheError, RowsNotBuiltError
+from cache_service.errors import (
+    ConfigError,
+    CorruptError,
+    NotACacheError,
+    RowsNotBuiltError,
+    StorageError,
+)
 from cache_service.format.codecs import Arrays
 from cache_service.format.commit import commit_key
 from cache_service.format.group import ROOT_KEY
@@ -34,6 +40,10 @@ COMMITS_TTL_S = 1.0
 
 BUCKET_TTL_S = 5.0
 """How long the root document of a cache in a bucket is reused, seconds."""
+
+
+START_S = 3.0
+"""How long the start waits for a bucket, seconds."""
 
 
 class CacheAwaitedError(RowsNotBuiltError):
@@ -224,10 +234,7 @@ class _Folder:
             )
         self._real = self._path.resolve()
         if (self._path / ROOT_KEY).is_file():
-            raise ConfigError(
-                f"{path} is a cache itself; `kd-cache serve` takes a folder of caches.",
-                hint=f"kd-cache serve {self._path.parent}",
-            )
+            raise _a_cache_itself(path)
 
     def names(self) -> list[str]:
         """Names of possible caches, sorted."""
@@ -283,6 +290,21 @@ class _Bucket:
         # Names are the client's choice, so their number is bounded.
         self._stamps: TTLCache[str, bytes | None] = TTLCache(2 * MAX_OPEN, ttl=BUCKET_TTL_S)
         self._lock = threading.Lock()
+        if self._is_cache_itself():
+            raise _a_cache_itself(self._url)
+
+    def _is_cache_itself(self) -> bool:
+        """False if the bucket does not answer soon: it may be up later, and `/readyz` tells."""
+        found: list[object] = []
+
+        def look() -> None:
+            with suppress(StorageError):
+                found.append(self._storage.get(ROOT_KEY))
+
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        looking.join(START_S)
+        return any(content is not None for content in found)
 
     def names(self) -> list[str]:
         return [name for name in self._storage.folders() if NAME.fullmatch(name)]
@@ -305,6 +327,14 @@ class _Bucket:
 
     def folder(self, name: str) -> Path | None:  # noqa: ARG002  one signature for both
         return None
+
+
+def _a_cache_itself(root: str) -> ConfigError:
+    above = root.rstrip("/").rpartition("/")[0]
+    return ConfigError(
+        f"{root} is a cache itself; `kd-cache serve` takes a folder of caches.",
+        hint=f"kd-cache serve {above or '..'}",
+    )
 
 
 def _no_such_cache(name: str) -> NotACacheError:

@@ -144,6 +144,14 @@ class ServeConfig(Frozen):
     port: int = Field(
         8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
     )
+    prefix: str = Field(
+        "", description="Path below which a proxy serves this service, such as `/kd`."
+    )
+    trust_proxy: bool = Field(
+        False,
+        description="Believe a proxy's X-Forwarded-Prefix and X-Forwarded-For: only if every "
+        "request comes through it.",
+    )
     tokens: tuple[TokenConfig, ...] = Field(
         (), description="Accepted tokens; none: open to everybody."
     )
@@ -154,6 +162,17 @@ class ServeConfig(Frozen):
     )
     limits: Limits = Limits()
     builds: BuildsConfig | None = Field(None, description="What may be built; without it, nothing.")
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_a_path(cls, prefix: str) -> str:
+        prefix = prefix.rstrip("/")
+        if prefix and not is_prefix(prefix):
+            raise ValueError(
+                f"{prefix[:80]!r} is no prefix: write a path such as /kd, of letters, digits and "
+                f"._~-, that does not begin with one of this service's own: {', '.join(OWN_PATHS)}"
+            )
+        return prefix
 
     @model_validator(mode="after")
     def _closed_or_local(self) -> Self:
@@ -166,6 +185,17 @@ class ServeConfig(Frozen):
                 "create a token with `kd-cache token`, or listen on 127.0.0.1"
             )
         return self
+
+
+OWN_PATHS = ("v1", "caches", "static", "login", "healthz", "readyz", "metrics", "openapi.json")
+"""First parts of the service's own paths."""
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,8}", re.ASCII)
+
+
+def is_prefix(path: str) -> bool:
+    """Whether a service can be served below a path, without a slash at its end."""
+    return _PREFIX.fullmatch(path) is not None and path.split("/")[1] not in OWN_PATHS
 
 
 def is_loopback(host: str) -> bool:

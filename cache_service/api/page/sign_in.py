@@ -74,6 +74,20 @@ def local_path(path: str) -> str:
     return path if _LOCAL_PATH.fullmatch(path) else "/"
 
 
+def is_own_form(request: Request) -> bool:
+    """Whether a form comes from a page of this server, or from no browser.
+
+    Over plain http, browsers do not send `Sec-Fetch-Site`, so the host of `Origin` counts, too.
+    """
+    headers = request.headers
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site not in (None, *SAME_SITE):
+        return False
+    if origin is None or (origin == "null" and site is not None):
+        return True
+    return origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
 def sign_in_form(pages: Pages, request: Request) -> Response:
     """The answer to a visitor without a token, whatever page was requested."""
     # Only parameters of the pages: somebody may have put a token into the address by mistake.
@@ -97,15 +111,17 @@ async def sign_in(request: Request) -> Response:
         )
         return sign_in_response(page)
 
-    if request.headers.get("sec-fetch-site", "none") not in SAME_SITE:
+    if not is_own_form(request):
         return form_again("Another site sent this form. Type the token here.", 403)
+    # Relative to this route, so that it holds below a prefix that nobody named.
+    next_url, cookie_path = f".{next_path}", visit_of(request).prefix or "/"
     if "leave" in fields:
-        response = RedirectResponse("/", 303)
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        response = RedirectResponse("./", 303)
+        response.delete_cookie(COOKIE, path=cookie_path, httponly=True, samesite="lax")
         return response
     tokens = request.app.state.service.config.tokens
     if not tokens:
-        return RedirectResponse(next_path, 303)
+        return RedirectResponse(next_url, 303)
     address = request.client.host if request.client else ""
     wait_s = attempts.wait_s(address)
     if wait_s:
@@ -116,9 +132,12 @@ async def sign_in(request: Request) -> Response:
         attempts.add(address)
         unknown = "This server does not know the token."
         return form_again(unknown if token is None else "This token does not allow reading.", 401)
-    response = RedirectResponse(next_path, 303)
+    response = RedirectResponse(next_url, 303)
     secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
-    response.set_cookie(COOKIE, secret, path="/", httponly=True, samesite="strict", secure=secure)
+    # Lax: a link in a mail or a wiki opens the page; the cookie reads only, whoever sends it.
+    response.set_cookie(
+        COOKIE, secret, path=cookie_path, httponly=True, samesite="lax", secure=secure
+    )
     response.headers["Cache-Control"] = "no-store"
     return response
 

@@ -20,19 +20,25 @@ class Visit(NamedTuple):
     Attributes:
         origin: scheme, host and port by which the page was requested.
         prefix: path below which a proxy serves the pages; empty without one.
+        up: the way from the requested page to the first one, such as `../`; empty for links that
+            begin with the prefix.
     """
 
     origin: str = "http://127.0.0.1:8000"
     prefix: str = ""
+    up: str = ""
 
     def link(self, *parts: str, **query: object) -> str:
-        """The path of a page of this server, below the prefix. Every link is made here."""
+        """The way to a page of this server. Every link is made here.
+
+        Without a prefix it is relative to the requested page: it holds below one that nobody named.
+        """
         path = "/".join(quote(part, safe="") for part in parts)
-        return f"{self.prefix}/{path}" + (f"?{urlencode(query)}" if query else "")
+        return (self.up or f"{self.prefix}/") + path + (f"?{urlencode(query)}" if query else "")
 
     def cache_url(self, name: str) -> str:
         """The address under which a train file names a cache."""
-        return self.origin + self.link("v1", "caches", name)
+        return self.origin + self._replace(up="").link("v1", "caches", name)
 
 
 def visit_of(request: Request) -> Visit:
@@ -47,4 +53,7 @@ def visit_of(request: Request) -> Visit:
     if not _HOST.fullmatch(host):
         address, port = request.scope.get("server") or ("127.0.0.1", 8000)
         host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    return Visit(f"{scheme}://{host}", request.scope.get("root_path", "").rstrip("/"))
+    raw = request.scope.get("raw_path") or request.scope["path"].encode()
+    up = "../" * (raw.count(b"/") - 1) or "./"
+    prefix = request.scope.get("root_path", "").rstrip("/")
+    return Visit(f"{scheme}://{host}", prefix, "" if prefix else up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 
@@ -11,6 +12,8 @@ import pytest
 import urllib3
 from support.build_queue import builds_document, request_document, scripted, until
 from support.caches import make_spec, write_cache
+from support.command import kd_cache
+from support.disks import small_disk
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
 from cache_service.api.builds import supervisor, worker
@@ -221,3 +224,29 @@ def test_the_servers_own_files_are_no_cache(server, root):
     assert server.ask("GET", "/v1/caches").json() == {"caches": []}
     for path in ("", "/zarr/builds.sqlite", "/rows?seed=0&start=0&stop=1"):
         assert server.ask("GET", f"/v1/caches/.kd-cache{path}").status in (404, 422)
+
+
+def test_builds_on_a_root_that_cannot_be_written_are_refused_in_one_line(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"builds": builds_document()}))
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        (disk / "root").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        ended = kd_cache("serve", str(disk / "root"), "--config", str(file), "--port", "0")
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.startswith(f"error[config]: builds need to write, and {disk}/root (root)")
+        assert len(ended.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("kind", ["no database", "a folder"])
+def test_a_queue_that_cannot_be_opened_is_refused_in_one_line(tmp_path, kind):
+    database = tmp_path / "queue"
+    database.mkdir() if kind == "a folder" else database.write_text("a letter to somebody" * 100)
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"builds": builds_document(database=str(database))}))
+    (tmp_path / "root").mkdir()
+    ended = kd_cache("serve", str(tmp_path / "root"), "--config", str(file), "--port", "0")
+    assert (ended.code, ended.out) != (0, "")
+    assert ended.err.startswith("error[")
+    assert "Traceback" not in ended.err
+    assert "queue cannot be used" in ended.err
