@@ -16,7 +16,14 @@ from typing import Annotated
 import typer
 
 from cache_service.errors import ConfigError, KdCacheError
-from cli import build_commands, cache_commands, experiment_commands, serve_command, train_commands
+from cli import (
+    build_commands,
+    cache_commands,
+    distill_command,
+    experiment_commands,
+    serve_command,
+    train_commands,
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells. SIGTERM is handled in the same way."""
@@ -42,6 +49,7 @@ app = typer.Typer(
 )
 app.command()(experiment_commands.demo)  # the command to start with is the first in the list
 COMMANDS = (
+    distill_command,
     build_commands,
     cache_commands,
     serve_command,

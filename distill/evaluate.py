@@ -93,6 +93,7 @@ class HeldOut:
 
     Attributes:
         left_out: description of files beside the samples that were not taken; may be empty.
+        images: the evaluation set.
 
     Raises:
         ConfigError: the evaluation set has a class that the student does not know, or, for classes
@@ -117,6 +118,7 @@ class HeldOut:
             )
         self.left_out = images.left_out
         augment = config.augment or AugmentConfig(preset="none", size=view_size)
+        self.images = images
         self._replay = Replay(images, [], recipe=augment.recipe())
         self._plan = BatchPlan(len(images), config.batch_size or batch_size, (0,), 1)
         self._workers = workers

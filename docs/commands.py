@@ -20,7 +20,8 @@ def overview() -> str:
     """One line a command."""
     rows = ["| command | what it does |", "|---|---|"]
     for name, command in program().commands.items():
-        usage = " ".join(["kd-cache", name, *map(_metavar, _arguments(command))])
+        required = [f"{each.opts[0]} {_value(each)}" for each in command.params if _is_needed(each)]
+        usage = " ".join(["kd-cache", name, *map(_metavar, _arguments(command)), *required])
         rows.append(f"| `{usage}` | {_text(command.help)} |")
     return "\n".join(rows)
 
@@ -41,6 +42,10 @@ def _section(name: str, command: Any) -> str:
         shown = f"`{_spelled(each)}`"
         rows.append(f"| {shown} | {_default(each)} | {_text(each.help)} |")
     return f"## {name}\n\n{_text(command.help)}\n\n```\n{usage}\n```\n\n" + "\n".join(rows)
+
+
+def _is_needed(option: Any) -> bool:
+    return option.required and option.param_type_name == "option"
 
 
 def _arguments(command: Any) -> Iterator[Any]:

@@ -54,7 +54,7 @@ def score_teacher(
         names: class names of the dataset by label; empty if it has none.
         num_classes: of the dataset, where the teacher has more; chance is one in this many.
     """
-    batches = [_predictions(teacher, batch) for batch in views]
+    batches = [predict_classes(teacher, batch) for batch in views]
     predictions_N = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     if len(predictions_N) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions_N)} views and {len(labels)} labels to score")
@@ -114,7 +114,8 @@ def require_trained(score: Score, config: TeacherConfig) -> None:
     )
 
 
-def _predictions(teacher: Teacher, views_BHW3: Tensor) -> NDArray[np.int64]:
+def predict_classes(teacher: Teacher, views_BHW3: Tensor) -> NDArray[np.int64]:
+    """The class of each view [B, H, W, 3] by its whole-image cell."""
     stored_BRC = teacher.answer(views_BHW3)
     if teacher.stored_scales[0] != 1:
         stored_BRC = expand_cells(stored_BRC, (1,), teacher.stored_scales)

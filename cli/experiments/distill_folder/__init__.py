@@ -1,0 +1,1 @@
+"""kd-cache distill: a folder of images, a teacher and a student, in one command."""
