@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.folder import open_folder
 from cache_service.datasets.held_out import hold_out
+from cache_service.datasets.hugging_face import hfds_name
 from cache_service.datasets.image_file import describe_damage
 from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.named import (
@@ -73,7 +74,7 @@ def open_dataset(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> I
     elif ":" in name:
         source, name = open_factory(config), factory_name(name)
     elif name.partition("/")[0].lower() in PREFIXES:
-        source = open_named(config)
+        source, name = open_named(config), hfds_name(name)
     else:
         raise DatasetError(
             f"dataset {name!r} is unknown: expected folder, digits, torch/NAME, hfds/NAME or "

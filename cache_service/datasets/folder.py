@@ -113,9 +113,12 @@ def open_folder(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> Fo
     paths: list[str] = []
     labels: list[int] = []
     others: list[str] = []
+    empty: list[str] = []
     for label, name in enumerate(classes):
         images, rest = _files_below(split / name, folders)
-        if not images:
+        if not images and name in class_names and not rest:
+            empty.append(name)  # a split may lack images of a class that training has
+        elif not images:
             raise DatasetError(
                 f"dataset folder found no image in {split / name}: looked for "
                 f"{', '.join(EXTENSIONS)}{_and_found(rest)}.",
@@ -126,6 +129,8 @@ def open_folder(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> Fo
         labels += [label] * len(images)
     beside = [name for name in loose if _is_any_image(name)]
     left_out = _describe_left_out(split, others, beside)
+    if empty:
+        left_out = "; ".join(filter(None, (left_out, f"no image of class {', '.join(empty)}")))
     return FolderSource(
         split, paths, labels, classes, pixel_range=config.pixel_range, left_out=left_out
     )

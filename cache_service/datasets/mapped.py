@@ -19,6 +19,7 @@ import PIL.ImageFile
 from numpy.typing import NDArray
 
 from cache_service.datasets.folder import DistinctFolders
+from cache_service.datasets.hugging_face import HfItems
 from cache_service.datasets.image_file import read_image
 from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, to_rgb
 from cache_service.errors import DatasetError
@@ -158,6 +159,8 @@ def _items_of(items: Any, pixel_range: PixelRange | None) -> Any:
         return _FolderItems(items, pixel_range)
     if kinds[0] == "torch.utils.data.dataset.Subset":
         return _SubsetItems(items, pixel_range)
+    if "datasets.arrow_dataset.Dataset" in kinds:
+        return HfItems(items, pixel_range=pixel_range)
     is_stream = any(kind.endswith(".IterableDataset") for kind in kinds)
     if is_stream or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DatasetError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
+from cache_service.datasets.hugging_face import open_hfds
 from cache_service.datasets.mapped import MapSource
 from cache_service.datasets.pixels import to_rgb
 from cache_service.errors import DatasetError
@@ -31,6 +31,9 @@ TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("test", "testing", "val", "valid", "validation", "eval", "evaluation")
 TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 """Datasets for which timm treats every split except the training split as the test split."""
+
+TIMM_ARGUMENTS = ("additional_features", "class_map", "target_format")
+"""Arguments of timm's own reader of Hugging Face datasets."""
 
 OPEN_ERRORS = (
     OSError,  # includes failed downloads
@@ -65,13 +68,10 @@ def open_named(config: DatasetConfig) -> MapSource:
             reopen=functools.partial(_create, config),
             pixel_range=config.pixel_range,
         )
-    if importlib.util.find_spec("datasets") is None:
-        raise DatasetError(
-            f"dataset {config.name} needs Hugging Face datasets.",
-            hint="Run `pip install datasets`.",
-        )
+    if config.args.keys() & TIMM_ARGUMENTS:
+        return MapSource(_create(config), pixel_range=config.pixel_range)
     # Arrow files are pickled as paths. Opening again would contact the hub from every worker.
-    return MapSource(_create(config), pixel_range=config.pixel_range)
+    return MapSource(open_hfds(config), pixel_range=config.pixel_range)
 
 
 def open_factory(config: DatasetConfig) -> MapSource:
