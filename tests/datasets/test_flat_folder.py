@@ -272,7 +272,7 @@ def test_an_empty_class_of_training_may_have_no_image_in_another_split(folder):
     dataset = open_dataset(config, class_names=("ant", "bee", "cow"))
     assert dataset.labels.tolist() == [0] * 4 + [2] * 4
     assert dataset.left_out == "no image of class bee"
-    with pytest.raises(DatasetError, match="no image in .*bee"):
+    with pytest.raises(DatasetError, match=r"no image in .*bee"):
         open_dataset(config, class_names=("ant", "cow"))
     (folder / "bee" / "0.gif").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"no image in .*bee: .*found 1 \.gif"):
