@@ -156,8 +156,8 @@ def test_each_cell_lies_in_its_place_with_its_prediction_logit_and_kind():
     assert tints[0][2] == hex_color(SCALE[-1])
     assert tints[1][2] == hex_color(SCALE[0])
     assert re.findall(r'"cell (\w+)"', svg) == ["consistent", "complementary"] * 2
-    assert re.findall(r'class="prediction"[^>]*>(\d)<', svg) == ["7", "1", "7", "3"]
-    assert re.findall(r'class="value"[^>]*>([-\d.]+)<', svg) == ["9.0", "-1.0", "4.0", "0.5"]
+    assert re.findall(r'class="mark">(\d)<', svg) == ["7", "1", "7", "3"]
+    assert re.findall(r"</tspan> ([-\d.]+)<", svg) == ["9.0", "-1.0", "4.0", "0.5"]
 
 
 def test_equal_logits_have_a_color_too():

@@ -116,11 +116,11 @@ def test_nothing_is_wider_than_the_window_nor_too_faint_to_read(visit, busy, sch
 
 def test_words_on_a_map_are_readable_over_any_color():
     text = static_file("page.css").content.decode()
-    plate = re.search(r"\.plate \{ fill: (#\w{6}); fill-opacity: (\.\d+); \}", text)
-    words = re.search(r"svg text\.value \{ fill: (#\w{6})", text)
+    chip = re.search(r"\.chip \{ fill: (#\w{6}); fill-opacity: (\.\d+); \}", text)
+    words = re.search(r"svg text\.onchip \{ fill: (#\w{6})", text)
     worst = [
-        int(byte * float(plate[2]) + 255 * (1 - float(plate[2])))
-        for byte in bytes.fromhex(plate[1][1:])
+        int(byte * float(chip[2]) + 255 * (1 - float(chip[2])))
+        for byte in bytes.fromhex(chip[1][1:])
     ]
 
     def light(rgb):

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from cache_service.api.page.drawing import (
+    SIDE,
     Cell,
     cell_map,
     coverage_picture,
     png_data_url,
     scale_bar,
-    shorten,
 )
-from cache_service.api.page.formatting import latency, percent, prose
+from cache_service.api.page.formatting import fine_percent, latency, percent, prose
 from cache_service.api.page.overview import LEVELS, coverage
 
 
@@ -102,7 +102,7 @@ def test_a_png_decodes_to_the_same_pixels(shape):
 
 
 def cell(**changes):
-    fields = {"fraction": 0.5, "prediction": "cat", "value": "50%", "complementary": None}
+    fields = {"fraction": 0.5, "mark": "3", "value": "50%", "complementary": None}
     return Cell(**(fields | {"description": "a cat"} | changes))
 
 
@@ -122,24 +122,42 @@ def test_cells_lie_row_by_row_with_frames_by_kind():
 
 def test_no_name_can_break_out_of_a_drawing():
     name = '"><script>alert(1)</script>&'
-    drawn = cell_map(1, [cell(prediction=name, description=name)], under="", label=name)
+    drawn = cell_map(1, [cell(mark=name, value=name, description=name)], under="", label=name)
     assert "<script" not in drawn + scale_bar("0", "1", name)
     assert ET.fromstring(drawn).get("aria-label") == name
 
 
-def test_cells_too_small_for_words_are_tinted_only():
-    drawn = cell_map(8, [cell()] * 64, under="", label="map")
-    assert "plate" not in drawn
-    assert drawn.count("<title>") == 64
+def test_cells_too_small_for_a_chip_are_tinted_only():
+    drawn = cell_map(16, [cell()] * 256, under="", label="map")
+    assert "chip" not in drawn
+    assert drawn.count("<title>") == 256
 
 
-def test_long_predictions_are_set_smaller_then_cut():
-    assert shorten("abcdef", 6) == "abcdef"
-    assert shorten("abcdefg", 6) == "abcde\N{HORIZONTAL ELLIPSIS}"
-    assert 'class="prediction small"' in cell_map(
-        4, [cell(prediction="place2")] * 16, under="", label=""
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("mark", ["3", "21", "64"])
+@pytest.mark.parametrize("value", ["7%", "100%", "-12.5"])
+def test_a_chip_says_the_mark_inside_its_cell_and_covers_less_than_a_quarter_of_it(
+    scale, mark, value
+):
+    drawn = cell_map(scale, [cell(mark=mark, value=value)] * scale**2, under="", label="")
+    root, side = ET.fromstring(drawn), SIDE / scale
+    chips = [r for r in root.iter("rect") if r.get("class") == "chip"]
+    assert len(chips) == scale**2
+    for number, chip in enumerate(chips):
+        x, y, width, height = (float(chip.get(name)) for name in ("x", "y", "width", "height"))
+        row, column = divmod(number, scale)
+        assert column * side < x < x + width < (column + 1) * side + 0.01
+        assert row * side < y < y + height < (row + 1) * side + 0.01
+        assert width * height < side * side / 4
+    texts = ["".join(text.itertext()) for text in root.iter("text")]
+    assert (
+        set(texts) == {f"{mark} {value}"} if scale <= 2 else set(texts) <= {f"{mark} {value}", mark}
     )
-    assert ">place2<" in cell_map(4, [cell(prediction="place2")] * 16, under="", label="")
+
+
+def test_at_scale_4_mark_and_percentage_fit():
+    drawn = cell_map(4, [cell(mark="21", value="99%")] * 16, under="", label="")
+    assert drawn.count('<tspan class="mark">21</tspan> 99%</text>') == 16
 
 
 @pytest.mark.parametrize(
@@ -148,6 +166,22 @@ def test_long_predictions_are_set_smaller_then_cut():
 )
 def test_percentages_never_round_to_certainty(part, text):
     assert percent(part) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (0, "0%"),
+        (3.21e-8, "3.2e-06%"),
+        (0.000123, "0.012%"),
+        (0.0456, "4.6%"),
+        (0.1, "10%"),
+        (0.9996, ">99%"),
+        (1, "100%"),
+    ],
+)
+def test_small_percentages_keep_two_digits(part, text):
+    assert fine_percent(part) == text
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,17 @@ import re
 import shutil
 
 import pytest
+import torch
 import urllib3
 from support.builds import record_toy
 from support.html_page import Page
 from support.page_service import BUSY, PageService, make_build, no_images
 
 from cache_service.api.page import routes
+from cache_service.api.page.drawing import scale_color
+from cache_service.api.page.row_figures import find_row
 from cache_service.errors import ConfigError, NotACacheError, RowsNotBuiltError, StorageError
+from cache_service.rows.reader import open_cache
 
 EVIL = '"><script>alert(1)</script>'
 
@@ -176,7 +180,7 @@ def test_the_page_of_a_cache_says_everything_that_identifies_it(pages, root):
     assert begun in pages.cache("partial").html
 
 
-def test_the_maps_have_a_framed_and_described_cell_for_every_cell_of_the_cache(pages):
+def test_the_maps_have_a_framed_and_described_cell_for_every_cell_of_the_cache(pages, root):
     found = parsed(pages.explore("plain", "0", "0"))
     frames = [path for path in found.all("path") if path.get("class", "").startswith("cell ")]
     assert len(frames) == len(found.all("title")) - 1 == 21
@@ -184,7 +188,63 @@ def test_the_maps_have_a_framed_and_described_cell_for_every_cell_of_the_cache(p
     labels = [svg.get("aria-label", "") for svg in found.all("svg")]
     described = [label for label in labels if label.startswith("Cells of scale 4. row 1 column 1")]
     assert len(described) == 1
-    assert "Color scale: probability of place0 from 0, dark, to 100 percent, bright" in labels
+    (bar,) = [label for label in labels if label.startswith("Color scale")]
+    low, high = re.fullmatch(
+        r"Color scale: probability of place0 from (\S+)%, dark, to (\S+)%, bright", bar
+    ).groups()
+    row = find_row(open_cache(str(root / "plain")), {0: [0, 1, 2]}, 0, 0)
+    shown = torch.from_numpy(row.logits_RC).softmax(1)[:, 0] * 100
+    assert float(low) == pytest.approx(float(shown.min()), rel=0.06)
+    assert float(high) == pytest.approx(float(shown.max()), rel=0.06)
+
+
+def test_the_colors_span_the_range_that_is_present(pages):
+    html = pages.explore("plain", "0", "0").html
+    tints = re.findall(r'fill="(#\w{6})" fill-opacity', html)
+    assert len(tints) == 21
+    assert {scale_color(0), scale_color(1)} <= set(tints)
+
+
+def test_the_legend_names_every_mark_of_the_maps_and_counts_its_cells(pages, root):
+    html = pages.explore("plain", "0", "0").html
+    entries = re.findall(
+        r'class="key-mark">(\d+)</span><span>(\w+).*?class="soft">(\d+) cells?<', html
+    )
+    row = find_row(open_cache(str(root / "plain")), {0: [0, 1, 2]}, 0, 0)
+    tops = row.logits_RC.argmax(1).tolist()
+    counts = {f"place{label}": tops.count(label) for label in set(tops)}
+    assert {name: int(cells) for _, name, cells in entries} == counts
+    assert [int(mark) for mark, _, _ in entries] == list(range(1, len(counts) + 1))
+    names = {mark: name for mark, name, _ in entries}
+    marks = re.findall(r'<tspan class="mark">(\d+)</tspan>', html)
+    assert [names[mark] for mark in marks] == [f"place{label}" for label in tops]
+
+
+LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+
+
+def test_the_full_name_of_a_class_is_on_hover_in_the_legend_and_in_the_table(tmp_path):
+    dataset = {"name": "support.toys:patches", "args": {"num_samples": 96, "prefix": LONG}}
+    record_toy(str(tmp_path / "c"), scales=[1, 2, 4], seeds="0:1", dataset=dataset)
+    pages = PageService(tmp_path, (dataset,)).pages(wait_s=60.0)
+    try:
+        html = pages.explore("c", "0", "0").html
+    finally:
+        pages.close()
+    assert len(re.findall(rf"<title>row \d column \d: {LONG}\d ", html)) == 21
+    assert len(re.findall(rf"</th><td>{LONG}\d</td>", html)) == 21
+    assert re.search(rf'class="key-mark">1</span><span>{LONG}\d', html)
+
+
+def test_the_explanation_is_about_the_scales_of_the_cache(pages, make, tmp_path):
+    assert (
+        "at scale 4 from each cell of a 4 x 4 grid. The bold" in pages.explore("plain", "", "").html
+    )
+    assert "at scale 4" not in pages.explore("mixed", "", "").html
+    record_toy(str(tmp_path / "one"), scales=[1], seeds="0:1")
+    html = make(PageService(tmp_path)).explore("one", "", "").html
+    assert "the prediction from the whole view only" in html
+    assert "Color scale" not in html
 
 
 def test_a_mixed_view_names_its_partner(pages):

@@ -16,10 +16,15 @@ class Patches:
     """Noisy images whose class is where the bright patch is; `num_samples` of them, 16 x 16."""
 
     def __init__(
-        self, num_samples: int = 96, side: int = 16, salt: int = 0, num_classes: int = NUM_CLASSES
+        self,
+        num_samples: int = 96,
+        side: int = 16,
+        salt: int = 0,
+        num_classes: int = NUM_CLASSES,
+        prefix: str = "place",
     ) -> None:
         # Classes beyond the first few have no samples; they only make answers wide.
-        self.classes = tuple(f"place{i}" for i in range(num_classes))
+        self.classes = tuple(f"{prefix}{i}" for i in range(num_classes))
         rng = np.random.default_rng(salt)
         self.targets = [int(label) for label in np.arange(num_samples) % NUM_CLASSES]
         self._images = rng.integers(0, 90, (num_samples, side, side, 3), dtype=np.uint8)

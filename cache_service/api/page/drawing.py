@@ -24,14 +24,14 @@ SIDE = 240
 INSET = 3
 """Units between a cell's edge and its frame, so that the frames of neighbors lie side by side."""
 
-PLATE_HEIGHT = 40
-"""Units of the plate behind a cell's two lines of text."""
+CHIP_FONT, SMALLEST_FONT = 11.0, 6.0
+"""Units of the text on a cell's chip, and below which a cell is too small for a chip."""
 
-CHARACTER = 9.0
-"""Units of a character of a prediction, bold at 15 px, and a little more."""
+FONT_PART = 0.24
+"""Size of the text as a part of a small cell's side."""
 
-SMALL_CHARACTER = 6.9
-"""The same at 11.5 px, for cells that are too narrow for the larger size."""
+CHARACTER = 0.6
+"""Width of a character as a part of its size."""
 
 SCALE: tuple[tuple[int, int, int], ...] = (
     (59, 28, 110),
@@ -60,22 +60,22 @@ class Cell(NamedTuple):
 
     Attributes:
         fraction: place on the color scale, 0 low and 1 high.
-        prediction: the class predicted from the cell, short.
-        value: the figure that the color stands for.
+        mark: stands for the class predicted from the cell: a few characters.
+        value: the figure that the color stands for, short.
         complementary: whether exactly one of the predictions from the cell and from the whole image
             is the label; None if no label is known.
         description: all of it in words.
     """
 
     fraction: float
-    prediction: str
+    mark: str
     value: str
     complementary: bool | None
     description: str
 
 
 def cell_map(scale: int, cells: Iterable[Cell], *, under: str, label: str) -> str:
-    """The m x m cells of one scale, row by row, each with a tint, a frame and its prediction.
+    """The m x m cells of one scale, row by row, each with a tint, a frame and a chip.
 
     Args:
         scale: m.
@@ -94,9 +94,9 @@ def cell_map(scale: int, cells: Iterable[Cell], *, under: str, label: str) -> st
         parts.append(
             f"<g><title>{escape(cell.description)}</title>"
             f'<rect x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" '
-            f'fill="{scale_color(cell.fraction)}" fill-opacity="0.62"/>'
+            f'fill="{scale_color(cell.fraction)}" fill-opacity="0.5"/>'
             f'<path class="halo" d="{frame}"/><path class="cell{kind}" d="{frame}"/>'
-            f"{_plate(x + size / 2, y + size / 2, cell, size)}</g>"
+            f"{_chip(x + 2 * INSET, y + 2 * INSET, cell, size)}</g>"
         )
     return drawing("map", label, under + "".join(parts))
 
@@ -136,13 +136,6 @@ def drawing(kind: str, label: str, content: str) -> str:
         f'<svg class="{kind}" viewBox="0 0 {SIDE} {SIDE}" role="img" '
         f'aria-label="{escape(label)}">{content}</svg>'
     )
-
-
-def shorten(name: str, max_length: int) -> str:
-    """A name of at most so many characters; an ellipsis stands for what is cut off."""
-    if len(name) <= max_length:
-        return name
-    return name[: max_length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def coverage_picture(levels_YX: NDArray[np.int64], label: str) -> str:
@@ -200,23 +193,25 @@ def png_data_url(pixels_HW3: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
-def _plate(x: float, y: float, cell: Cell, size: float) -> str:
-    """Prediction over value, on a plate that keeps them readable over any color.
+def _chip(x: float, y: float, cell: Cell, size: float) -> str:
+    """Mark and value on a dark chip in the cell's corner, which covers less than a quarter of it.
 
-    Cells that are too small for it have none.
+    The value is left out where it does not fit, and the chip where its text would be too small.
     """
-    if size < PLATE_HEIGHT + 2 * INSET:
+    font = min(CHIP_FONT, FONT_PART * size)
+    if font < SMALLEST_FONT:
         return ""
-    room = size - 4 * INSET
-    small = len(cell.prediction) * CHARACTER > room
-    wide = SMALL_CHARACTER if small else CHARACTER
-    prediction = shorten(cell.prediction, int(room / wide))
-    width = min(max(42.0, len(prediction) * wide + 10), room + 6)
+    height, room = 1.4 * font, size - 4 * INSET
+    for text in (f"{cell.mark} {cell.value}", cell.mark):
+        width = CHARACTER * font * len(text) + font / 2
+        if width <= room and width * height < size * size / 4:
+            break
+    else:
+        return ""
+    value = f" {escape(cell.value)}" if text != cell.mark else ""
     return (
-        f'<rect class="plate" x="{x - width / 2:g}" y="{y - 20:g}" width="{width:g}" '
-        f'height="{PLATE_HEIGHT}" rx="6"/>'
-        f'<text class="prediction{" small" if small else ""}" x="{x:g}" y="{y - 1:g}" '
-        f'text-anchor="middle">{escape(prediction)}</text>'
-        f'<text class="value" x="{x:g}" y="{y + 14:g}" text-anchor="middle">'
-        f"{escape(cell.value)}</text>"
+        f'<g font-size="{font:g}"><rect class="chip" x="{x:g}" y="{y:g}" width="{width:g}" '
+        f'height="{height:g}" rx="{font / 4:g}"/><text class="onchip" x="{x + width / 2:g}" '
+        f'y="{y + 1.05 * font:g}" text-anchor="middle"><tspan class="mark">{escape(cell.mark)}'
+        f"</tspan>{value}</text></g>"
     )

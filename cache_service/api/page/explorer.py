@@ -84,10 +84,6 @@ class Explored(NamedTuple):
         """The name of a class in a sentence."""
         return self._names.get(str(label), f"class {label}")
 
-    def short_name(self, label: int) -> str:
-        """The name of a class in a narrow place."""
-        return self._names.get(str(label), str(label))
-
     @property
     def _names(self) -> dict[str, str]:
         return self.images["names"] if self.images else {}

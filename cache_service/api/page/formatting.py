@@ -33,6 +33,14 @@ def percent(fraction: float) -> str:
     return f"{number:.0f}%"
 
 
+def fine_percent(fraction: float) -> str:
+    """Two digits of a percentage, also of a small one: `0.0123%`, `3.2e-06%`."""
+    number = 100 * fraction
+    if number >= 10 or number == 0:
+        return percent(fraction)
+    return f"{number:.2g}%"
+
+
 def moment(unix_s: float | None, *, now_s: float | None = None) -> Markup:
     """A Unix time as a `time` element: in UTC here, and by the script in the visitor's own zone.
 

@@ -23,7 +23,7 @@ from cache_service.api.http.service import Service
 from cache_service.api.page.activity import activity, event_document, live_figures
 from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
 from cache_service.api.page.explorer import Explored, ImageAccess, explore
-from cache_service.api.page.formatting import count, moment, percent, prose, safe
+from cache_service.api.page.formatting import count, fine_percent, moment, percent, prose, safe
 from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.overview import CacheCard, Coverage, cache_card, overview
 from cache_service.api.page.row_figures import CellFigures, first_recorded, neighbor_seeds
@@ -288,6 +288,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         bytes=human_bytes,
         count=count,
+        fine_percent=fine_percent,
         moment=moment,
         percent=percent,
         prose=prose,
@@ -301,23 +302,32 @@ def _coverage_picture(recorded: Coverage) -> Markup:
     return safe(coverage_picture(recorded.levels_YX, f"{recorded.summary}."))
 
 
-def _scale_bar(low: str, high: str, label: str) -> Markup:
-    return safe(scale_bar(low, high, label))
+def _scale_bar(explored: Explored) -> Markup:
+    """The colors of the maps with the probabilities at their ends; nothing for a single cell."""
+    low, high = explored.figures.target_range
+    if len(explored.figures.grids) == 1:
+        return safe("")
+    words = f"Color scale: probability of {explored.name(explored.figures.target)} from "
+    ends = f"{fine_percent(low)}, dark, to {fine_percent(high)}, bright"
+    return safe(scale_bar(fine_percent(low), fine_percent(high), words + ends))
 
 
 def _cell_map(explored: Explored, scale: int, figures: list[CellFigures], under: Markup) -> Markup:
     """The predictions from the cells of one scale, over the view."""
     target = explored.name(explored.figures.target)
+    low, high = explored.figures.target_range
+    marks = {label: mark for mark, (label, _) in enumerate(explored.figures.legend, start=1)}
     kinds = {True: ", complementary", False: ", consistent", None: ""}
     cells = [
         Cell(
-            fraction=cell.target_probability,
-            prediction=explored.short_name(cell.top),
+            fraction=(cell.target_probability - low) / (high - low) if high > low else 0.5,
+            mark=str(marks[cell.top]),
             value=percent(cell.target_probability),
             complementary=cell.complementary,
             description=(
-                f"row {cell.row + 1} column {cell.column + 1}: {explored.name(cell.top)}, "
-                f"{target} {percent(cell.target_probability)}{kinds[cell.complementary]}"
+                f"row {cell.row + 1} column {cell.column + 1}: {explored.name(cell.top)} "
+                f"{percent(cell.top_probability)}, {target} "
+                f"{fine_percent(cell.target_probability)}{kinds[cell.complementary]}"
             ),
         )
         for cell in figures

@@ -5,6 +5,7 @@ Shape letters: R cells, C classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -172,6 +173,9 @@ class RowFigures(NamedTuple):
         target_rank: of the target over the whole view, from 1.
         whole: the target over the whole view.
         grids: the m x m cells of each scale m, row by row.
+        legend: the predicted classes with the number of cells that predict each, most cells first.
+            A class's mark on the maps is its place in this list, from 1.
+        target_range: lowest and highest probability of the target over all cells.
     """
 
     target: int
@@ -179,6 +183,8 @@ class RowFigures(NamedTuple):
     target_rank: int
     whole: ClassFigures
     grids: dict[int, list[CellFigures]]
+    legend: list[tuple[int, int]]
+    target_range: tuple[float, float]
 
 
 def cell_logits(spec: CacheSpec, arrays: Arrays, head: Head | None) -> Floats:
@@ -229,6 +235,11 @@ def row_figures(spec: CacheSpec, logits_RC: Floats, label: int | None) -> RowFig
         target_rank=int(np.flatnonzero(ranked == target)[0]) + 1,
         whole=whole(target),
         grids=grids,
+        legend=Counter(tops_R.tolist()).most_common(),
+        target_range=(
+            float(probabilities_RC[:, target].min()),
+            float(probabilities_RC[:, target].max()),
+        ),
     )
 
 

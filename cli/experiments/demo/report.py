@@ -276,7 +276,7 @@ def grid_map(grid: CellGrid, *, label: str, low: float, high: float) -> str:
     parts = [
         Cell(
             fraction=(logit - low) / (high - low) if high > low else 0.5,
-            prediction=str(top),
+            mark=str(top),
             value=f"{logit:.1f}",
             complementary=is_complementary,
             description=f"{top}, logit {logit:.1f}, {_kind(is_complementary)}",
