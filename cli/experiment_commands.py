@@ -158,19 +158,49 @@ def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="http.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="step, memory, build, total or http.", show_default=False
+        ),
+    ],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEACHER:STUDENT",
+            help="Networks, such as resnet50:resnet18; repeatable. Not for http.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda. Not for http.")] = "cpu",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer requests: seconds instead of minutes.")
+        bool, typer.Option("--quick", help="Smallest sizes: seconds instead of minutes.")
     ] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write the page and its figures here.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Benchmark this machine. `http` compares the service with a route that returns a constant."""
-    if name != "http":
-        raise ConfigError(f"bench {name} is not known.", hint="Type: kd-cache bench http")
-    from cli.experiments.bench.http import FULL, QUICK, run_http_bench
+    """Benchmark this machine: what a student costs from labels, from a cache and with its teacher.
 
-    result = run_http_bench(QUICK if quick else FULL, _on_message)
-    emit(result.document(), as_json=json, text=_bench_text(result))
+    `step`, `memory`, `build` and `total` compare training from a cache with labels alone and with
+    a live teacher. `http` compares the service with a route that returns a constant.
+    """
+    if name == "http":
+        from cli.experiments.bench.http import FULL, QUICK, run_http_bench
+
+        result = run_http_bench(QUICK if quick else FULL, _on_message)
+        emit(result.document(), as_json=json, text=_bench_text(result))
+        return
+    from cli.experiments.bench.benchmarks import run_benchmark
+    from cli.experiments.bench.page import BenchOptions
+
+    options = BenchOptions(tuple(pair or ()), device, quick, _on_message)
+    page, written = run_benchmark(name, options, out)
+    emit(
+        {**page.document(options), "written": written},
+        as_json=json,
+        text="\n".join([page.markdown(options).rstrip(), *written]),
+    )
 
 
 def _bench_text(result: HttpBench) -> str:

@@ -118,6 +118,10 @@ class StudentConfig(Frozen):
         return self
 
 
+def _none_if_false(written: Any) -> Any:
+    return None if written is False else written
+
+
 class EvaluateConfig(Frozen):
     """Evaluation of the student during training."""
 
@@ -188,6 +192,11 @@ class TrainConfig(Frozen):
     channels_last: Annotated[bool, Field(description="Use the channels-last memory format.")] = (
         False
     )
+    compile: Annotated[
+        Literal[True] | None,
+        BeforeValidator(_none_if_false),
+        Field(description="Whether to run the student through torch.compile."),
+    ] = None
     ema: Annotated[
         float | None,
         Field(gt=0, lt=1, description="Decay per update of an average of the weights (EMA)."),

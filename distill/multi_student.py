@@ -22,6 +22,7 @@ OWN = (
     "clip_grad_norm",
     "amp",
     "channels_last",
+    "compile",
     "ema",
     "label_smoothing",
     "seed",

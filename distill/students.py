@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.format.spec import Preprocess
 from cache_service.models.create import create_model
+from cache_service.models.features import describe, is_cell_net
 from distill.checkpoint import START_OVER
 from distill.config import StudentConfig, TrainConfig
 from distill.methods import MethodSettings, PredictionHistory, RunFacts, method_of, requirements_of
@@ -23,6 +24,10 @@ from distill.stream import Stream
 
 HALF = (0.5, 0.5, 0.5)
 """Default mean and standard deviation. They scale the input to -1 to 1."""
+
+
+MAX_CODES = 64
+"""Codes that torch.compile keeps of one network's function."""
 
 
 class Student(NamedTuple):
@@ -311,6 +316,9 @@ def make_student_state(
             facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes
         ),
     )
+    average = None if config.ema is None else WeightAverage(model, config.ema)
+    if config.compile:
+        compile_backbone(model)
     return StudentState(
         name=name,
         config=config,
@@ -318,10 +326,33 @@ def make_student_state(
         preprocess=student.preprocess,
         optimizer=make_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "float16"),
-        average=None if config.ema is None else WeightAverage(model, config.ema),
+        average=average,
         predictions=PredictionHistory(
             config.out, num_samples=facts.plan.num_samples, num_classes=facts.num_classes
         )
         if requirements_of(config.method).prediction_history
         else None,
     )
+
+
+def compile_backbone(model: nn.Module) -> None:
+    """Compile the part of a network up to its feature map, in place. Its state dict stays the same.
+
+    That part is nearly the whole network, and every method runs it: also those that replace the map
+    by its cells, which hooks in compiled code could not do.
+
+    Raises:
+        UnsupportedError: the network has no such part of its own.
+    """
+    if not is_cell_net(model):
+        raise UnsupportedError(
+            f"compile needs a network with forward_features and forward_head, as timm's have; "
+            f"{describe(model)} has not.",
+            hint="Use a network of timm or of this project, or leave compile out.",
+        )
+    # One code for each size of a batch: code for any size is slower, and there are few sizes.
+    from torch._dynamo import config  # takes seconds to import
+
+    # torch gives up after 8 codes of one function; each student and each size of a batch counts.
+    config.recompile_limit = MAX_CODES
+    model.forward_features = torch.compile(model.forward_features, dynamic=False)

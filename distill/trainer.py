@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -328,7 +328,10 @@ class Trainer(NamedTuple):
         if self.held_out is None or not is_due:
             return [None] * len(students)
         networks = [Student(student.kept_model, student.preprocess) for student in students]
-        return evaluate_students(networks, self.held_out, device=self.context.device)
+        # Compiled code would be made again, for batches of another size and for inference.
+        compiled = any(student.config.compile for student in students)
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return evaluate_students(networks, self.held_out, device=self.context.device)
 
     def _checkpoint_is_due(self, begin: int, end: int) -> bool:
         every = self.shared.checkpoint_every

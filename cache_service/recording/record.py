@@ -139,7 +139,7 @@ def _record_shards(
 ) -> Generator[Shard]:
     """Yield each shard after its commit. The teacher runs on the next shard during a write."""
     jobs = teacher_batches(build.spec, run.order.through(pending), build.config.batch_size)
-    batches = load_ahead(_Render(build.views), jobs, workers=_num_workers(build, pending))
+    batches = load_ahead(Renderer(build.views), jobs, workers=_num_workers(build, pending))
     written: Future[Shard | None] | None = None
     # One thread per stage, so that batches are encoded and shards are committed in order.
     encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -184,13 +184,14 @@ def _lock_name(shard: Shard) -> str:
     return f"{shard.seed}-{shard.shard}"
 
 
-class _Render:
+class Renderer:
     """Renders the views of a job. It is pickled and sent to the rendering processes."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
 
     def __call__(self, job: Job) -> RenderedBatch:
+        """Render the views of a job."""
         batch = self._views.render(job.seed, np.arange(job.start, job.stop, dtype=np.int64))
         pixels = torch.from_numpy(batch.pixels_BHW3)
         # Without the empty slice, pickle would transfer the pixels a second time.

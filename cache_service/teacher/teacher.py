@@ -57,6 +57,10 @@ class Teacher:
 
     def answer(self, views_BHW3: Tensor) -> NDArray[np.float32]:
         """Raw logits [B, R, C] of uint8 views on the CPU. They may be non-finite."""
+        return _to_numpy(self.answer_on_device(views_BHW3))
+
+    def answer_on_device(self, views_BHW3: Tensor) -> Tensor:
+        """Raw logits [B, R, C] of uint8 views, on the teacher's device and in its precision."""
         return self._run(self.run_logits, views_BHW3)
 
     def features(self, views_BHW3: Tensor) -> NDArray[np.float32]:
@@ -67,22 +71,26 @@ class Teacher:
         """
         if self.head is None:
             raise UnsupportedError(f"teacher {self.id.model} was loaded for logits, not features.")
-        return self._run(self.run_features, views_BHW3)
+        return _to_numpy(self._run(self.run_features, views_BHW3))
 
-    def _run(self, network: Callable[[Tensor], Tensor], views_BHW3: Tensor) -> NDArray[np.float32]:
+    def _run(self, network: Callable[[Tensor], Tensor], views_BHW3: Tensor) -> Tensor:
         images_B3HW = prepare_views(
             views_BHW3, self.id.preprocess, device=self.device, channels_last=self.channels_last
         )
-        with torch.inference_mode(), exact_kernels(), self._autocast():
-            answers = network(images_B3HW)
-        numbers: NDArray[np.float32] = answers.float().cpu().numpy()
-        return numbers
+        with torch.no_grad(), exact_kernels(), self._autocast():
+            return network(images_B3HW)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype = AUTOCAST.get(self.id.precision)
         if dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=dtype)
+
+
+def _to_numpy(answers: Tensor) -> NDArray[np.float32]:
+    """Answers on the CPU, float32. This waits for the device."""
+    numbers: NDArray[np.float32] = answers.float().cpu().numpy()
+    return numbers
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.experiments.demo.measure import measure_variant
 from cli.experiments.demo.report import write_report
 from cli.experiments.demo.run import DemoResult, run_demo
 from cli.experiments.experiment_file import merge_documents
+from cli.experiments.measure import measure_variant
 
 BATCH_SIZE = 128
 TINY = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from cli.experiments.demo import measure
-from cli.experiments.demo.measure import StepClock
+from cli.experiments import measure
+from cli.experiments.measure import StepClock
 from distill.reporting import Event
 
 MEGABYTE = 2**20
 
 MEASURE = """
 import numpy as np, torch
-from cli.experiments.demo.measure import PeakMemory
+from cli.experiments.measure import PeakMemory
 
 def hold(megabytes):
     return int(np.ones(megabytes * 2**20, np.uint8)[-1])

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cache_service.errors import ConfigError, NotACacheError
-from cli.experiments.demo.measure import STOP_S, MeasuringProcesses, VariantJob
 from cli.experiments.demo.run import loss_curve
+from cli.experiments.measure import STOP_S, MeasuringProcesses, VariantJob
 from cli.main import app
 from distill.config import TrainConfig
 

@@ -28,13 +28,6 @@ from cache_service.format.seeds import describe_seeds
 from cache_service.rows.reader import open_cache
 from cache_service.storage.local import LocalStorage
 from cache_service.teacher.settings import TeacherConfig
-from cli.experiments.demo.measure import (
-    Measured,
-    MeasuringProcesses,
-    OnEpoch,
-    VariantJob,
-    live_teacher,
-)
 from cli.experiments.demo.sample_view import SampleView, choose_view
 from cli.experiments.experiment_file import (
     Document,
@@ -42,6 +35,13 @@ from cli.experiments.experiment_file import (
     Variant,
     merge_documents,
     read_shipped,
+)
+from cli.experiments.measure import (
+    Measured,
+    MeasuringProcesses,
+    OnEpoch,
+    VariantJob,
+    live_teacher,
 )
 from cli.experiments.runner import (
     OnMessage,

@@ -1,8 +1,8 @@
-"""Trains one variant of the demo in a process of its own, and measures its time and memory.
+"""Trains one student in a process of its own, and measures its time and memory.
 
-All processes start at once, at the beginning, and load their libraries beside the teacher's
-training. Each then waits for its job, so that nothing is loading while something is timed.
-Everything that the variants load in common is imported here, before memory is measured.
+All processes of a measurement start at once, at the beginning, and load their libraries together.
+Each then waits for its job, so that nothing is loading while something is timed. Everything that
+the variants load in common is imported here, before memory is measured.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from torch import Tensor
 from cache_service.config import Frozen
 from cache_service.datasets import open_dataset
 from cache_service.errors import KdCacheError, error_from_document
-from cache_service.models.preprocess import prepare_views
 from cache_service.processes import INTERRUPTED, ChildProcess, ParentConnection, module_command
 from cache_service.teacher.settings import TeacherConfig
-from cache_service.teacher.teacher import exact_kernels, load_teacher
+from cache_service.teacher.teacher import load_teacher
 from distill.config import TrainConfig
 from distill.methods import TeacherFacts
 from distill.reporting import Event
@@ -46,10 +45,18 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class VariantJob(Frozen):
-    """One run: its train file, and the teacher that runs beside the student, if one does."""
+    """One run: its train file, and the teacher that runs beside the student, if one does.
+
+    Attributes:
+        train: train file of the student.
+        teacher: teacher that runs beside it.
+        scales: grids of cells that the live teacher answers.
+        threads: CPU threads of torch.
+    """
 
     train: TrainConfig
     teacher: TeacherConfig | None = None
+    scales: tuple[int, ...] = (1,)
     threads: int = 1
 
 
@@ -84,7 +91,7 @@ class MeasuringProcesses:
 
     def __enter__(self) -> Self:
         environment = {"OMP_NUM_THREADS": str(self._threads)}
-        command = module_command("cli.experiments.demo.measure")
+        command = module_command("cli.experiments.measure")
         self._idle = [ChildProcess(command, environment=environment) for _ in range(self._count)]
         return self
 
@@ -147,7 +154,9 @@ def measure_variant(job: VariantJob, on_epoch: OnEpoch) -> Measured:
     """
     device = choose_device(job.train.device)
     peak, clock = PeakMemory(device), StepClock(on_epoch)
-    teachers = () if job.teacher is None else (live_teacher(job.teacher, job.train, device),)
+    teachers: tuple[LiveTeacher, ...] = ()
+    if job.teacher is not None:
+        teachers = (live_teacher(job.teacher, job.train, device, scales=job.scales),)
     train(job.train, teachers=teachers, on_event=clock)
     return Measured(
         curve=tuple(clock.curve),
@@ -225,29 +234,36 @@ def _peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def live_teacher(config: TeacherConfig, train: TrainConfig, device: torch.device) -> LiveTeacher:
-    """The recorded teacher, to run beside a student, for whole images only.
+def live_teacher(
+    config: TeacherConfig,
+    train: TrainConfig,
+    device: torch.device,
+    *,
+    scales: tuple[int, ...] = (1,),
+) -> LiveTeacher:
+    """The recorded teacher, to run beside a student.
 
-    Its logits stay on the device, and cells that no method needs are not computed: this is as fast
-    as a live teacher can be.
+    It computes as it does for a recording (precision, memory format, exact kernels), but its logits
+    stay on the device, and cells that no method needs are not computed: this is as fast as a live
+    teacher can be.
     """
     assert train.augment is not None, "a live teacher's views come from a recipe"
     classes = open_dataset(train.dataset).id.num_classes
     teacher = load_teacher(
-        config, scales=(1,), num_classes=classes, view_size=train.augment.size, device=str(device)
+        config,
+        scales=scales,
+        num_classes=classes,
+        view_size=train.augment.size,
+        device=str(device),
+        store_all=True,
     )
 
     def logits(views_BHW3: Tensor) -> Tensor:
-        images_B3HW = prepare_views(
-            views_BHW3,
-            teacher.id.preprocess,
-            device=teacher.device,
-            channels_last=teacher.channels_last,
-        )
-        with exact_kernels():
-            return teacher.run_logits(images_B3HW).float()
+        return teacher.answer_on_device(views_BHW3).float()
 
-    facts = TeacherFacts((1,), teacher.id.num_classes, preprocess=teacher.id.preprocess)
+    facts = TeacherFacts(
+        scales, teacher.id.num_classes, pooling=config.pooling, preprocess=teacher.id.preprocess
+    )
     return LiveTeacher(facts, logits)
 
 

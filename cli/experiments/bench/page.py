@@ -1,0 +1,135 @@
+"""What every benchmark prints and keeps: its table, the machine, the versions and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cache_service.views.identity import library_versions
+
+OnMessage = Callable[[str], None]
+
+
+class BenchOptions(NamedTuple):
+    """What the command line asks of a benchmark.
+
+    Attributes:
+        pairs: names of pairs; empty for the default ones.
+        device: cpu or cuda.
+        quick: small sizes: whether it works, not how fast it is.
+        on_message: called with a line about what runs now.
+    """
+
+    pairs: tuple[str, ...]
+    device: str
+    quick: bool
+    on_message: OnMessage
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the networks run on a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def arithmetic(self) -> str:
+        """A sentence on the number types of the networks."""
+        if self.on_gpu:
+            return "Teacher and student in bfloat16 (autocast), both in channels-last."
+        return "Teacher and student in float32."
+
+
+Figures = list[dict[str, Any]]
+
+
+class BenchPage(NamedTuple):
+    """The result of a benchmark.
+
+    Attributes:
+        name: of the benchmark.
+        title: one line.
+        notes: sentences on how it was measured.
+        header: of the table.
+        rows: of the table, as people read them.
+        figures: every figure, for programs.
+    """
+
+    name: str
+    title: str
+    notes: Sequence[str]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Sequence[dict[str, Any]]
+
+    def document(self, options: BenchOptions) -> dict[str, Any]:
+        """Return a JSON document with the machine and the versions."""
+        return {
+            "bench": self.name,
+            "quick": options.quick,
+            "machine": describe_machine(options.device),
+            "versions": library_versions(),
+            "figures": list(self.figures),
+        }
+
+    def markdown(self, options: BenchOptions) -> str:
+        """Return the page."""
+        machine = describe_machine(options.device)
+        versions = library_versions()
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                f"`kd-cache bench {self.name}` on {machine['device']}, {machine['cores']} CPU "
+                f"cores; torch {versions['torch']}, Python {machine['python']}."
+                + (" Quick form: it shows that the benchmark works." if options.quick else ""),
+                "",
+                *_table(self.header, self.rows),
+                "",
+                *self.notes,
+                "",
+            ]
+        )
+
+
+def write_page(page: BenchPage, options: BenchOptions, out: str) -> list[str]:
+    """Write `NAME.md` and `NAME.json` to a folder and return their paths."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    text, data = folder / f"{page.name}.md", folder / f"{page.name}.json"
+    text.write_text(page.markdown(options))
+    data.write_text(json.dumps(page.document(options), indent=2) + "\n")
+    return [str(text), str(data)]
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Return the device, the number of CPU cores and the versions of Python and the system."""
+    return {
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def cpu_name() -> str:
+    """Return the model of the CPU, where the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median with the least and the largest value."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
