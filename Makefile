@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Two cores, many small tensors: one thread per process is faster and repeatable.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check faults lint format install clean
+.PHONY: demo test check faults gpu lint format install clean
 
 install: $(STAMP)
 
@@ -41,6 +41,11 @@ test: check
 
 faults: $(STAMP)
 	$(BIN)/pytest -n 2 -m faults
+
+# On a machine with a GPU; each part writes its page to gpu-out. DATA: a folder with CIFAR-100.
+DATA ?= data/cifar100
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --out gpu-out --data $(DATA)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

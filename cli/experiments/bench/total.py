@@ -52,7 +52,7 @@ def measure_total(pair: Pair, options: BenchOptions) -> Figures:
     options.on_message(f"{pair.name}: recording {plan.epochs} epochs, then training")
     with tempfile.TemporaryDirectory() as folder:
         seconds = _measure(pair, Path(folder), plan, options)
-    return [_figure(pair, seconds, students) for students in STUDENTS]
+    return [figure_of(pair, seconds, students) for students in STUDENTS]
 
 
 def _measure(pair: Pair, folder: Path, plan: Plan, options: BenchOptions) -> Seconds:
@@ -73,7 +73,7 @@ def _measure(pair: Pair, folder: Path, plan: Plan, options: BenchOptions) -> Sec
     return Seconds(record, cached, live)
 
 
-def _figure(pair: Pair, seconds: Seconds, students: int) -> dict[str, Any]:
+def figure_of(pair: Pair, seconds: Seconds, students: int) -> dict[str, Any]:
     """Compare one epoch of some students. Passes are counted until the recording is cheaper."""
     saved = students * (seconds.live - seconds.cached)
     passes = None
