@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.format.spec import Preprocess
-from cache_service.models.create import create_model
 from cache_service.models.answers import describe
+from cache_service.models.create import create_model
 from cache_service.models.features import is_cell_net
 from distill.checkpoint import START_OVER
 from distill.config import StudentConfig, TrainConfig

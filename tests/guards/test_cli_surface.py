@@ -27,7 +27,7 @@ FROZEN = {
         "--device",
         "--json",
     },
-    "bench": {"NAME", "--quick", "--json"},
+    "bench": {"NAME", "--pair", "--device", "--quick", "--out", "--json"},
     "distill": {
         "DIR",
         "--teacher",
