@@ -134,6 +134,12 @@ class EvaluateConfig(Frozen):
     ] = None
     batch_size: Annotated[int | None, Field(ge=1, description="Null: the run's batch size.")] = None
 
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateConfig:
+        if self.augment is not None and self.augment.repeats > 1:
+            raise ValueError("augment.repeats must be 1 here: every sample is evaluated once")
+        return self
+
 
 class CheckpointEvery(Frozen):
     """How often to write `checkpoint.pt`. It is also written at the end and on Ctrl-C."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed
 from torch.utils.data import Dataset
 
@@ -17,6 +18,7 @@ from cache_service.format.seeds import describe_seeds
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
 from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
 from cache_service.storage import is_server_url
+from cache_service.views.order import pass_order
 from cache_service.views.replay import ViewBatch
 from distill.reading_order import Epoch, EpochSampler, OrderCheck, is_in_order
 from distill.replay import Replay
@@ -26,10 +28,12 @@ from distill.targets import TargetDecoder, tensors_of
 class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
     """Map-style dataset of (image, label, teacher logits) for a custom training loop.
 
-    Item i is position i of the current epoch. With `seeds`, epoch e is the recorded epoch of seed
-    `seeds[e % len(seeds)]`, as in `kd-cache train`, and `set_epoch` begins it. The order of an
-    epoch is a shuffle already, so use `shuffle=False` or `sampler()`. A DataLoader reads each batch
-    with one access to the cache (`__getitems__`).
+    With `seed`, item i is position i of that recorded epoch. With `seeds`, epoch e is the recorded
+    epoch of seed `seeds[e % len(seeds)]`, and `set_epoch` begins it. Item i is position i during
+    the first pass over the seeds. During later ones the positions come in other batches, as in
+    `kd-cache train` (`pass_order`). The order of an epoch is a shuffle already, so use
+    `shuffle=False` or `sampler()`. A DataLoader reads each batch with one access to the cache
+    (`__getitems__`).
 
     The image is float32 [3, H, W] in 0 to 1, or the result of `transform`. The label is an int, or
     float32 class weights [C] if the recipe mixes images. The logits are float32 [C], or [cells, C]
@@ -69,6 +73,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         self._replay = Replay(wrap_dataset(images), [cache], max_drift=max_drift)
         self._decoder = TargetDecoder(cache.spec, cache.head(), device="cpu")
         self._seeds = _chosen_seeds(cache, seed, seeds)
+        self._takes_turns = seeds is not None
         self._transform = transform or _to_unit_scale
         self._temperature = temperature
         self._epoch = Epoch()
@@ -160,7 +165,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         return self._items(positions)
 
     def _items(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
-        batch, (rows,) = self._replay(self.seed, np.array(positions, np.int64))
+        batch, (rows,) = self._replay(self.seed, self._recorded(positions))
         logits_BRC = self._decoder.logits(
             tensors_of(rows, self._decoder.array_names), temperature=self._temperature
         )
@@ -173,6 +178,15 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
             (self._transform(image), label, logits)
             for image, label, logits in zip(images_B3HW, labels, logits_BRC, strict=True)
         ]
+
+    def _recorded(self, places: list[int]) -> NDArray[np.int64]:
+        """The recorded positions at these places of the current epoch."""
+        places_B = np.array(places, np.int64)
+        turn = self._epoch.turn.epoch // len(self._seeds)
+        if turn == 0 or not self._takes_turns:
+            return places_B
+        repeats = self._replay.views.recipe.repeats
+        return pass_order(len(self), self.seed, repeats, turn)[places_B]
 
     def _labels(self, batch: ViewBatch) -> list[Any]:
         own = self._replay.images.labels[batch.samples_B]

@@ -19,8 +19,8 @@ from cache_service.errors import ConfigError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import PadCrop
 from cache_service.human_format import human_bytes
-from cache_service.views.draws import epoch_order
 from cache_service.views.identity import digest64
+from cache_service.views.order import draw_seeds, epoch_order
 from cache_service.views.render import make_renderer
 from distill.batches import Batch, Cursor
 from distill.replay import Replay
@@ -95,7 +95,7 @@ class DeviceViews:
         return self._epochs[seed]
 
     def _load(self, seed: int) -> _Epoch:
-        order_N = epoch_order(len(self._replay.images), seed)
+        order_N = epoch_order(len(self._replay.images), seed, self._recipe.repeats)
         read = [cache.read(seed, 0, len(order_N)) for cache in self._replay.caches]
         epoch = _Epoch(
             samples_N=torch.from_numpy(order_N.astype(np.int64)).to(self._device),
@@ -112,7 +112,9 @@ class DeviceViews:
 
     def _draw(self, seed: int, order_N: NDArray[np.int32]) -> Tensor:
         # P is 2 without flips; the third column then stays 0.
-        params_NP = self._renderer.draw(seed, order_N)
+        all_N = np.arange(len(order_N))
+        seeds = draw_seeds(len(order_N), seed, self._recipe.repeats, all_N)
+        params_NP = self._renderer.draw(seeds, order_N)
         draws_N3 = np.zeros((len(order_N), 3), np.int64)
         draws_N3[:, : params_NP.shape[1]] = params_NP
         return torch.from_numpy(draws_N3)

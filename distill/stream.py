@@ -19,7 +19,6 @@ from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.loading import STALLED_S, load_ahead
 from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
-from cache_service.views.draws import epoch_order
 from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
 from distill.data import load_cache, recorded_seeds
@@ -87,21 +86,18 @@ class PlannedBatches:
         make: function that makes a batch of given positions of the cursor's seed. It must be
             picklable if worker processes call it.
         plan: assignment of positions to batches.
-        labels_N: labels of the dataset.
-        requirements: requirements of the methods.
+        selection: which positions and other views a step reads.
     """
 
     def __init__(
         self,
         make: Callable[[Cursor, NDArray[np.int64]], Batch],
         plan: BatchPlan,
-        labels_N: NDArray[np.integer],
-        requirements: Requirements,
+        selection: ViewSelection,
     ) -> None:
         self._make = make
         self._plan = plan
-        self._num_samples = len(labels_N)
-        self._selection = ViewSelection(requirements, labels_N=labels_N, seeds=plan.seeds)
+        self._selection = selection
 
     def __call__(self, step: int) -> Batch:
         """Make the batch of a step."""
@@ -109,8 +105,7 @@ class PlannedBatches:
         at = {"seed": cursor.seed, "epoch": cursor.epoch}
         positions_B = self._selection.positions(cursor.start, cursor.stop, **at)
         batch = self._make(cursor, positions_B)
-        samples_B = epoch_order(self._num_samples, cursor.seed)[positions_B]
-        others = self._selection.other_views(samples_B, **at)
+        others = self._selection.other_views(positions_B, **at)
         return batch._replace(
             other_views={
                 name: self._make(cursor._replace(seed=seed), positions)
@@ -138,7 +133,7 @@ def train_loader(
         KdCacheError: reading or replaying failed, here or in a worker.
     """
     return load_ahead(
-        PlannedBatches(replay.batch, plan, replay.images.labels, requirements or Requirements()),
+        PlannedBatches(replay.batch, plan, _select(replay, requirements, plan.seeds)),
         range(first_step, plan.num_steps),
         workers=workers,
         pin_memory=pin_memory,
@@ -198,8 +193,9 @@ class ReplayedStream:
             SpecMismatchError, ViewDriftError: a view differs from the one that the teacher saw.
         """
         if self.on_device is not None:
-            labels_N, plan = self.replay.images.labels, self.facts.plan
-            planned = PlannedBatches(self.on_device.batch, plan, labels_N, self.requirements)
+            plan = self.facts.plan
+            selection = _select(self.replay, self.requirements, plan.seeds)
+            planned = PlannedBatches(self.on_device.batch, plan, selection)
             return map(planned, range(first_step, plan.num_steps))
         return train_loader(
             self.replay,
@@ -278,7 +274,7 @@ def open_stream(
     else:
         # Without caches every epoch has new views, also if a method compares two views of a sample.
         chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
-    selection = ViewSelection(requirements, labels_N=images.labels, seeds=chosen)
+    selection = _select(replay, requirements, chosen)
     # `min_views` is 2 because batch norm cannot compute a variance from one view.
     plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
     stream = ReplayedStream(
@@ -296,6 +292,17 @@ def open_stream(
     if config.loader == "device":
         stream.on_device  # noqa: B018 - fail before training
     return stream
+
+
+def _select(
+    replay: Replay, requirements: Requirements | None, seeds: Sequence[int]
+) -> ViewSelection:
+    return ViewSelection(
+        requirements or Requirements(),
+        labels_N=replay.images.labels,
+        seeds=seeds,
+        repeats=replay.views.recipe.repeats,
+    )
 
 
 def _facts(replay: Replay, plan: BatchPlan, selection: ViewSelection) -> StreamFacts:

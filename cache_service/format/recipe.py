@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cache_service.config import EXPANDED, Frozen
 
@@ -28,6 +28,14 @@ AspectRange = Annotated[
 Scale = Annotated[float, Field(ge=0.1, le=10)]
 Strength = Annotated[float, Field(ge=0, le=1, description="Factors from 1 - this to 1 + this.")]
 Alpha = Annotated[float, Field(gt=0, le=32, description="Of Beta(alpha, alpha).")]
+Repeats = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=64,
+        description="Views of each visited image per seed; a seed visits one image in this many.",
+    ),
+]
 
 
 class _Op(Frozen):
@@ -195,6 +203,13 @@ class Recipe(Frozen):
     size: Annotated[int, Field(ge=8, le=4096, description="Side of the square view, px.")]
     ops: tuple[Op, ...] = ()
     callable: str | None = None
+    repeats: Repeats = 1
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes of caches from before this key have no `repeats`: without it, they stay equal.
+        document: dict[str, Any] = serialize(self)
+        return {name: v for name, v in document.items() if name != "repeats" or v != 1}
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -238,6 +253,7 @@ class AugmentConfig(Frozen):
         Field(pattern=r"^[^:]+:[^:]+$", description="Your own pipeline, as module:factory."),
         EXPANDED,
     ] = None
+    repeats: Repeats = 1
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -252,6 +268,6 @@ class AugmentConfig(Frozen):
     def recipe(self) -> Recipe:
         """The recipe in full: equal recipes are equal however they were written."""
         if self.callable is not None:
-            return Recipe(size=self.size, callable=self.callable)
+            return Recipe(size=self.size, callable=self.callable, repeats=self.repeats)
         ops: Any = PRESETS[self.preset] if self.preset is not None else self.ops
-        return Recipe(size=self.size, ops=ops)
+        return Recipe(size=self.size, ops=ops, repeats=self.repeats)

@@ -17,7 +17,7 @@ from cache_service.format.spec import CacheSpec, Layout
 from cache_service.recording.build_config import BuildConfig
 from cache_service.teacher.score import Score, samples_to_score, score_teacher
 from cache_service.teacher.teacher import Teacher, load_teacher
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 from cache_service.views.replay import Views
 
 SCORED_SAMPLES = 512

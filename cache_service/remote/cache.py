@@ -29,10 +29,11 @@ from cache_service.remote.rows import RowClient
 from cache_service.rows.reader import Cache
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import BLOCK_ROWS, epoch_order
 
-KEPT_PIECES = 2
-"""Aligned pieces kept in memory: a batch that crosses the edge of a piece needs two."""
+KEPT_PIECES = 8
+"""Aligned pieces kept in memory, 64 MiB at most: a batch that crosses the edge of a piece needs
+two, and the batches of a later pass read those of a block in turn."""
 
 
 class RemoteCache(Cache):
@@ -60,7 +61,8 @@ class RemoteCache(Cache):
 
     def _start_empty(self) -> None:
         super()._start_empty()
-        self._prefetch = Prefetcher(KEPT_PIECES if self._aligned else 0)
+        keeps = self._aligned or self.spec.recipe.repeats > 1
+        self._prefetch = Prefetcher(KEPT_PIECES if keeps else 0)
         self._predictor = StridePredictor()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,15 +108,51 @@ class RemoteCache(Cache):
     def gather(
         self, seed: int, positions: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
-        """Encoded rows of scattered positions, in request order. Raises as `read` does."""
+        """Encoded rows of scattered positions, in request order. Raises as `read` does.
+
+        They are requested by sample. Only if a sample does not name one row, or if aligned pieces
+        are kept on disk and few of them contain all positions, whole pieces are requested.
+        """
         self._refuse_outside(positions, f"seed {seed}")
+        if self._aligned or self.spec.recipe.repeats > 1:
+            names = self.layout.names if arrays is None else arrays
+            pieces = self._pieces_with(seed, positions, names)
+            num_blocks = 2 + len(positions) // BLOCK_ROWS
+            step = rows_per_request(self._rows.arrays(names))
+            is_near = len(pieces) <= num_blocks * (BLOCK_ROWS // step + 2)
+            if is_near or self.spec.recipe.repeats > 1:
+                return self._gather_from(pieces, positions, names)
         samples = epoch_order(self.spec.dataset.num_samples, seed)[positions]
         return self._look_up(seed, samples, arrays)
+
+    def _pieces_with(
+        self, seed: int, positions: NDArray[np.int64], names: tuple[str, ...]
+    ) -> list[Span]:
+        """The aligned pieces that contain these positions."""
+        step = rows_per_request(self._rows.arrays(names))
+        pieces: list[Span] = []
+        for position in np.unique(positions).tolist():
+            if not pieces or position >= pieces[-1].stop:
+                pieces += aligned_spans(Span(seed, position, position + 1, names), step, self.spec)
+        return pieces
+
+    def _gather_from(
+        self, pieces: list[Span], positions: NDArray[np.int64], names: tuple[str, ...]
+    ) -> Arrays:
+        arrays = [array for array in self.layout.arrays if array.name in names]
+        rows: Arrays = {a.name: np.empty((len(positions), *a.row_shape), a.dtype) for a in arrays}
+        for span in pieces:
+            piece = self._prefetch.get(span, self._fetch)
+            where = np.flatnonzero((positions >= span.start) & (positions < span.stop))
+            for name in names:
+                rows[name][where] = piece[name][positions[where] - span.start]
+        return {name: rows[name] for name in names}
 
     def lookup(
         self, seed: int, samples: NDArray[np.int64], *, arrays: tuple[str, ...] | None = None
     ) -> Arrays:
         """Encoded rows of the given samples, in request order. Raises as `read` does."""
+        self.check_visited_once()
         self._refuse_outside(samples, "the dataset")
         return self._look_up(seed, samples.astype(np.int32), arrays)
 

@@ -32,7 +32,7 @@ from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import Span
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import Request, Response
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 
 MAX_SERVER_WAIT_S = 20
 """How long a server is asked to wait for rows in one request; then the request is repeated."""
@@ -208,5 +208,6 @@ class RowClient:
         return range_metadata(self._group.fingerprint, span.seed, span.start, span.stop)
 
     def _samples(self, span: Span) -> NDArray[np.int32]:
-        order = epoch_order(self._group.spec.dataset.num_samples, span.seed)
+        spec = self._group.spec
+        order = epoch_order(spec.dataset.num_samples, span.seed, spec.recipe.repeats)
         return order[span.start : span.stop]

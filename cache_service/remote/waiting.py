@@ -16,7 +16,7 @@ from cache_service.format.commit import Commit
 from cache_service.format.group import Group
 from cache_service.rows.reader import Cache
 from cache_service.storage import Storage
-from cache_service.views.draws import epoch_order, positions_of
+from cache_service.views.order import epoch_order, positions_of
 
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 2.0
@@ -63,6 +63,7 @@ class WaitingCache(Cache):
             RowsNotBuiltError: a sample outside the dataset, or not recorded within `wait_s`.
             CorruptError: stored bytes differ from the commit, or the stored order is another one.
         """
+        self.check_visited_once()
         count = self.spec.dataset.num_samples
         inside = (samples >= 0) & (samples < count)
         if not inside.all():

@@ -18,7 +18,13 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError, SpecMismatchError
+from cache_service.errors import (
+    CorruptError,
+    NotACacheError,
+    RowsNotBuiltError,
+    SpecMismatchError,
+    UnsupportedError,
+)
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.commit import Commit, commit_key, decode_commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
@@ -262,8 +268,24 @@ class Cache:
         return True
 
     def check_samples(self, samples_B: NDArray[np.int64]) -> None:
-        """Raise RowsNotBuiltError where a sample is not one of the dataset."""
+        """Check samples that are to be looked up.
+
+        Raises:
+            RowsNotBuiltError: a sample is not one of the dataset.
+            UnsupportedError: as `check_visited_once`.
+        """
+        self.check_visited_once()
         self._check_inside(samples_B, "sample")
+
+    def check_visited_once(self) -> None:
+        """Raise UnsupportedError where a sample does not name one row of a seed."""
+        repeats = self.spec.recipe.repeats
+        if repeats > 1:
+            raise UnsupportedError(
+                f"rows were requested by sample, but {self.url} was recorded with augment.repeats="
+                f"{repeats}: a seed has several rows of one sample, and none of most others.",
+                hint="Request rows by position; the array `sample` names the sample of each row.",
+            )
 
     # --- inside ----------------------------------------------------------------------------------
 

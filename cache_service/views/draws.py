@@ -1,5 +1,4 @@
-"""Random choices of recorded epochs: counter-based random words, values made of them, and the
-order.
+"""Random choices of recorded epochs: counter-based random words, and values made of them.
 
 Every choice is a pure function of a seed and a sample. NumPy promises that the bit stream of its
 Philox generator never changes; what its distributions make of those bits may change. So words come
@@ -27,9 +26,6 @@ Reals: TypeAlias = NDArray[np.float64]
 VIEW_KEY = int.from_bytes(b"kd-views", "big")
 """Key of the streams that the draws of views are made from. Noise has a key of its own."""
 
-ORDER_KEY = int.from_bytes(b"kd-order", "big")
-"""Key of the streams that orders are made from."""
-
 ONE = 1 << 16
 """1.0 as a fixed number. 1/65536 is far below what a pixel can show, far above a rounding error."""
 
@@ -40,23 +36,27 @@ WORDS_PER_BLOCK = 4
 
 _NUM_ROUNDS = 10
 _MULTIPLIERS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], dtype=np.uint64)
-_KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_KEY_STEPS = np.array([[0x9E3779B97F4A7C15], [0xBB67AE8584CAA73B]], dtype=np.uint64)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 _HALF_BITS = np.uint64(32)
 _MULTIPLIERS_LOW = _MULTIPLIERS & _LOW_HALF
 _MULTIPLIERS_HIGH = _MULTIPLIERS >> _HALF_BITS
 
 
-def philox_blocks(key: tuple[int, int], counters_4N: Words) -> Words:
-    """Four words for each counter, taken as it is: [4, N], least significant counter word first."""
+def philox_blocks(key: tuple[int, int | Words], counters_4N: Words) -> Words:
+    """Four words for each counter, taken as it is: [4, N], least significant counter word first.
+
+    The second word of the key may be an array [N], one for each counter.
+    """
     even_2N, odd_2N = counters_4N[0::2], counters_4N[1::2]
-    key_2 = list(key)
+    # Shape [2, 1] or [2, N].
+    key_2N = np.array(np.broadcast_arrays(*(np.atleast_1d(np.array(k, np.uint64)) for k in key)))
     for _ in range(_NUM_ROUNDS):
         high_2N, low_2N = _multiply(even_2N)
         # Each half is combined with the high product of the *other* half.
-        even_2N = high_2N[::-1] ^ odd_2N ^ np.array(key_2, dtype=np.uint64)[:, None]
+        even_2N = high_2N[::-1] ^ odd_2N ^ key_2N
         odd_2N = low_2N[::-1]
-        key_2 = [(k + step) % 2**64 for k, step in zip(key_2, _KEY_STEPS, strict=True)]
+        key_2N += _KEY_STEPS
     words_4N = np.empty_like(counters_4N)
     words_4N[0::2], words_4N[1::2] = even_2N, odd_2N
     return words_4N
@@ -80,7 +80,13 @@ def _multiply(factors_2N: Words) -> tuple[Words, Words]:
     return high_2N, factors_2N * _MULTIPLIERS
 
 
-def draw_words(seed: int, samples_B: NDArray[np.integer], num_words: Sequence[int]) -> list[Words]:
+Seeds: TypeAlias = int | NDArray[np.uint64]
+"""The seed of several draws: one for all, or one for each sample, [B]."""
+
+
+def draw_words(
+    seed: Seeds, samples_B: NDArray[np.integer], num_words: Sequence[int]
+) -> list[Words]:
     """Words of several streams for each sample: one [B, W] array per entry of `num_words`.
 
     Stream s of a sample is NumPy's Philox stream with key (VIEW_KEY, seed) and counter
@@ -94,36 +100,11 @@ def draw_words(seed: int, samples_B: NDArray[np.integer], num_words: Sequence[in
     counters_4BK[0] = blocks_K
     counters_4BK[1] = np.asarray(samples_B)[:, None]
     counters_4BK[2] = streams_K
-    words_4BK = philox_blocks((VIEW_KEY, seed), counters_4BK.reshape(4, -1))
+    seeds = seed if isinstance(seed, int) else np.repeat(seed, len(streams_K))
+    words_4BK = philox_blocks((VIEW_KEY, seeds), counters_4BK.reshape(4, -1))
     words_BW = words_4BK.T.reshape(len(samples_B), WORDS_PER_BLOCK * len(streams_K))
     starts = np.cumsum([0, *num_blocks]) * WORDS_PER_BLOCK
     return [words_BW[:, s : s + w] for s, w in zip(starts, num_words, strict=False)]
-
-
-# The order in which a seed visits the samples.
-
-
-@lru_cache(maxsize=4)
-def epoch_order(num_samples: int, seed: int) -> NDArray[np.int32]:
-    """Sample at each position of a seed: int32 [num_samples], read-only because it is shared.
-
-    Each sample gets one Philox word, and samples are visited by ascending word. Equal words (one
-    epoch of ImageNet in 20 million has a pair) keep the order of their samples. The order does not
-    depend on the recipe, so caches of different teachers and recipes over one dataset agree
-    position by position.
-    """
-    key = np.array([ORDER_KEY, seed], dtype=np.uint64)
-    words_N = np.random.Philox(key=key).random_raw(num_samples)
-    order_N = np.argsort(words_N, kind="stable").astype(np.int32)
-    order_N.flags.writeable = False
-    return order_N
-
-
-def positions_of(order_N: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Position of each sample: the inverse of `epoch_order`, by one scatter."""
-    positions_N = np.empty_like(order_N)
-    positions_N[order_N] = np.arange(len(order_N), dtype=np.int32)
-    return positions_N
 
 
 # Values from words.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_service.format.recipe import Cutmix, Mixup, Recipe
-from cache_service.views.draws import ONE, Ints, Words, below, beta_fixed, chance, draw_words
+from cache_service.views.draws import ONE, Ints, Seeds, Words, below, beta_fixed, chance, draw_words
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -42,8 +42,11 @@ class Mixer:
     def __bool__(self) -> bool:
         return bool(self._ops)
 
-    def draw(self, seed: int, evens_B: NDArray[np.integer]) -> Ints:
-        """Parameters of each pair, int64 [B, 6], from the samples at the pairs' even positions."""
+    def draw(self, seed: Seeds, evens_B: NDArray[np.integer]) -> Ints:
+        """Parameters of each pair, int64 [B, 6], from the samples at the pairs' even positions.
+
+        `seed` is one for all pairs, or that of the view at each even position.
+        """
         # The choice is read from the stream after the ops' own, so it changes no op's words.
         num_words = [0] * self._num_streams
         for stream, _ in self._ops:

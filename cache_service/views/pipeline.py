@@ -21,7 +21,7 @@ from PIL import Image
 
 from cache_service.errors import ConfigError
 from cache_service.plugins import call_factory, errors_in_one_line
-from cache_service.views.draws import Ints, draw_words
+from cache_service.views.draws import Ints, Seeds, draw_words
 
 
 class SeededPipeline:
@@ -32,12 +32,19 @@ class SeededPipeline:
     by it. The factory is called once per process. The generators belong to the whole process, so a
     process renders such views from one thread at a time.
 
+    Args:
+        path: of the factory.
+        size: side of the views, px.
+        copies: whether the pipeline gets a copy of each image, because another view will be made
+            of the same one.
+
     Attributes:
         pipeline: what the factory returned.
     """
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, *, copies: bool = False) -> None:
         self._path = path
+        self._copies = copies
         self._size = size
         # Importing Albumentations would ask a server for its newest version, and print a warning.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -51,7 +58,7 @@ class SeededPipeline:
             )
         self._call, self._seed = _adapted(self.pipeline)
 
-    def draw(self, seed: int, samples_B: NDArray[np.integer]) -> Ints:
+    def draw(self, seed: Seeds, samples_B: NDArray[np.integer]) -> Ints:
         """One 64-bit seed per view, as int64 [B, 1]."""
         (words_B1,) = draw_words(seed, samples_B, [1])
         return words_B1.view(np.int64)
@@ -68,7 +75,7 @@ class SeededPipeline:
             _seeded(word),
         ):
             self._seed(word)
-            view = self._call(image)
+            view = self._call(image.copy() if self._copies else image)
         array = view.numpy() if isinstance(view, torch.Tensor) else np.asarray(view)
         is_planar = array.shape == (3, self._size, self._size)
         pixels = array.transpose(1, 2, 0) if is_planar else array

@@ -17,15 +17,18 @@ from PIL import Image
 
 from cache_service.format import recipe as settings
 from cache_service.views import auto_augment, color_ops, geometry_ops
-from cache_service.views.draws import Ints, Words, draw_words
+from cache_service.views.draws import Ints, Seeds, Words, draw_words
 from cache_service.views.pipeline import SeededPipeline
 
 
 class Renderer(Protocol):
     """Makes views from samples."""
 
-    def draw(self, seed: int, samples_B: NDArray[np.integer]) -> Ints:
-        """Parameters of each sample's view: int64 [B, P], a pure function of seed and sample."""
+    def draw(self, seed: Seeds, samples_B: NDArray[np.integer]) -> Ints:
+        """Parameters of each sample's view: int64 [B, P], a pure function of seed and sample.
+
+        `seed` is one for all samples, or one for each.
+        """
         ...
 
     def pixels(self, image: Image.Image, params: list[int]) -> NDArray[np.uint8]:
@@ -40,7 +43,7 @@ def make_renderer(recipe: settings.Recipe) -> Renderer:
         ConfigError: its callable cannot be loaded, or is no factory of a pipeline.
     """
     if recipe.callable is not None:
-        return SeededPipeline(recipe.callable, recipe.size)
+        return SeededPipeline(recipe.callable, recipe.size, copies=recipe.repeats > 1)
     return OpChain(recipe)
 
 
@@ -91,7 +94,7 @@ class OpChain:
             for op, start, stop in zip(self._ops, starts, stops, strict=True)
         ]
 
-    def draw(self, seed: int, samples_B: NDArray[np.integer]) -> Ints:
+    def draw(self, seed: Seeds, samples_B: NDArray[np.integer]) -> Ints:
         """The ops' parameters side by side."""
         return np.concatenate(self._draw_each(seed, samples_B), axis=1)
 
@@ -101,6 +104,6 @@ class OpChain:
             image = apply(image, params[columns])
         return np.asarray(image)
 
-    def _draw_each(self, seed: int, samples_B: NDArray[np.integer]) -> list[Ints]:
+    def _draw_each(self, seed: Seeds, samples_B: NDArray[np.integer]) -> list[Ints]:
         words = draw_words(seed, samples_B, self._num_words)
         return [op.draw(words_BW) for op, words_BW in zip(self._ops, words, strict=True)]

@@ -6,29 +6,19 @@ Shape letters: B positions requested, M samples rendered, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from google_crc32c import value as crc32c
 from numpy.typing import NDArray
-from PIL import Image
 
-from cache_service.errors import ConfigError, DatasetError
+from cache_service.errors import ConfigError
 from cache_service.format.recipe import Recipe
-from cache_service.views.draws import Ints, epoch_order
+from cache_service.views.decoded import DecodedImages, ImageSource
+from cache_service.views.draws import Ints, Seeds
 from cache_service.views.identity import digest64
 from cache_service.views.mixing import NOT_MIXED, NUM_PARAMS, Mixer, mix, own_weight
+from cache_service.views.order import draw_seeds, epoch_order
 from cache_service.views.render import make_renderer
-
-
-class ImageSource(Protocol):
-    """The part of a dataset that views need."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, sample: int) -> Image.Image:
-        """The decoded image of a sample, in mode RGB."""
-        ...
 
 
 class ViewBatch(NamedTuple):
@@ -62,6 +52,7 @@ class Views:
         self.dataset = dataset
         self._renderer = make_renderer(recipe)
         self._mixer = Mixer(recipe)
+        self._images = DecodedImages(dataset, recipe.repeats)
 
     def __reduce__(self) -> tuple[type[Views], tuple[Recipe, ImageSource]]:
         return Views, (self.recipe, self.dataset)
@@ -77,27 +68,25 @@ class Views:
         """
         positions_B = np.asarray(positions, dtype=np.int64)
         self._check(seed, positions_B)
-        order_N = epoch_order(len(self.dataset), seed)
+        order_N = epoch_order(len(self.dataset), seed, self.recipe.repeats)
         pairs_BP = self._draw_pairs(seed, order_N, positions_B)
-        mixed_B = pairs_BP[:, 0] != NOT_MIXED
-        samples_B = order_N[positions_B]
-        partners_B = order_N[np.where(mixed_B, positions_B ^ 1, positions_B)]
-        bases = self._render_bases(seed, np.union1d(samples_B, partners_B))
+        others_B = np.where(pairs_BP[:, 0] == NOT_MIXED, positions_B, positions_B ^ 1)
+        bases = self._render_bases(seed, order_N, np.union1d(positions_B, others_B))
 
         size = self.recipe.size
         pixels_BHW3 = np.empty((len(positions_B), size, size, 3), dtype=np.uint8)
         digests, origins, weights = [], [], []
         rows = zip(
-            samples_B.tolist(), partners_B.tolist(), pairs_BP.tolist(), pixels_BHW3, strict=True
+            positions_B.tolist(), others_B.tolist(), pairs_BP.tolist(), pixels_BHW3, strict=True
         )
-        for sample, partner, pair, out_HW3 in rows:
-            own = bases[sample]
+        for position, other_position, pair, out_HW3 in rows:
+            own = bases[position]
             if pair[0] == NOT_MIXED:
                 out_HW3[:] = own.pixels_HW3
                 origin = digest64(own.origin)
                 weights.append(1.0)
             else:
-                other = bases[partner]
+                other = bases[other_position]
                 out_HW3[:] = mix(own.pixels_HW3, other.pixels_HW3, pair)
                 origin = digest64(own.origin, other.origin, np.array(pair, dtype="<i8"))
                 weights.append(own_weight(pair, size))
@@ -107,8 +96,8 @@ class Views:
             pixels_BHW3,
             np.array(digests, dtype=np.uint64),
             np.array(origins, dtype=np.uint64),
-            samples_B,
-            partners_B,
+            order_N[positions_B],
+            order_N[others_B],
             np.array(weights, dtype=np.float32),
         )
 
@@ -129,40 +118,31 @@ class Views:
         """What happens to the pair of each position; all zeros (not mixed) without a partner."""
         if not self._mixer:
             return np.zeros((len(positions_B), NUM_PARAMS), dtype=np.int64)
-        pairs_BP = self._mixer.draw(seed, order_N[positions_B & ~1])
+        evens_B = positions_B & ~1
+        seeds = self._draw_seeds(seed, evens_B)
+        pairs_BP = self._mixer.draw(seeds, order_N[evens_B])
         pairs_BP[(positions_B ^ 1) >= len(order_N)] = 0
         return pairs_BP
 
-    def _render_bases(self, seed: int, samples_M: NDArray[np.int32]) -> dict[int, _Base]:
-        """View and origin of each sample before mixing: every image is decoded once."""
-        params_MP = self._renderer.draw(seed, samples_M)
+    def _draw_seeds(self, seed: int, positions_B: NDArray[np.int64]) -> Seeds:
+        return draw_seeds(len(self.dataset), seed, self.recipe.repeats, positions_B)
+
+    def _render_bases(
+        self, seed: int, order_N: NDArray[np.int32], positions_M: NDArray[np.int64]
+    ) -> dict[int, _Base]:
+        """View and origin at each position before mixing."""
+        samples_M = order_N[positions_M]
+        params_MP = self._renderer.draw(self._draw_seeds(seed, positions_M), samples_M)
         canonical_MP = params_MP.astype("<i8")
+        rows = zip(positions_M.tolist(), samples_M.tolist(), params_MP.tolist(), strict=True)
         bases = {}
-        for row, (sample, params) in enumerate(
-            zip(samples_M.tolist(), params_MP.tolist(), strict=True)
-        ):
-            image = self.dataset.image(sample)
-            if image.mode != "RGB":
-                raise DatasetError(
-                    f"sample {sample} came as a {image.mode} image; views are made of RGB.",
-                    hint="Convert in the dataset: image.convert('RGB').",
-                )
-            origin = _stamp(image) + canonical_MP[row].tobytes()
+        for row, (position, sample, params) in enumerate(rows):
+            image, stamp = self._images.get(sample)
             try:
                 pixels_HW3 = self._renderer.pixels(image, params)
             except ConfigError as refusal:
                 raise ConfigError(
                     f"sample {sample}: {refusal.message}", hint=refusal.hint
                 ) from refusal
-            bases[sample] = _Base(pixels_HW3, origin)
+            bases[position] = _Base(pixels_HW3, stamp + canonical_MP[row].tobytes())
         return bases
-
-
-def _stamp(image: Image.Image) -> bytes:
-    """Size and checksum of a decoded image.
-
-    CRC-32C, because it is there to notice another decoder or file, not to withstand a forger, and
-    hashing the source of an ImageNet view costs 20 us this way and 600 us by BLAKE2b.
-    """
-    width, height = image.size
-    return np.array([width, height, crc32c(image.tobytes())], dtype="<i8").tobytes()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from cache_service.errors import KdCacheError, UnsupportedError, error_from_document
 from cache_service.processes import START_S, ChildProcess, ParentConnection, module_command
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 from cache_service.views.pipeline import SeededPipeline, is_albumentations
 from cache_service.views.pipeline_state import (
     GENERATORS,

@@ -18,9 +18,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.format.seeds import describe_seeds
-from cache_service.views.draws import epoch_order, positions_of
+from cache_service.views.order import epoch_order, pass_order, positions_of, visits
 
 Samples = NDArray[np.integer]
 Positions = NDArray[np.int64]
@@ -108,6 +108,7 @@ class ViewSelection:
         requirements: of all methods on the stream.
         labels_N: of the dataset.
         seeds: of the run, in the order of their use.
+        repeats: of the recipe. Other views of a sample are then those in the same seed.
 
     Attributes:
         num_samples: positions in one epoch.
@@ -115,18 +116,27 @@ class ViewSelection:
 
     Raises:
         ConfigError: the seeds are too few, or no sample has one of the special classes.
+        UnsupportedError: the methods require every sample in every seed, but there are repeats.
     """
 
     def __init__(
-        self, requirements: Requirements, *, labels_N: Samples, seeds: Sequence[int]
+        self,
+        requirements: Requirements,
+        *,
+        labels_N: Samples,
+        seeds: Sequence[int],
+        repeats: int = 1,
     ) -> None:
-        if requirements.seeds_per_epoch > len(set(seeds)):
+        if repeats > 1:
+            _refuse_with_repeats(requirements, repeats)
+        elif requirements.seeds_per_epoch > len(set(seeds)):
             raise ConfigError(
                 "two views of each sample are compared, which takes two seeds, but this run has "
                 f"only {describe_seeds(sorted(set(seeds)))}.",
                 hint="Record more with `kd-cache build FILE --seeds 0:2`, or name them in `seeds`.",
             )
         self._num_labels = self.num_samples = len(labels_N)
+        self._seeds, self._repeats = seeds, repeats
         self.identity: dict[str, float] = {}
         self._pairings = [pairing(labels_N, seeds) for pairing in requirements.other_views]
         self._enriched: EnrichedEpochs | None = None
@@ -136,16 +146,30 @@ class ViewSelection:
             self.identity = {"oversampling": self._enriched.oversampling}
 
     def positions(self, start: int, stop: int, *, seed: int, epoch: int) -> Positions:
-        """The recorded positions of a seed that are places `start` to `stop` of an epoch."""
-        if self._enriched is None:
+        """The recorded positions of a seed that are places `start` to `stop` of an epoch.
+
+        During the first pass over the seeds they are read as recorded, later in the order of
+        `pass_order`.
+        """
+        turn = epoch // len(self._seeds)
+        if self._enriched is not None:
+            return self._enriched.positions(seed, epoch, turn)[start:stop]
+        if turn == 0:
             return np.arange(start, stop, dtype=np.int64)
-        return self._enriched.positions(seed, epoch)[start:stop]
+        # A copy, because the order is shared and read-only.
+        return pass_order(self._num_labels, seed, self._repeats, turn)[start:stop].copy()
 
     def other_views(
-        self, samples_B: Samples, *, seed: int, epoch: int
+        self, positions_B: Positions, *, seed: int, epoch: int
     ) -> dict[str, tuple[int, Positions]]:
         """Seed and recorded positions of the other views of a batch, by name of their pairing."""
+        if not self._pairings:
+            return {}
+        if self._repeats > 1:
+            next_N = _next_views(self._num_labels, seed, self._repeats)
+            return {SecondView.name: (seed, next_N[positions_B])}
         views = {}
+        samples_B = epoch_order(self._num_labels, seed)[positions_B]
         for pairing in self._pairings:
             other, others_B = pairing.choose(samples_B, seed=seed, epoch=epoch)
             positions_B = positions_in(other, others_B, num_samples=self._num_labels)
@@ -162,6 +186,39 @@ class SecondView(Pairing):
     def choose(self, samples_B: Samples, *, seed: int, epoch: int) -> tuple[int, Samples]:  # noqa: ARG002
         """The samples themselves, under the seed of `other_seed`."""
         return other_seed(self.seeds, epoch), samples_B
+
+
+def _refuse_with_repeats(requirements: Requirements, repeats: int) -> None:
+    """Only second views are possible: those of the same seed."""
+    what = "another sample of the same class in the same seed"
+    if requirements.prediction_history:
+        what = "its own predictions for every sample an epoch before"
+    elif requirements.special_classes is not None:
+        what = "every sample of its special classes in every epoch"
+    elif set(requirements.other_views) <= {SecondView}:
+        return
+    raise UnsupportedError(
+        f"a method of this run requires {what}, but with augment.repeats={repeats} an epoch visits "
+        f"one sample in {repeats}.",
+        hint="Use a recipe without repeats for it.",
+    )
+
+
+@lru_cache(maxsize=4)
+def _next_views(num_samples: int, seed: int, repeats: int) -> Positions:
+    """For each position, that of the next view of its sample in the seed; the last has the first.
+
+    A sample that is cut by the edge of a part may have one view only, which is then its own second.
+    """
+    found = visits(num_samples, seed, repeats)
+    by_sample_N = np.lexsort((found.draw_seeds_N, found.samples_N))
+    sorted_N = found.samples_N[by_sample_N]
+    starts = np.flatnonzero(np.diff(sorted_N, prepend=-1))
+    next_N = np.roll(by_sample_N, -1)
+    next_N[np.append(starts[1:], num_samples) - 1] = by_sample_N[starts]
+    views_N = np.empty(num_samples, np.int64)
+    views_N[by_sample_N] = next_N
+    return views_N
 
 
 def other_seed(seeds: Sequence[int], epoch: int) -> int:
@@ -207,7 +264,7 @@ class EnrichedEpochs:
     """Epochs in which half of the samples are of special classes, the other half of all others.
 
     Each epoch has every sample of the special classes once and equally many of the others, drawn
-    anew, or all of those where there are fewer. They keep the order of the epoch's seed.
+    anew, or all of those where there are fewer. They keep the order of the pass over the seed.
 
     Attributes:
         num_samples: of an epoch.
@@ -233,16 +290,17 @@ class EnrichedEpochs:
         self.oversampling = num_others / self._num_drawn if self._num_drawn else 1.0
         self._latest: tuple[tuple[int, int], Positions] | None = None
 
-    def positions(self, seed: int, epoch: int) -> Positions:
-        """The recorded positions of a whole epoch, rising."""
+    def positions(self, seed: int, epoch: int, turn: int = 0) -> Positions:
+        """The recorded positions of a whole epoch, rising in the first pass over the seed."""
         if self._latest is None or self._latest[0] != (seed, epoch):
             words_N = _philox_words(SPECIAL_KEY, seed, epoch, len(self._is_special_N))
             others = np.flatnonzero(~self._is_special_N)
             drawn = others[np.argsort(words_N[others], kind="stable")[: self._num_drawn]]
             chosen_N = self._is_special_N.copy()
             chosen_N[drawn] = True
-            order_N = epoch_order(len(chosen_N), seed)
-            self._latest = (seed, epoch), np.flatnonzero(chosen_N[order_N])
+            read_N = pass_order(len(chosen_N), seed, 1, turn)
+            is_read_N = chosen_N[epoch_order(len(chosen_N), seed)[read_N]]
+            self._latest = (seed, epoch), read_N[is_read_N]
         return self._latest[1]
 
 

@@ -15,7 +15,7 @@ from support.serving import serving
 
 from cache_service.format.frame import CHECKSUM_HEADER, checksum_of
 from cache_service.rows.reader import open_cache
-from cache_service.views.draws import epoch_order, positions_of
+from cache_service.views.order import epoch_order, positions_of
 
 OCTETS, JSON = "application/octet-stream", "application/json"
 LOOKUP = "/v1/caches/dense/lookup"

@@ -15,7 +15,7 @@ from support.everything import files_of
 from cache_service.format.canonical import canonical_json, crc32c, sha256_hex
 from cache_service.format.layout import MAX_PIECE_BYTES, CacheLayout
 from cache_service.format.spec import CacheSpec
-from cache_service.views.draws import ORDER_KEY, epoch_order
+from cache_service.views.order import ORDER_KEY, epoch_order
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text()
 DENSE, TOPK = golden.FOLDER / "dense", golden.FOLDER / "topk"

@@ -10,7 +10,7 @@ from support.streams import train_config
 from support.toys import Patches
 
 from cache_service.errors import ConfigError, ViewDriftError
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 from distill.reporting import read_metrics
 from distill.stream import open_stream
 from distill.trainer import train

@@ -152,3 +152,23 @@ def test_the_defaults_of_a_preset_stay_what_they_are():
         b'{"callable":null,"ops":[{"mode":"constant","op":"pad_crop","padding":4},'
         b'{"op":"horizontal_flip","prob":0.5}],"size":32,"version":1}'
     )
+
+
+def test_repeats_of_one_are_absent_so_that_recipes_of_earlier_caches_stay_equal():
+    plain = AugmentConfig(size=32, preset="cifar").recipe()
+    assert "repeats" not in plain.model_dump(mode="json")
+    assert "repeats" not in plain.model_dump_json()
+    assert AugmentConfig(size=32, preset="cifar", repeats=1).recipe() == plain
+    repeated = AugmentConfig(size=32, preset="cifar", repeats=4).recipe()
+    assert repeated != plain
+    assert repeated.model_dump(mode="json") == plain.model_dump(mode="json") | {"repeats": 4}
+    assert Recipe.model_validate_json(repeated.model_dump_json()) == repeated
+    by_code = AugmentConfig(size=32, callable="m:f", repeats=2).recipe()
+    assert (by_code.callable, by_code.repeats) == ("m:f", 2)
+
+
+@pytest.mark.parametrize(("bad", "says"), [(0, "greater than or equal to 1"), (65, "equal to 64")])
+def test_repeats_are_bounded(bad, says):
+    for kind in (AugmentConfig, Recipe):
+        with pytest.raises(ValidationError, match=says):
+            kind.model_validate({"size": 32, "ops": [{"op": "pad_crop"}], "repeats": bad})

@@ -109,6 +109,7 @@ OTHER = {
     "recipe.size": {"recipe__size": 9},
     "recipe.ops": {"recipe__ops": [{"op": "pad_crop"}]},
     "recipe.callable": {"recipe__callable": "mine:make", "recipe__ops": []},
+    "recipe.repeats": {"recipe__repeats": 2},
     "teacher.model": {"teacher__model": "toy2"},
     "teacher.weights_sha256": {"teacher__weights_sha256": "b" * 64},
     "teacher.num_classes": {"teacher__num_classes": 101},

@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cache_service.errors import ConfigError, RowsNotBuiltError
 from cache_service.rows.sampler import PositionSampler
+from cache_service.views.order import pass_order
 from distill import CachedDataset
 
 SIZE = 256
@@ -37,12 +38,19 @@ def epochs(url, images):
     ]
 
 
+def expected(epochs, epoch):
+    """Views of an epoch: those of its seed, in the order of the pass over the seeds."""
+    views, turn = epochs[epoch % 2], epoch // 2
+    return views[pass_order(len(views), epoch % 2, 1, turn).copy()]
+
+
 def test_set_epoch_goes_through_the_seeds_in_turn(data, epochs):
     assert not torch.equal(*epochs)
-    for epoch in range(3):
+    assert not torch.equal(expected(epochs, 2), epochs[0])
+    for epoch in range(5):
         data.set_epoch(epoch)
         assert data.seed == epoch % 2
-        assert torch.equal(read(DataLoader(data, SIZE)), epochs[epoch % 2])
+        assert torch.equal(read(DataLoader(data, SIZE)), expected(epochs, epoch))
 
 
 @pytest.mark.parametrize("context", ["fork", "forkserver"])
@@ -54,7 +62,7 @@ def test_persistent_workers_hear_of_a_new_epoch(data, epochs, context):
     )
     for epoch in range(3):
         data.set_epoch(epoch)
-        assert torch.equal(read(loader), epochs[epoch % 2])
+        assert torch.equal(read(loader), expected(epochs, epoch))
 
 
 def test_an_epoch_that_is_read_again_without_set_epoch_is_refused(data):
@@ -82,7 +90,8 @@ def test_a_sampler_sets_the_epoch_and_refuses_to_begin_it_twice(data, epochs, ra
     for epoch in range(3):
         sampler.set_epoch(epoch)
         assert torch.equal(
-            read(loader), epochs[epoch % 2][list(PositionSampler(1442, rank, world, batch_size=64))]
+            read(loader),
+            expected(epochs, epoch)[list(PositionSampler(1442, rank, world, batch_size=64))],
         )
     with pytest.raises(ConfigError, match=r"epoch 2 was read to its end.*sampler=data.sampler\(\)"):
         list(sampler)

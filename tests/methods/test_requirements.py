@@ -14,7 +14,7 @@ from support.steps import settings_of
 from support.streams import train_config
 
 from cache_service.errors import ConfigError, ViewDriftError
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 from distill.batches import BatchPlan
 from distill.methods import Requirements, ViewSelection, requirements_of
 from distill.methods.requirements import (

@@ -14,7 +14,7 @@ from support.page_service import PageService, no_images
 from support.serving import serving
 
 from cache_service.rows.reader import open_cache
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 
 
 def damage_rows(folder, seeds=(0, 1)):

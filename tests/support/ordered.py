@@ -12,7 +12,7 @@ from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
 from cache_service.rows.writer import CacheWriter
 from cache_service.storage.http_client import RetryPolicy
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 from support.caches import make_rows, open_writer, write_shard
 
 AT_ONCE = RetryPolicy(first_s=0.0, total_s=0.0, attempts=1)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.format.recipe import CenterCrop, Cutmix, HorizontalFlip, Mixup
-from cache_service.views.draws import ONE, epoch_order
+from cache_service.views.draws import ONE
 from cache_service.views.mixing import CUTMIX, MIXUP, NOT_MIXED, Mixer, mix, own_weight
+from cache_service.views.order import epoch_order
 from cache_service.views.replay import Views
 
 BOTH = (CenterCrop(), Mixup(), Cutmix())

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.views.color_ops import NOISE_KEY
-from cache_service.views.draws import ORDER_KEY, VIEW_KEY, draw_words, philox_blocks
+from cache_service.views.draws import VIEW_KEY, draw_words, philox_blocks
+from cache_service.views.order import ORDER_KEY
 
 word = st.one_of(
     st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**64 - 2, 2**64 - 1])

@@ -28,7 +28,7 @@ from cache_service.format.group import ROOT_KEY
 from cache_service.format.shard import REPAIR
 from cache_service.rows.reader import Cache, open_stored
 from cache_service.storage import Storage, open_storage
-from cache_service.views.draws import epoch_order, positions_of
+from cache_service.views.order import epoch_order, positions_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 

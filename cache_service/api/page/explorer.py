@@ -28,7 +28,7 @@ from cache_service.api.page.row_figures import (
 )
 from cache_service.errors import CorruptError
 from cache_service.rows.reader import Cache
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 
 
 class Note(NamedTuple):
@@ -161,7 +161,8 @@ def explore(
 def stored_views(cache: Cache, row: Row) -> dict[int, str]:
     """Addresses of the images of a shard's witnesses, by sample."""
     positions = cache.layout.witness_positions(row.shard)
-    order = epoch_order(cache.spec.dataset.num_samples, row.seed)
+    spec = cache.spec
+    order = epoch_order(spec.dataset.num_samples, row.seed, spec.recipe.repeats)
     views = cache.witnesses(row.seed, row.shard)
     return {
         int(order[position]): png_data_url(view)

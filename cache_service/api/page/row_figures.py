@@ -18,7 +18,7 @@ from cache_service.format.codecs import Arrays, Head
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
-from cache_service.views.draws import epoch_order
+from cache_service.views.order import epoch_order
 
 NUM_LIKELIEST = 5
 """Classes in the table of the whole view."""
@@ -97,8 +97,8 @@ def find_other_rows(
     nearest = sorted((s for s in commits if s != seed), key=lambda s: (abs(s - seed), s))
     chosen = []
     for other in nearest[: 3 * NUM_OTHER_SEEDS]:  # an order of 1.28 M samples costs 0.1 s
-        shard = position_of(cache.spec, other, sample) // cache.spec.layout.shard_rows
-        if shard in commits[other]:
+        visited = np.flatnonzero(order_of(cache.spec, other) == sample)
+        if len(visited) and visited[0] // cache.spec.layout.shard_rows in commits[other]:
             chosen.append(other)
         if len(chosen) == NUM_OTHER_SEEDS:
             break
@@ -112,8 +112,25 @@ def find_other_rows(
 
 
 def position_of(spec: CacheSpec, seed: int, sample: int) -> int:
-    """Position of a sample in a seed's order."""
-    return int(np.flatnonzero(epoch_order(spec.dataset.num_samples, seed) == sample)[0])
+    """The first position of a sample in a seed's order.
+
+    Raises:
+        RowsNotBuiltError: the seed does not visit the sample, because the recipe has repeats.
+    """
+    found = np.flatnonzero(order_of(spec, seed) == sample)
+    repeats = spec.recipe.repeats
+    if not len(found):
+        raise RowsNotBuiltError(
+            f"seed {seed} does not visit sample {sample}: with augment.repeats={repeats} each seed "
+            f"visits one sample in {repeats}.",
+            hint=f"It is visited by one of the next {repeats - 1} seeds.",
+        )
+    return int(found[0])
+
+
+def order_of(spec: CacheSpec, seed: int) -> NDArray[np.int32]:
+    """Sample at each position of a seed."""
+    return epoch_order(spec.dataset.num_samples, seed, spec.recipe.repeats)
 
 
 def first_recorded(spec: CacheSpec, commits: Commits) -> tuple[int, int] | None:
@@ -121,10 +138,12 @@ def first_recorded(spec: CacheSpec, commits: Commits) -> tuple[int, int] | None:
     if not commits:
         return None
     seed, shards = next(iter(commits.items()))
-    if position_of(spec, seed, 0) // spec.layout.shard_rows in shards:
+    order_N = order_of(spec, seed)
+    first = np.flatnonzero(order_N == 0)
+    if len(first) and int(first[0]) // spec.layout.shard_rows in shards:
         return seed, 0
     start, _ = spec.shard_range(shards[0])
-    return seed, int(epoch_order(spec.dataset.num_samples, seed)[start])
+    return seed, int(order_N[start])
 
 
 def neighbor_seeds(commits: Commits, seed: int) -> tuple[int | None, int | None]:
