@@ -79,6 +79,9 @@ def evaluate(
 SHOWN = ("loss", "top1", "eval_top1", "lr")
 """Values that the progress bar shows. The metrics files contain all values."""
 
+NOTES = ("weights", "notice")
+"""Values of the start of a run that are shown as lines of text."""
+
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], None]]:
@@ -103,6 +106,9 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], No
             if isinstance(value, int | float):
                 values[name] = f"{name} {value:.4g}"
         title = f"{event.student}: " if event.student else ""
+        for note in NOTES:
+            if event.kind == "start" and note in event.values:
+                display.show_message(f"{title}{note}: {event.values[note]}")
         total = event.values.get("num_steps")
         display.update_bar(
             event.student,

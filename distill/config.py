@@ -72,7 +72,7 @@ class StudentConfig(Frozen):
     pretrained: Annotated[bool, Field(description="Start from the pretrained weights.")] = False
     checkpoint: Annotated[
         str | None,
-        Field(min_length=1, description="File of initial weights (.safetensors, .pt, .pth)."),
+        Field(min_length=1, description="Initial weights: .safetensors, .pt, .pth or a folder."),
         EXPANDED,
     ] = None
     checkpoint_weights: Annotated[
@@ -80,6 +80,10 @@ class StudentConfig(Frozen):
         Field(
             description="Which weights to load from a checkpoint with raw and averaged (EMA) ones."
         ),
+    ] = None
+    checkpoint_key: Annotated[
+        str | None,
+        Field(min_length=1, description="Which network of a checkpoint that holds several."),
     ] = None
     seed: Annotated[
         int | None,
@@ -110,6 +114,11 @@ class StudentConfig(Frozen):
     def _check(self) -> StudentConfig:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std are given together or not at all")
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError("student.pretrained and student.checkpoint both name its weights")
+        for key in ("checkpoint_weights", "checkpoint_key"):
+            if getattr(self, key) is not None and self.checkpoint is None:
+                raise ValueError(f"student.{key} chooses within student.checkpoint: give it")
         taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
         if taken:
             raise ValueError(

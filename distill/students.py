@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from cache_service.format.spec import Preprocess
 from cache_service.models.answers import describe
 from cache_service.models.create import create_model
 from cache_service.models.features import is_cell_net
+from cache_service.models.lookalikes import small_image_notice
+from cache_service.models.weights import load_checkpoint
 from distill.checkpoint import START_OVER
 from distill.config import StudentConfig, TrainConfig
 from distill.methods import MethodSettings, PredictionHistory, RunFacts, method_of, requirements_of
@@ -36,6 +39,10 @@ class Student(NamedTuple):
 
     model: nn.Module
     preprocess: Preprocess
+    weights_from: str = ""
+    """Which weights of a checkpoint were loaded, for people."""
+    notice: str = ""
+    """What its user should know of this choice of network."""
 
 
 def make_student(
@@ -67,12 +74,21 @@ def make_student(
         config.model,
         num_classes=num_classes,
         pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        checkpoint_weights=config.checkpoint_weights,
         seed=seed if config.seed is None else config.seed,
         **config.model_args,
     )
-    return Student(model, choose_preprocess(config, model, view_size=view_size, teacher=teacher))
+    preprocess = choose_preprocess(config, model, view_size=view_size, teacher=teacher)
+    if config.checkpoint is not None:
+        weights_from = load_checkpoint(
+            model,
+            config.checkpoint,
+            weights=config.checkpoint_weights,
+            key=config.checkpoint_key,
+            model_name=config.model,
+        )
+        return Student(model, preprocess, weights_from)
+    notice = None if config.pretrained else small_image_notice(config.model, preprocess.size)
+    return Student(model, preprocess, notice=notice or "")
 
 
 def choose_preprocess(
@@ -228,6 +244,7 @@ class StudentState:
         average: average of its weights, if `ema` is set.
         predictions: its predictions for each sample, if its method requires them.
         history: progress and scores.
+        about: texts on its start, for people: which `weights` of a checkpoint, and a `notice`.
     """
 
     name: str
@@ -239,6 +256,7 @@ class StudentState:
     average: WeightAverage | None
     predictions: PredictionHistory | None = None
     history: History = field(default_factory=History)
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> MethodSettings:
@@ -325,6 +343,7 @@ def make_student_state(
         config=config,
         model=model,
         preprocess=student.preprocess,
+        about={"weights": student.weights_from, "notice": student.notice},
         optimizer=make_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "float16"),
         average=average,

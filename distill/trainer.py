@@ -393,6 +393,7 @@ class Trainer(NamedTuple):
             "device": str(self.context.device),
             "torch": torch.__version__,
             **({"not_taken": left_out} if left_out else {}),
+            **{name: text for name, text in student.about.items() if text},
         }
 
 

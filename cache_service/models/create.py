@@ -9,7 +9,6 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,7 +23,6 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 
 from cache_service.errors import ConfigError
 from cache_service.human_format import one_line
-from cache_service.models.weights import WeightsChoice, load_checkpoint
 from cache_service.models.zoo import CIFAR_NAMES
 from cache_service.plugins import call_factory, load_object
 
@@ -41,12 +39,10 @@ def create_model(
     *,
     num_classes: int | None,
     pretrained: bool = False,
-    checkpoint: str | Path | None = None,
-    checkpoint_weights: WeightsChoice | None = None,
     seed: int | None = None,
     **model_args: Any,
 ) -> nn.Module:
-    """Build a network on the CPU, in training mode, with the weights asked for.
+    """Build a network on the CPU, in training mode. `load_checkpoint` gives it other weights.
 
     Args:
         name: a timm name (`resnet50`, `resnet50.a1_in1k`, `resnet8x4`, `hf-hub:owner/name`),
@@ -55,19 +51,12 @@ def create_model(
         num_classes: classes to answer; None keeps the network's own number. A factory that does
             not take it is called without it.
         pretrained: fetch the library's weights over the network.
-        checkpoint: file with weights; see `load_checkpoint`.
-        checkpoint_weights: which weights of a checkpoint that holds raw and averaged ones.
         seed: initializes the weights reproducibly; the global generator is not touched.
         model_args: passed on to the network's constructor.
 
     Raises:
         ConfigError: in one line, naming what is wrong.
     """
-    if pretrained and checkpoint is not None:
-        raise ConfigError(
-            f"{name}: pretrained and checkpoint {checkpoint} both name its weights.",
-            hint="Keep one of them.",
-        )
     options = dict(model_args)
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -75,10 +64,7 @@ def create_model(
         if seed is not None:
             # Not torch.manual_seed: that would reseed the GPUs' generators for good.
             torch.default_generator.manual_seed(seed)
-        model = _build(name, pretrained, options)
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint, weights=checkpoint_weights)
-    return model
+        return _build(name, pretrained, options)
 
 
 def refuse_unknown_model(name: str) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from cache_service.errors import ConfigError
 from cache_service.format.spec import Preprocess
 from cache_service.human_format import one_line
-from cache_service.models.checkpoint_file import UNREADABLE
+from cache_service.models.checkpoint_file import UNREADABLE, checkpoint_path, is_safetensors
 
 
 def prepare_views(
@@ -81,10 +81,10 @@ def recorded_preprocess(path: str | Path) -> Preprocess | None:
     Raises:
         ConfigError: the file cannot be read, or what it names is no preprocessing.
     """
-    file = Path(path)
-    if file.suffix != ".safetensors":
-        return None
+    file = checkpoint_path(path)
     try:
+        if not is_safetensors(file):
+            return None
         with safe_open(file, framework="pt") as opened:
             text = (opened.metadata() or {}).get("preprocess")
         return None if text is None else Preprocess.model_validate_json(text)

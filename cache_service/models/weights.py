@@ -1,13 +1,17 @@
-"""Weights of a network: found in the content of a checkpoint, chosen, and held against the network.
+"""Weights of a network: found in the content of a checkpoint, held against the network, chosen.
 
-Training scripts save an average of the weights (EMA, SWA) beside the raw ones. Both fit the
-network, and the averaged ones usually classify better, so neither is loaded by accident.
+Training scripts put weights under many names, below prefixes, and beside other networks and
+averages of them. What fits the network decides which of them are meant: every state dict of a
+checkpoint is a candidate, whole or below a prefix, if its names and shapes are the network's.
+
+Candidates that differ are never chosen between by guess. Averages (EMA, SWA) and raw weights are
+told apart by their names: both fit the network, and the averaged ones usually classify better.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,45 +20,76 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
 from cache_service.human_format import one_line
-from cache_service.models.checkpoint_file import read_checkpoint
+from cache_service.models.checkpoint_file import checkpoint_path, read_checkpoint
+from cache_service.models.lookalikes import find_lookalikes
+from cache_service.models.state_dicts import (
+    COUNTERS,
+    WRAPPERS,
+    StateDict,
+    find_state_dicts,
+    names_average,
+)
 
 WeightsChoice = Literal["raw", "averaged"]
 
-NESTED_UNDER = ("state_dict", "model", "model_state_dict")
-"""Keys under which training scripts put the weights, beside their optimizer and epoch."""
-
-RAW_ELSEWHERE = ("net", "network", "model_state", "params", "weights", "module")
-"""Keys of raw weights that are looked at only to tell them from averaged ones."""
-
-AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|polyak|avg|averaged?)([^a-z]|$)|^ema|ema$")
-"""Names of averaged weights, in lower case: state_dict_ema, model_ema, ema, swa_state_dict, ..."""
-
-HOLDERS = (*NESTED_UNDER, "module", "shadow", "params")
-"""Keys under which an averager's own state holds the weights."""
-
-COUNTER = "n_averaged"
-"""What torch.optim.swa_utils.AveragedModel puts beside the weights."""
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel, AveragedModel and torch.compile put in front of every key."""
-
+AVERAGER_STATE = (*COUNTERS, "num_updates", "decay", "initted", "step")
+"""Numbers of averagers that are no weights."""
 
 BATCH_COUNTER = ".num_batches_tracked"
 """Batch norms of torch < 0.4.1 did not count their batches; torch fills that in."""
 
+TOP = "."
+"""The name of weights that lie at the top of a file, below no prefix."""
+
+
+class Weights(NamedTuple):
+    """A candidate: the tensors of a state dict below a prefix, which was taken off."""
+
+    place: str
+    prefix: str
+    """Ends with a dot, or is empty."""
+    tensors: dict[str, Tensor]
+    averaged: bool
+
+    @property
+    def name(self) -> str:
+        """What `checkpoint_key` calls these weights."""
+        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or TOP
+
+    def describe(self, file: Path) -> str:
+        """Which weights of which file these are, for people."""
+        kind = "averaged weights" if self.averaged else "raw weights"
+        if self.prefix:
+            below = f"keys below {self.prefix!r}"
+            where = f"{self.place} ({below})" if self.place else below
+        else:
+            where = self.place
+        if where:
+            return f"{kind}, {where} of {file.name}"
+        return f"{kind} of {file.name}" if self.averaged else file.name
+
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, *, weights: WeightsChoice | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    weights: WeightsChoice | None = None,
+    key: str | None = None,
+    model_name: str = "",
 ) -> str:
     """Load weights from a file into the network, all of them or none.
 
     Args:
         model: changed in place; its dtype and device stay.
-        path: .safetensors, or anything `torch.load` reads with weights_only. A state dict below
-            `state_dict` or `model` is found. A prefix of the keys (`module.`, `model.student.`) is
-            taken off if all keys below it, and their shapes, then fit the network exactly.
+        path: .safetensors, anything `torch.load` reads with weights_only, or a folder that holds
+            such a file. Any state dict in it counts, under whatever keys, whose names and shapes
+            are those of the network exactly, below a prefix or not (`module.`, `model.student.`).
         weights: which to load from a file that holds the network's raw weights and averaged ones
             (EMA, SWA) beside them. Without it such a file is refused.
+        key: which to load from a file with several networks that fit: `student`, or
+            `state_dict.teacher`. A part of the name is enough if it names one.
+        model_name: the network's name in the config file, for a hint to another network of this
+            name that the weights fit.
 
     Returns:
         What was loaded, for people: "averaged weights, state_dict_ema of best.pth", or "raw
@@ -62,195 +97,274 @@ def load_checkpoint(
 
     Raises:
         ConfigError: the file is missing, unreadable or of another network, or does not hold the
-            weights asked for, or holds both kinds and `weights` was not given, or holds several
-            networks that fit below different prefixes.
+            weights asked for, or holds several that fit and differ.
     """
-    file = Path(path)
-    chosen = choose_weights(file, find_weights(file, read_checkpoint(file), model), weights)
-    _require_fit(file, model, chosen.tensors)
+    file = checkpoint_path(path)
+    content = read_checkpoint(file)
+    expected = model.state_dict()
+    found = list(find_state_dicts(content, expected))
+    if not found:
+        raise _no_tensors(file, content)
+    candidates = find_weights(found, model)
+    if key is not None:
+        candidates, found = _named(file, candidates, found, model, key)
+    if not candidates:
+        raise _misfit(file, model, _nearest(found, expected), model_name)
+    chosen = choose_weights(file, candidates, weights)
+    if _misfits(expected, chosen.tensors):  # an average of the parameters only, chosen by name
+        raise _misfit(file, model, chosen, model_name)
     try:
         model.load_state_dict(chosen.tensors)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"checkpoint {file} cannot be loaded into {type(model).__name__}: {one_line(error)}"
         ) from error
-    kind = "averaged" if chosen.averaged else "raw"
-    below = f" (keys below {chosen.prefix!r})" if chosen.prefix else ""
-    if not chosen.key:
-        return f"{file.name}{below}"
-    return f"{kind} weights, {chosen.key}{below} of {file.name}"
+    return chosen.describe(file)
 
 
-class Weights(NamedTuple):
-    """One state dict of a checkpoint file. `key` is where it was found; empty at the top.
+def find_weights(found: Sequence[StateDict], model: nn.Module) -> list[Weights]:
+    """The candidates: what fits the network, and averages of its parameters that fit in part.
 
-    `prefix` was taken off the names of the tensors, beyond what wrappers put there.
+    An average that does not fit, because it lacks the buffers or has names of its own, is a
+    candidate beside others: it shows that those are not the only weights of the file.
     """
+    expected = model.state_dict()
+    fitting = [each for state in found for each in _fitting(state, expected)]
+    if not fitting:
+        return []
+    shapes = Counter(tuple(p.shape) for p in model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    in_part = [
+        each
+        for state in found
+        for each in _averages_in_part(state, shapes, names)
+        if not any(each.name == other.name or _within(other, each) for other in fitting)
+    ]
+    return fitting + in_part
 
-    key: str
-    tensors: dict[str, Tensor]
-    averaged: bool
-    prefix: str = ""
+
+def _fitting(state: StateDict, expected: Mapping[str, Any]) -> Iterator[Weights]:
+    """What of a state dict fits: the whole, or all keys below a prefix."""
+    needed = _needed(expected)
+    if not needed:
+        return
+    tensors = state.tensors
+    ends = [key.removesuffix(needed[0]) for key in tensors if key.endswith(needed[0])]
+    prefixes = [p for p in ends if not p or p.endswith(".")]
+    fitting = []
+    for prefix in prefixes:
+        if all(prefix + key in tensors for key in needed):
+            below = _below(tensors, prefix, expected)
+            if prefix and not _misfits(expected, below):
+                fitting.append(Weights(state.place, prefix, below, _is_average(state, prefix)))
+    if "" in prefixes:
+        whole = _below(tensors, "", expected)
+        if fitting:  # a whole network beside others that have a prefix
+            whole = {key: value for key, value in whole.items() if key in expected}
+        if not _misfits(expected, whole):
+            fitting.insert(0, Weights(state.place, "", whole, state.averaged))
+    yield from fitting
 
 
-def find_weights(file: Path, content: object, model: nn.Module) -> list[Weights]:
-    """The state dicts of a checkpoint's content: the raw one, then averages of it.
+def _is_average(state: StateDict, prefix: str) -> bool:
+    return state.averaged or any(names_average(part) for part in prefix.split("."))
+
+
+def _below(
+    tensors: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors below a prefix, which is taken off, without the numbers of averagers."""
+    below = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    for name in AVERAGER_STATE:
+        if name in below and name not in expected and below[name].ndim == 0:
+            del below[name]
+    return below
+
+
+def _averages_in_part(
+    state: StateDict, shapes: Counter[tuple[int, ...]], names: Sequence[str]
+) -> Iterator[Weights]:
+    """Averages by their names that hold tensors of the shapes of all parameters."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.tensors.items():
+        parts = key.split(".")[:-1]
+        stop = next((i for i, part in enumerate(parts) if names_average(part)), None)
+        if state.averaged or stop is not None:
+            prefix = "" if stop is None else ".".join(parts[: stop + 1]) + "."
+            groups.setdefault(prefix, {})[key.removeprefix(prefix)] = value
+    for prefix, tensors in groups.items():
+        if Counter(tuple(value.shape) for value in tensors.values()) >= shapes:
+            in_order = all(key.isdigit() for key in tensors) and len(tensors) == len(names)
+            named = dict(zip(names, tensors.values(), strict=True)) if in_order else tensors
+            yield Weights(state.place, prefix, named, averaged=True)
+
+
+def _within(inner: Weights, outer: Weights) -> bool:
+    return inner.place == outer.place and inner.prefix.startswith(outer.prefix)
+
+
+def _named(
+    file: Path,
+    candidates: Sequence[Weights],
+    found: Sequence[StateDict],
+    model: nn.Module,
+    key: str,
+) -> tuple[list[Weights], list[StateDict]]:
+    """The candidates that `checkpoint_key` names, and the state dicts that it names.
 
     Raises:
-        ConfigError: there is none, or several networks in one state dict fit the model.
+        ConfigError: there is none of this name.
     """
-    if isinstance(content, Mapping):
-        names = [key for key in content if isinstance(key, str)]
-        averaged = [key for key in names if AVERAGED.search(key.lower())]
-        raw = [key for key in NESTED_UNDER + RAW_ELSEWHERE * bool(averaged) if key in content]
-        found = [
-            Weights(key, tensors, key in averaged)
-            for key in raw + averaged
-            if (tensors := _state_dict(content[key])) is not None
-        ]
-        # An average of something else, such as the losses, shares no name with the weights, neither
-        # as saved (an average without buffers fits below no prefix) nor without a prefix.
-        fitted = [_without_prefix(file, each, model) for each in found]
-        found = [
-            each
-            for before, each in zip(found, fitted, strict=True)
-            if not before.tensors.keys().isdisjoint(found[0].tensors)
-            or not each.tensors.keys().isdisjoint(fitted[0].tensors)
-        ]
-        if found:
-            return [w for w in found if not w.averaged][:1] + [w for w in found if w.averaged]
-    return [_without_prefix(file, _plain_weights(file, content), model)]
+    asked = ".".join(p for p in key.split(".") if p and p not in WRAPPERS) or key.strip(".") or TOP
+    exact = [each for each in candidates if asked == each.name]
+    part = [each for each in candidates if f".{asked}." in f".{each.name}."]
+    there = [state for state in found if f".{asked}." in f".{state.place}."]
+    if exact or part or there:
+        return exact or part, there
+    names = ", ".join(dict.fromkeys(repr(each.name) for each in candidates))
+    raise ConfigError(
+        f"checkpoint {file} holds no weights of {type(model).__name__} under "
+        f"checkpoint_key: {key!r}.",
+        hint=f"Those that fit are {names}." if names else "None of its weights fit.",
+    )
 
 
-def choose_weights(file: Path, found: list[Weights], choice: WeightsChoice | None) -> Weights:
-    """The raw or the averaged weights of a checkpoint.
+def choose_weights(
+    file: Path, candidates: Sequence[Weights], choice: WeightsChoice | None
+) -> Weights:
+    """The one candidate that is meant.
 
     Raises:
-        ConfigError: they are not in the file, or both are and there is no choice.
+        ConfigError: there is none of the kind asked for, or several that differ.
     """
-    raw = next((each for each in found if not each.averaged), None)
-    averages = [each for each in found if each.averaged]
-    if len(averages) > 1 and choice != "raw":
-        names = ", ".join(repr(each.key) for each in averages)
+    raw = _distinct([each for each in candidates if not each.averaged])
+    averaged = _distinct([each for each in candidates if each.averaged])
+    if choice is None and raw and averaged and len(_distinct([raw[0], *averaged])) > 1:
         raise ConfigError(
-            f"checkpoint {file} holds several averages of the weights: {names}.",
-            hint="Save one of them as a file of its own, or set `checkpoint_weights: raw`.",
-        )
-    averaged = averages[0] if averages else None
-    if choice is None:
-        if raw is None or averaged is None or _equal(raw.tensors, averaged.tensors):
-            return found[0]
-        raise ConfigError(
-            f"checkpoint {file} holds raw weights under {raw.key!r} and averaged ones (EMA) under "
-            f"{averaged.key!r}, and they differ.",
+            f"checkpoint {file} holds raw weights under {_names(raw)} and averaged ones (EMA) "
+            f"under {_names(averaged)}, and they differ.",
             hint="Beside `checkpoint`, set `checkpoint_weights: averaged` (usually the better "
             "ones, and those that training scripts evaluate) or `checkpoint_weights: raw`.",
         )
-    chosen = averaged if choice == "averaged" else raw
-    if chosen is None:
-        other, key = ("raw" if choice == "averaged" else "averaged"), found[0].key
+    pool = averaged if choice == "averaged" else raw
+    pool = pool or (averaged if choice is None else [])
+    if not pool:
+        other, there = ("raw", raw) if choice == "averaged" else ("averaged", averaged)
+        under = "" if there[0].name == TOP else f" under {_names(there)}"
         raise ConfigError(
-            f"checkpoint {file} holds no {choice} weights, only {other} ones"
-            f"{f' under {key!r}' if key else ''}.",
+            f"checkpoint {file} holds no {choice} weights, only {other} ones{under}.",
             hint="Leave `checkpoint_weights` out to load those.",
         )
-    return chosen
-
-
-def _state_dict(value: object, depth: int = 3) -> dict[str, Tensor] | None:
-    """The tensors of a state dict, which may be nested a few times; None for anything else."""
-    if not isinstance(value, Mapping) or not value:
-        return None
-    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-        return _without_wrappers(dict(value))
-    inner = next((value[key] for key in HOLDERS if isinstance(value.get(key), Mapping)), None)
-    return _state_dict(inner, depth - 1) if depth else None
-
-
-def _plain_weights(file: Path, content: object) -> Weights:
-    """The content itself as one state dict."""
-    for key in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
+    if len(pool) > 1:
+        kind = "several averages of the weights" if pool[0].averaged else "several networks"
+        hint = f"set `checkpoint_key` to one of them, such as `checkpoint_key: {pool[-1].name}`."
+        if pool[0].averaged and raw:
+            hint = f"{hint.rstrip('.')}, or `checkpoint_weights: raw`."
         raise ConfigError(
-            f"checkpoint {file} holds a {type(content).__name__} where a state dict is needed.",
-            hint="Save model.state_dict().",
+            f"checkpoint {file} holds {kind} that fit and differ: {_names(pool)}.",
+            hint=f"Beside `checkpoint`, {hint}",
         )
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ConfigError(
-                f"checkpoint {file} holds no state dict: {key!r} is a {type(value).__name__}.",
-                hint=f"Save model.state_dict(), alone or under one of {', '.join(NESTED_UNDER)}.",
-            )
-    return Weights("", _without_wrappers(dict(content)), averaged=COUNTER in content)
+    return pool[0]
 
 
-def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    if COUNTER in weights and all(key.startswith(("module.", COUNTER)) for key in weights):
-        weights = {key: value for key, value in weights.items() if key != COUNTER}
-    for wrapper in (*WRAPPERS, *WRAPPERS):  # they nest, in either order
-        if all(key.startswith(wrapper) for key in weights):
-            weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
-    return weights
+def _names(candidates: Sequence[Weights]) -> str:
+    return ", ".join(repr(each.name) for each in candidates)
 
 
-def _without_prefix(file: Path, weights: Weights, model: nn.Module) -> Weights:
-    """The tensors below the one prefix with which they fit the network; unchanged if none does."""
-    tensors, expected = weights.tensors, model.state_dict()
-    if not expected or not _misfits(expected, tensors):
-        return weights
-    needed = [key for key in expected if not key.endswith(BATCH_COUNTER)] or list(expected)
-    ends = [key.removesuffix(needed[0]) for key in tensors if key.endswith(needed[0])]
-    fitting: dict[str, dict[str, Tensor]] = {}
-    for prefix in ends:
-        if (prefix and not prefix.endswith(".")) or any(prefix + k not in tensors for k in needed):
-            continue
-        below = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if not prefix:  # a whole network beside others that have a prefix
-            below = {key: value for key, value in below.items() if key in expected}
-        if not _misfits(expected, below):
-            fitting[prefix] = below
-    if not any(fitting):
-        return weights
-    prefix, below = next((prefix, below) for prefix, below in fitting.items() if prefix)
-    if not all(_equal(below, other) for other in fitting.values()):
-        raise ConfigError(
-            f"checkpoint {file} holds several networks that fit {type(model).__name__} and "
-            f"differ, below the prefixes {', '.join(map(repr, fitting))} of its keys.",
-            hint="Save the one you need as a file of its own, with keys that lack the prefix.",
-        )
-    averaged = weights.averaged or AVERAGED.search(prefix.lower()) is not None
-    return weights._replace(tensors=below, averaged=averaged, prefix=prefix)
+def _distinct(candidates: Sequence[Weights]) -> list[Weights]:
+    """Without those that equal an earlier one."""
+    kept: list[Weights] = []
+    for each in candidates:
+        if not any(_equal(each.tensors, other.tensors) for other in kept):
+            kept.append(each)
+    return kept
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def _require_fit(file: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    problems = _misfits(model.state_dict(), weights)
-    if problems:
-        raise ConfigError(
-            f"checkpoint {file} does not fit {type(model).__name__}: it {', '.join(problems)}.",
-            hint="Check the model's name, num_classes and model_args.",
+def _nearest(found: Sequence[StateDict], expected: Mapping[str, Any]) -> Weights:
+    """The state dict and the prefix that hold most of the network's names, for the message."""
+    largest = max(found, key=lambda state: len(state.tensors))
+    best = Weights(largest.place, "", largest.tensors, largest.averaged)
+    needed = _needed(expected)
+    most = len(needed) // 2  # a prefix that explains less is a coincidence
+    probes = dict.fromkeys([*needed[:1], *needed[len(needed) // 2 :][:1], *needed[-1:]])
+    for state in found:
+        keys = [key for key in state.tensors for probe in probes if key.endswith(probe)]
+        prefixes = {key.removesuffix(probe) for key in keys for probe in probes}
+        for prefix in sorted(p for p in prefixes | {""} if not p or p.endswith(".")):
+            hits = sum(prefix + key in state.tensors for key in needed)
+            if hits > most:
+                below = _below(state.tensors, prefix, expected)
+                averaged = _is_average(state, prefix)
+                best, most = Weights(state.place, prefix, below, averaged), hits
+    return best
+
+
+def _needed(expected: Mapping[str, Any]) -> list[str]:
+    return [key for key in expected if not key.endswith(BATCH_COUNTER)] or list(expected)
+
+
+def _no_tensors(file: Path, content: object) -> ConfigError:
+    """The refusal of a file without a single tensor."""
+    hint = "Save model.state_dict()."
+    if not isinstance(content, Mapping) or not content:
+        kind = "an empty dict" if content == {} else f"a {type(content).__name__}"
+        problem = f"holds {kind} where a state dict is needed."
+    else:
+        items = [f"{key!r} is a {type(value).__name__}" for key, value in content.items()]
+        more = f" (and {len(items) - 3} more)" if len(items) > 3 else ""
+        problem = f"holds no tensors: {', '.join(items[:3])}{more}."
+    return ConfigError(f"checkpoint {file} {problem}", hint=hint)
+
+
+def _misfit(file: Path, model: nn.Module, nearest: Weights, model_name: str) -> ConfigError:
+    """The refusal of weights that do not fit, with the name of a network that they fit."""
+    problems = _misfits(model.state_dict(), nearest.tensors)
+    others = find_lookalikes(nearest.tensors, model_name)
+    hint = "Check the model's name, num_classes and model_args."
+    if others:
+        names = " or ".join(each.name for each in others[:3])
+        hint = f"It fits {names} with {others[0].num_classes} classes: name that as the model."
+    if others and others[0].name == model_name:
+        hint = (
+            f"It is of {model_name} with {others[0].num_classes} classes. Which of a teacher's "
+            "classes are the dataset's is said by teacher.classes."
         )
+    where = "" if nearest.name == TOP else f" under {nearest.name!r}"
+    return ConfigError(
+        f"checkpoint {file} does not fit {type(model).__name__}:{where} it {', '.join(problems)}.",
+        hint=hint,
+    )
 
 
 def _misfits(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
-    """How weights differ from a network's state dict in names and shapes."""
+    """How weights differ from a network's state dict in names, shapes and kinds of numbers."""
     missing = [key for key in expected if key not in weights and not key.endswith(BATCH_COUNTER)]
     unknown = [key for key in weights if key not in expected]
+    shared = [(key, expected[key], weights[key]) for key in expected if key in weights]
     other = [
-        f"{key} is {list(weights[key].shape)} in the file and {list(value.shape)} in the network"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
+        f"{key} is {list(found.shape)} in the file and {list(wanted.shape)} in the network"
+        for key, wanted, found in shared
+        if isinstance(wanted, Tensor) and found.shape != wanted.shape
+    ]
+    rounded = [
+        f"{key} as {str(found.dtype).removeprefix('torch.')}"
+        for key, wanted, found in shared
+        if isinstance(wanted, Tensor) and wanted.is_floating_point() and not _is_real(found)
     ]
     return [
         *_first("lacks", missing),
         *_first("has the unknown", unknown),
         *_first("differs in shape:", other),
+        *_first("holds", rounded),
     ]
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_quantized
 
 
 def _first(problem: str, cases: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ MAX_OUTPUTS = 2**24
 
 LATER = frozenset(
     {
+        "checkpoint_key",
         "checkpoint_weights",
         "output",
         "answers",
@@ -102,12 +103,16 @@ class TeacherConfig(Frozen):
     ]
     checkpoint: Annotated[
         str | None,
-        Field(min_length=1, description=".safetensors, .pt or .pth of weights."),
+        Field(min_length=1, description="Weights: .safetensors, .pt, .pth or a folder."),
         EXPANDED,
     ] = None
     checkpoint_weights: Annotated[
         Literal["raw", "averaged"] | None,
         Field(description="Which to take of a checkpoint that holds both raw and averaged (EMA)."),
+    ] = None
+    checkpoint_key: Annotated[
+        str | None,
+        Field(min_length=1, description="Which network of a checkpoint that holds several."),
     ] = None
     pretrained: Annotated[bool, Field(description="Fetch the published weights.")] = False
     num_classes: Annotated[
@@ -192,10 +197,9 @@ class TeacherConfig(Frozen):
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("teacher.pretrained and teacher.checkpoint both name its weights")
-        if self.checkpoint_weights is not None and self.checkpoint is None:
-            raise ValueError(
-                "teacher.checkpoint_weights chooses within teacher.checkpoint: give it"
-            )
+        for key in ("checkpoint_weights", "checkpoint_key"):
+            if getattr(self, key) is not None and self.checkpoint is None:
+                raise ValueError(f"teacher.{key} chooses within teacher.checkpoint: give it")
         return self
 
     @model_serializer(mode="wrap")

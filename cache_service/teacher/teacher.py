@@ -265,7 +265,11 @@ def _create(config: TeacherConfig, num_classes: int | None) -> tuple[nn.Module, 
     if config.checkpoint is not None:
         try:
             weights_from = load_checkpoint(
-                model, config.checkpoint, weights=config.checkpoint_weights
+                model,
+                config.checkpoint,
+                weights=config.checkpoint_weights,
+                key=config.checkpoint_key,
+                model_name=config.model,
             )
         except ConfigError as error:
             origin = "teacher.num_classes" if config.num_classes else "the dataset's classes"

@@ -20,6 +20,10 @@ def make(*, seed=0, **settings):
     return make_student(config, num_classes=NUM_CLASSES, view_size=24, teacher=TEACHER, seed=seed)
 
 
+def weights_of(name):
+    return make(model=f"support.streams:{name}").model.state_dict()
+
+
 def weights(student):
     return student.model.head.weight
 
@@ -41,6 +45,14 @@ def test_a_student_of_its_own_seed_ignores_the_runs():
 def test_it_has_the_datasets_classes():
     assert weights(make()).shape[0] == NUM_CLASSES
     assert weights(make(num_classes=NUM_CLASSES)).shape[0] == NUM_CLASSES
+
+
+def test_which_weights_of_a_checkpoint_were_loaded_and_a_notice_are_kept(tmp_path):
+    torch.save({"student": weights_of("plain_net"), "epoch": 3}, tmp_path / "a.pth")
+    student = make(checkpoint=str(tmp_path / "a.pth"))
+    assert (student.weights_from, student.notice) == ("raw weights, student of a.pth", "")
+    assert (make().weights_from, make().notice) == ("", "")
+    assert "CIFAR papers is cifar_resnet18" in make(model="resnet18").notice
 
 
 def test_another_class_count_is_refused():

@@ -311,6 +311,16 @@ def test_a_live_teacher_that_says_what_is_recorded_gives_the_same_run(tmp_path):
     assert curve(tmp_path / "live") == curve(tmp_path / "cached")
 
 
+def test_the_start_of_a_run_says_which_weights_were_loaded(tmp_path):
+    first = run(train_config(tmp_path / "first", epochs=1))
+    torch.save({"net": first.student.model.state_dict()}, tmp_path / "a.pth")
+    run(train_config(tmp_path / "second", epochs=1, student__checkpoint=str(tmp_path / "a.pth")))
+    starts = [read_metrics(tmp_path / name)[0] for name in ("first", "second")]
+    assert [each["kind"] for each in starts] == ["start", "start"]
+    assert "weights" not in starts[0]
+    assert starts[1]["weights"] == "raw weights, net of a.pth"
+
+
 def test_a_method_that_does_not_suit_is_refused_before_anything_is_read(tmp_path):
     config = train_config(tmp_path, method={"name": "sd-kd", "scales": [1, 4]})
     stream = MemoryStream(config)

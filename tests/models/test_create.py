@@ -85,13 +85,6 @@ def test_without_a_seed_the_global_generator_decides():
     assert not torch.equal(first.fc.weight, second.fc.weight)
 
 
-def test_a_checkpoint_is_loaded(tmp_path):
-    trained = create_model("resnet20", num_classes=7, seed=1)
-    save_file(trained.state_dict(), tmp_path / "a.safetensors")
-    model = create_model("resnet20", num_classes=7, checkpoint=tmp_path / "a.safetensors")
-    assert torch.equal(model.fc.weight, trained.fc.weight)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -103,7 +96,6 @@ def test_a_checkpoint_is_loaded(tmp_path):
         ("owner/name", {}, "Use 'hf-hub:owner/name'"),
         ("resnet50.nope", {}, r"Invalid pretrained tag \(nope\) for resnet50\. Check"),
         ("resnet8x4", {"pretrained": True}, "timm has no pretrained weights for resnet8x4"),
-        ("resnet8x4", {"pretrained": True, "checkpoint": "x"}, "both name its weights. Keep one"),
         ("resnet8x4", {"wings": 2}, "cannot create resnet8x4: .*unexpected .*'wings'"),
         ("local-dir:/nowhere", {}, "cannot create local-dir:/nowhere: .*config.json"),
         ("torchvision/resnet18", {"pretrained": True}, "answers 1000 classes, not 7. Drop"),

@@ -127,6 +127,13 @@ def test_averaged_weights_are_named_by_plan_and_build(tmp_path):
     assert lines[0] == f"teacher: support.toys:tiny_net, {told}"
     assert make_plan(build).teacher_weights == told
     assert build.spec == open_toy(str(tmp_path / "d")).spec
+    assert build.provenance["teacher"]["checkpoint_weights"] == "averaged"
+    assert "checkpoint_key" not in build.provenance["teacher"]
+    del changes["teacher__checkpoint_weights"]
+    named = open_toy(str(tmp_path / "c"), **changes, teacher__checkpoint_key="state_dict_ema")
+    assert named.spec == build.spec
+    assert named.provenance["teacher"]["checkpoint_key"] == "state_dict_ema"
+    assert "checkpoint_weights" not in named.provenance["teacher"]
 
 
 def open_stateful(path, name, **changes):

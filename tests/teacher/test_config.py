@@ -26,6 +26,10 @@ from cache_service.teacher.settings import TeacherConfig
         ({"seed": -1}, "greater than or equal to 0"),
         ({"seed": 2**63}, "less than"),
         ({"pretrained": True, "checkpoint": "a.pt"}, "both name its weights"),
+        ({"checkpoint": "a.pt", "checkpoint_key": ""}, "at least 1 character"),
+        ({"checkpoint": "a.pt", "checkpoint_weights": "best"}, "'raw' or 'averaged'"),
+        ({"checkpoint_key": "teacher"}, "checkpoint_key chooses within teacher.checkpoint"),
+        ({"checkpoint_weights": "raw"}, "checkpoint_weights chooses within teacher.checkpoint"),
         ({"chekpoint": "a.pt"}, "Extra inputs are not permitted"),
     ],
 )
