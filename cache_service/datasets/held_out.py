@@ -23,13 +23,18 @@ TRAIN_SPLITS = ("train", "training")
 
 
 class SubsetSource:
-    """Some samples of another source, under numbers of their own. All classes keep their labels."""
+    """Some samples of another source, under numbers of their own. All classes keep their labels.
+
+    Attributes:
+        left_out: of the whole source; see `ImageDataset`.
+    """
 
     def __init__(self, source: Source, samples_M: NDArray[np.int64]) -> None:
         self._source = source
         self._samples_M = samples_M
         self.labels = source.labels[samples_M]
         self.classes = source.classes
+        self.left_out = getattr(source, "left_out", "")
         names = source.paths.split(b"\0") if source.paths else []
         self.paths = b"\0".join(names[sample] for sample in samples_M) if names else b""
 

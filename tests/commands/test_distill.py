@@ -98,7 +98,7 @@ def test_the_cost_is_told_before_anything_is_paid_for(finished):
     lines = err.splitlines()
     first_paid = next(i for i, line in enumerate(lines) if line.startswith("kd-cache distill:"))
     told = "\n".join(lines[:first_paid])
-    assert "72 in 3 classes to learn from; 0.2 of each class held out" in told
+    assert "72 in 3 classes to learn from, 18 for evaluation: 0.2 of each class, chosen" in told
     assert "teacher  resnet8, to be trained first: 5 epochs in all, about " in told
     assert "record   2 epochs (0:2): 144 views, " in told
     assert "train    2 x resnet8: 4 epochs in all, about " in told
@@ -253,7 +253,7 @@ def test_a_teacher_with_a_checkpoint_and_a_split_of_its_own(photos, checkpoint, 
         root, tmp_path, "--teacher-checkpoint", checkpoint, "--no-baseline", "--method", "dkd"
     )
     assert ended.code == 0, ended.err
-    assert f"90 in 3 classes to learn from; evaluation on {root / 'valid'};" in ended.err
+    assert f"90 in 3 classes to learn from, 18 for evaluation: {root / 'valid'};" in ended.err
     assert "teacher  resnet8, teacher.safetensors" in ended.err
     lines = ended.out.splitlines()
     assert lines[2].startswith("| teacher resnet8 | ")
@@ -359,6 +359,47 @@ def test_a_folder_of_one_class_or_of_none_is_refused(photos, tmp_path):
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert "found no class folders" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_images_for_evaluation_are_checked_before_anything_is_written(photos, tmp_path):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    flat = root / "val"
+    flat.mkdir()
+    shutil.copy(photos / "digit-0" / "0.jpg", flat)
+    ended = distill(root, tmp_path, "--train-teacher", "1")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "evaluation images: dataset folder found no class folders in" in ended.err
+    assert "dataset.labels" in ended.err
+    shutil.copytree(photos / "digit-0", flat / "digit-9")
+    ended = distill(root, tmp_path, "--train-teacher", "1")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "'digit-9'" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_labels_for_evaluation_is_passed_on(photos, checkpoint, tmp_path):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    (root / "val").mkdir()
+    for digit in (0, 1, 4):
+        shutil.copy(photos / f"digit-{digit}" / "3.jpg", root / "val" / f"{digit}.jpg")
+    rows = "".join(f"{digit}.jpg,digit-{digit}\n" for digit in (0, 1, 4))
+    (root / "labels.csv").write_text(f"file,label\n{rows}")
+    words = ("--teacher-checkpoint", checkpoint, "--set", "evaluate.dataset.labels=labels.csv")
+    ended = distill(root, tmp_path, *words, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "90 in 3 classes to learn from, 3 for evaluation" in ended.err
+
+
+def test_what_the_folder_holds_and_was_not_taken_is_told(photos, checkpoint, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    (root / "digit-0" / "old.gif").write_bytes(b"GIF89a")
+    ended = distill(root, tmp_path, "--teacher-checkpoint", checkpoint, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "not taken: " in ended.err
+    assert ".gif" in ended.err
 
 
 def test_a_damaged_image_is_named_before_anything_is_written(photos, tmp_path):

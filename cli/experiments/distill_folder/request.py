@@ -18,13 +18,13 @@ import timm
 from cache_service.config import Frozen, override_document, suggest, validate_config
 from cache_service.datasets import DatasetConfig, ImageDataset, open_dataset
 from cache_service.datasets.folder import SPLIT_SYNONYMS
-from cache_service.errors import ConfigError
+from cache_service.errors import ConfigError, DatasetError
 from cache_service.format.seeds import describe_seeds, parse_seeds
 from cache_service.human_format import describe_error
 from cache_service.models.create import TIMM_SOURCES, TORCHVISION, refuse_unknown_model
 from cache_service.recording.build_config import BuildConfig
 from cli.experiments.experiment_file import Document, ExperimentConfig, merge_documents
-from distill.config import TrainConfig
+from distill.config import EvaluateConfig, TrainConfig
 from distill.export import STUDENT_NAME
 
 WHERE = "kd-cache distill"
@@ -127,14 +127,15 @@ class Planned(NamedTuple):
     Attributes:
         config: the experiment.
         teacher, student: its names of the two, which are also names of files and folders.
-        images: the training images.
-        division: how training and evaluation images were told apart, for people.
+        images, held_out: those to learn from, and those for evaluation.
+        division: how they were told apart, for people.
     """
 
     config: ExperimentConfig
     teacher: str
     student: str
     images: ImageDataset
+    held_out: ImageDataset
     division: str
 
 
@@ -152,13 +153,14 @@ def plan_request(request: Request) -> Planned:
     _check_weights(request, given["teacher"])
     dataset, evaluate, division = _divide(root, request, given)
     images = open_dataset(validate_config(DatasetConfig, dataset, where=f"{WHERE}: dataset"))
+    held_out = _open_held_out(evaluate, images)
     _check_size(request, given)
     size = given["augment"].get("size") or request.size or default_size(request.teacher)
     document = _assemble(request, given, dataset=dataset, evaluate=evaluate)
     document["augment"] = _augment(images, size, given["augment"])
     config = validate_config(ExperimentConfig, document, where=WHERE)
     teacher, student = folder_name(request.teacher), folder_name(request.student)
-    return Planned(config, teacher, student, images, division)
+    return Planned(config, teacher, student, images, held_out, division)
 
 
 def default_size(teacher: str) -> int:
@@ -312,7 +314,7 @@ def _divide(
         share = DEFAULT_SHARE if share is None else share
         own["hold_out"] = share
         why = "" if found is not None else f" ({request.folder} has no folder val or test)"
-        division = f"{share:.4g} of each class held out by the names of the files{why}"
+        division = f"{share:.4g} of each class, chosen by the names of the files{why}"
     evaluate: Document = {
         "dataset": {**dataset, **own, "split": split},
         "every": max(1, request.epochs // 10),
@@ -325,15 +327,40 @@ def _divide(
 
 
 def _evaluation_splits(root: Path) -> Iterator[tuple[str, str]]:
-    """Splits for evaluation that have class folders, and their folders, for people."""
-    _, *others = SPLIT_SYNONYMS
+    """Splits for evaluation, and their folders, for people.
+
+    Beside a split for training, one without class folders counts too: it needs a file of labels.
+    """
+    training, *others = SPLIT_SYNONYMS
+    has_training = any(_has_folders(root / name) for name in training)
     for split, *synonyms in others:
         for name in (split, *synonyms):
             folder = root / name
-            if folder.is_dir() and any(
-                each.is_dir() and not each.name.startswith(".") for each in folder.iterdir()
-            ):
-                yield split, f"evaluation on {folder}"
+            if _has_folders(folder) or (has_training and folder.is_dir()):
+                yield split, str(folder)
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        each.is_dir() and not each.name.startswith(".") for each in folder.iterdir()
+    )
+
+
+def _open_held_out(evaluate: Document, images: ImageDataset) -> ImageDataset:
+    """The images for evaluation, which must have the classes of training."""
+    config = validate_config(EvaluateConfig, evaluate, where=f"{WHERE}: evaluate")
+    try:
+        held_out = open_dataset(config.dataset, class_names=images.classes)
+    except (ConfigError, DatasetError) as error:
+        hint = f"{error.hint} Keys of it are --set evaluate.dataset.KEY=VALUE."
+        raise type(error)(f"evaluation images: {error.message}", hint=hint.strip()) from error
+    if held_out.id.num_classes != images.id.num_classes:
+        raise ConfigError(
+            f"the images for evaluation have {held_out.id.num_classes} classes, and those to learn "
+            f"from {images.id.num_classes}.",
+            hint="Hold out a share of the latter by --hold-out 0.2.",
+        )
+    return held_out
 
 
 def _check_size(request: Request, given: dict[str, Document]) -> None:

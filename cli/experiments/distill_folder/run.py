@@ -140,9 +140,14 @@ def _describe_images(planned: Planned) -> str:
     views = augment.get("preset") or augment.get("callable")
     if views is None:
         views = ", ".join(each["op"] for each in augment["ops"])
+    left_out = "; ".join(
+        dict.fromkeys(each.left_out for each in (images, planned.held_out) if each.left_out)
+    )
     return (
-        f"{len(images):,} in {images.id.num_classes} classes to learn from; {planned.division}; "
-        f"views of {augment['size']} px by {views}"
+        f"{len(images):,} in {images.id.num_classes} classes to learn from, "
+        f"{len(planned.held_out):,} for evaluation: {planned.division}"
+        + (f"; not taken: {left_out}" if left_out else "")
+        + f"; views of {augment['size']} px by {views}"
     )
 
 
