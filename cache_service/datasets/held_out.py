@@ -72,7 +72,8 @@ def hold_out(source: Source, share: float, *, split: str, dataset: str) -> Subse
     if not is_held_N.any():
         raise DatasetError(
             f"dataset.hold_out={share:g} holds out no image of dataset {dataset}: every class has "
-            "one image only."
+            "one image only.",
+            hint="Put images for evaluation into a folder of their own beside that of training.",
         )
     chosen_N = ~is_held_N if split in TRAIN_SPLITS else is_held_N
     return SubsetSource(source, np.flatnonzero(chosen_N).astype(np.int64))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.builds import tree_bytes
 from support.command import kd_cache
 from support.photos import write_photos
@@ -421,11 +422,29 @@ def wide(tmp_path):
 
 
 def test_a_teacher_of_more_classes_is_refused_and_told_of_teacher_classes(photos, wide, tmp_path):
-    words = ("--teacher-checkpoint", wide, "--set", "teacher.num_classes=5")
-    ended = distill(photos, tmp_path, *words)
-    assert (ended.code, ended.out) == (2, ""), ended.err
-    assert "teacher.classes" in ended.err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    for words in ((), ("--set", "teacher.num_classes=5")):
+        ended = distill(photos, tmp_path, "--teacher-checkpoint", wide, *words)
+        assert (ended.code, ended.out) == (2, ""), ended.err
+        assert "teacher.classes" in ended.err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+
+def test_teacher_classes_chooses_among_more_outputs(photos, checkpoint, tmp_path):
+    weights = load_file(checkpoint)
+    for name in ("fc.weight", "fc.bias"):  # outputs 1, 4 and 0 are digits 0, 1 and 4
+        rows = torch.zeros(5, *weights[name].shape[1:])
+        rows[[1, 4, 0]] = weights[name]
+        weights[name] = rows
+    path = tmp_path / "wide.pt"
+    torch.save(weights, path)
+    words = ("--teacher-checkpoint", str(path), "--set", "teacher.classes=[1, 4, 0]")
+    words += ("--set", "teacher.num_classes=5")
+    # The exported file names its preprocessing; a file of weights alone does not.
+    for name in ("mean", "std"):
+        words += ("--set", f"teacher.{name}=[0.5, 0.5, 0.5]")
+    ended = distill(photos, tmp_path, *words, "--no-baseline", "--json")
+    assert ended.code == 0, ended.err
+    assert rows_of(json.loads(ended.out))["teacher resnet8"]["mean"] > 60
 
 
 def test_a_teacher_that_guesses_is_refused_before_anything_is_written(photos, tmp_path):
@@ -468,3 +487,15 @@ def test_an_out_that_is_a_file_is_one_line(photos, checkpoint, tmp_path):
     assert "Traceback" not in ended.err
     assert ended.err.splitlines()[-1].startswith("error[")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_recording_that_does_not_fit_the_disk_is_refused_before_it_begins(
+    photos, checkpoint, tmp_path, monkeypatch
+):
+    # The classes of the photos make tiny rows, so the disk has to be tinier.
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("cli.experiments.distill_folder.run.shutil.disk_usage", lambda _: usage)
+    ended = distill(photos, tmp_path, "--teacher-checkpoint", checkpoint)
+    assert (ended.code, ended.out) == (4, ""), ended.err
+    assert "error[out_of_space]: the recording takes about " in ended.err
+    assert not (tmp_path / "out").exists()

@@ -70,7 +70,8 @@ class TrainingCost(NamedTuple):
         """For people."""
         if not self.epochs:
             return "trained before"
-        return f"{self.epochs:,} epochs in all, about {human_seconds(self.seconds)}"
+        many = f"{self.epochs:,} epochs in all" if self.epochs > 1 else "one epoch"
+        return f"{many}, about {human_seconds(self.seconds)}"
 
 
 def recording_cost(build: BuildContext) -> RecordingCost:

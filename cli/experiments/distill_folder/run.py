@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_service.config import dump_yaml
-from cache_service.errors import ConfigError, SpecMismatchError
+from cache_service.errors import ConfigError, OutOfSpaceError, SpecMismatchError
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.seeds import describe_seeds
+from cache_service.human_format import human_bytes
 from cache_service.recording.comparison import check_teacher
 from cache_service.recording.context import BuildContext, open_build
 from cache_service.recording.plan import make_plan
@@ -207,6 +209,7 @@ def _estimate(planned: Planned, opened: BuildContext, on_message: OnMessage) -> 
     config = planned.config
     recording = recording_cost(opened)
     build, runs = opened.config, list(_train_configs(config))
+    _refuse_full_disk(build.cache, recording)
     with_views = [run.model_copy(update={"augment": build.augment}) for run in runs]
     num_samples, num_classes = len(planned.images), planned.images.id.num_classes
     training = training_cost(
@@ -224,6 +227,19 @@ def _estimate(planned: Planned, opened: BuildContext, on_message: OnMessage) -> 
     on_message(f"train    {len(runs)} x {planned.student}: {training.text}")
     on_message(f"files    {config.out}")
     return Cost(recording, training)
+
+
+def _refuse_full_disk(cache: str, cost: RecordingCost) -> None:
+    folder = next(each for each in Path(cache).parents if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    pending = cost.num_bytes * cost.rows_pending // cost.rows
+    if pending > free:
+        raise OutOfSpaceError(
+            f"the recording takes about {human_bytes(pending)}, and {folder} has "
+            f"{human_bytes(free)} left.",
+            hint="Choose another folder with --out, fewer epochs with --seeds, or --set "
+            "codec.kind=int8.",
+        )
 
 
 def _train_configs(config: ExperimentConfig) -> Iterator[TrainConfig]:
