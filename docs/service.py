@@ -17,6 +17,7 @@ PAGES = (
     ("GET", "/", "The page: caches, builds, traffic."),
     ("GET", "/caches/{name}", "The page of one cache."),
     ("GET", "/caches/{name}/explore", "The page of one sample under one seed."),
+    ("GET", "/caches/{name}/find", "Samples worth a look, found in the recorded rows."),
 )
 """For people, so not in the document that programs read. A test asks for each."""
 

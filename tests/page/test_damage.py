@@ -81,7 +81,7 @@ def test_a_damaged_cache_has_a_page_that_says_so_and_leads_back(damaged):
         assert answer.status == 500
         html = answer.data.decode()
     assert re.search(r"<h1>Damage in root</h1>", html)
-    assert 'aria-label="Place"><a href="/">Caches</a>' in html
+    assert 'aria-label="Place"><a href="../">Caches</a>' in html
     assert "Refused" not in html
 
 

@@ -146,7 +146,8 @@ def recorded(tmp_path_factory):
 def request_for(cache, **changes):
     position = int((cache.read(0, 0, 96)["sample"] == 7).nonzero()[0][0])
     views = [(0, position), (3, 0)]
-    made = image_request(cache.spec, [TOYS], sample=7, views=views, names=[0, 1, 99])
+    question = {"sample": 7, "views": views, "names": [0, 1, 99]}
+    made = image_request(cache.spec, [TOYS], "sample", question)
     return made | changes
 
 

@@ -180,6 +180,27 @@ def _intact_views(cache: Cache, row: Row) -> tuple[dict[int, str], CorruptError 
 def _images(
     cache: Cache, rows: Sequence[Row], access: ImageAccess
 ) -> tuple[Images | None, Note | None]:
+    predicted = {int(top) for row in rows for top in row.logits_RC.argmax(axis=1)}
+    likeliest = {each.label for each in row_figures(cache.spec, rows[0].logits_RC, None).likeliest}
+    question = {
+        "sample": rows[0].sample,
+        "views": [[row.seed, row.position] for row in rows],
+        "names": sorted(predicted | likeliest),
+    }
+    return rendered(cache, access, "sample", question)
+
+
+def rendered(
+    cache: Cache, access: ImageAccess, kind: str, question: Mapping[str, Any]
+) -> tuple[Images | None, Note | None]:
+    """What the image process answers about the dataset of a cache, or why it does not.
+
+    Args:
+        cache: whose dataset and recipe are used.
+        access: to the process and to datasets.
+        kind: of the question; see `image_worker`.
+        question: its fields.
+    """
     spec = cache.spec
     openable = openable_datasets(cache.group, access.datasets, is_private=access.is_private)
     if spec.recipe.callable is not None:
@@ -190,18 +211,10 @@ def _images(
     if not openable.datasets:
         return None, Note(
             f"The server does not open the dataset {spec.dataset.name} ({spec.dataset.split}), so "
-            f"the original, the view and the label are not shown: {openable.reason}.",
+            f"images and labels are not shown: {openable.reason}.",
             "List it under `datasets` in the serve file, as in the build file.",
         )
-    predicted = {int(top) for row in rows for top in row.logits_RC.argmax(axis=1)}
-    likeliest = {each.label for each in row_figures(spec, rows[0].logits_RC, None).likeliest}
-    request = image_request(
-        spec,
-        openable.datasets,
-        sample=rows[0].sample,
-        views=[(row.seed, row.position) for row in rows],
-        names=sorted(predicted | likeliest),
-    )
+    request = image_request(spec, openable.datasets, kind, question)
     try:
         images = access.renderer.render(request, wait_s=access.wait_s)
     except ImageError as refusal:

@@ -46,9 +46,10 @@ class ImageWorker:
         self._datasets: LRUCache[str, ImageDataset] = LRUCache(MAX_DATASETS)
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The images of `render`, or an `error` in their place."""
+        """The answer to a request of one of the three kinds, or an `error` in its place."""
+        kinds = {"sample": self.render, "views": self.render_views, "labels": self.labels}
         try:
-            return self.render(request)
+            return kinds[request["kind"]](request)
         except KdCacheError as refusal:
             return {"error": refusal.as_document()}
         except ImportError as missing:
@@ -88,6 +89,23 @@ class ImageWorker:
             "label": int(dataset.labels[sample]),
             "names": _names(dataset.classes, labels | set(request["names"])),
             "views": rendered,
+        }
+
+    def render_views(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Small `views` at [seed, position] pairs, of any samples. Otherwise as `render`."""
+        from cache_service.format.recipe import Recipe
+        from cache_service.views.replay import Views
+
+        views = Views(Recipe.model_validate(request["recipe"]), self._dataset(request))
+        pairs = request["views"]
+        return {"views": [_render_view(views, *pair, side=THUMBNAIL_SIDE) for pair in pairs]}
+
+    def labels(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The labels of `samples`, and the names of all classes. Raises as `render`."""
+        dataset = self._dataset(request)
+        return {
+            "labels": dataset.labels[request["samples"]].tolist() if request["samples"] else [],
+            "classes": [name[:MAX_NAME_LENGTH] for name in dataset.classes],
         }
 
     def _dataset(self, request: Mapping[str, Any]) -> ImageDataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -23,14 +23,23 @@ from cache_service.api.http.service import Service
 from cache_service.api.page.activity import activity, event_document, live_figures
 from cache_service.api.page.drawing import Cell, cell_map, coverage_picture, scale_bar
 from cache_service.api.page.explorer import Explored, ImageAccess, explore
+from cache_service.api.page.finder import WAYS, find, random_row
 from cache_service.api.page.formatting import count, fine_percent, moment, percent, prose, safe
 from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.overview import CacheCard, Coverage, cache_card, overview
-from cache_service.api.page.row_figures import CellFigures, first_recorded, neighbor_seeds
+from cache_service.api.page.row_figures import (
+    CellFigures,
+    Commits,
+    first_recorded,
+    neighbor_seeds,
+)
+from cache_service.api.page.search import Scan, scan_rows
 from cache_service.api.page.visit import Visit
 from cache_service.errors import ConfigError, CorruptError, KdCacheError, RowsNotBuiltError
 from cache_service.format.seeds import MAX_SEED
+from cache_service.format.spec import CacheSpec
 from cache_service.human_format import human_bytes
+from cache_service.rows.reader import Cache
 
 WAIT_S = 8.0
 """How long a page waits for its images. Without them it is sent, and loads itself again."""
@@ -40,6 +49,9 @@ RELOAD_S = 2
 
 MAX_EVENTS = 64
 """Caches whose events are shared by the pages that are open."""
+
+MAX_SCANS = 8
+"""Searches whose rows are kept: another way through the same rows costs nothing."""
 
 SNAPSHOT_S = 0.9
 """Age up to which all open pages share the figures of builds and traffic."""
@@ -85,11 +97,17 @@ def static_file(name: str) -> StaticFile | None:
 
 
 class Page(NamedTuple):
-    """One answer. `reload_s` is None if the page is complete."""
+    """One answer.
+
+    Attributes:
+        reload_s: when it loads itself again; None if it is complete.
+        location: another page to go to instead; empty for none.
+    """
 
     html: str
     status: int = 200
     reload_s: int | None = None
+    location: str = ""
 
 
 class Pages:
@@ -117,7 +135,8 @@ class Pages:
             wait_s=wait_s,
         )
         self._environment = _environment()
-        self._lock = threading.Lock()
+        self._lock, self._scanning = threading.Lock(), threading.Lock()
+        self._scans: LRUCache[tuple[Any, ...], Scan] = LRUCache(MAX_SCANS)
         self._events: LRUCache[str, tuple[float, dict[str, Any]]] = LRUCache(MAX_EVENTS)
 
     def close(self) -> None:
@@ -138,6 +157,7 @@ class Pages:
             "cache.html",
             visit,
             card=card,
+            first_seed=next(iter(self._service.catalog.open(name).commits()), 0),
             now=now,
             figures=live_figures(now, recorded=_recorded(card)),
         )
@@ -198,6 +218,56 @@ class Pages:
             status=200 if refusal is None else refusal.http_status,
             reload_s=RELOAD_S if is_pending else None,
         )
+
+    def find(
+        self, name: str, by: str, seed: str, start: str, wanted: str, visit: Visit = LOCAL
+    ) -> Page:
+        """Samples worth a look, as it was typed; `by` is `random` or one of `finder.WAYS`.
+
+        Raises:
+            ConfigError: what was typed is no number, no way or no class.
+            RowsNotBuiltError: nothing of the seed is recorded.
+        """
+        opened = self._service.catalog.open(name)
+        cache, commits = opened.cache, opened.commits()
+        seed_number = _number("seed", seed, next(iter(commits), 0))
+        first = _number("from", start, 0)
+        if not commits.get(seed_number):
+            raise RowsNotBuiltError(
+                f"nothing of seed {seed_number} of {name} is recorded yet.",
+                hint="Its samples can be found when its first shard is committed.",
+            )
+        if by == "random":
+            chosen, sample = random_row(cache, commits, seed_number if seed else None)
+            target = visit.link("caches", name, "explore", seed=chosen, sample=sample)
+            return Page("", 303, location=target)
+        if by not in WAYS:
+            raise ConfigError(f"by={by[:40]!r} is none of random, {', '.join(WAYS)}.")
+        scan = self._scan(cache, commits, seed_number, first)
+        if scan.damage is not None:
+            self._service.catalog.damage.note(name, scan.damage)
+        found = find(cache, scan, seed_number, by=by, wanted=wanted, access=self._access)
+        page = self._page(
+            "find.html",
+            visit,
+            found=found,
+            name=name,
+            by=by,
+            seed=seed_number,
+            start=first,
+            wanted=wanted,
+            recorded=_recorded_rows(cache.spec, commits[seed_number]),
+        )
+        is_pending = found.note is not None and found.note.is_pending
+        return page._replace(reload_s=RELOAD_S if is_pending else None)
+
+    def _scan(self, cache: Cache, commits: Commits, seed: int, start: int) -> Scan:
+        """One scan at a time: more of them would only slow down those who read rows."""
+        key = (cache.fingerprint, seed, start, len(commits[seed]))
+        with self._scanning:
+            if key not in self._scans:
+                self._scans[key] = scan_rows(cache, commits, seed, start)
+            return self._scans[key]
 
     def sign_in(
         self, *, next_path: str, message: str = "", status: int = 200, visit: Visit = LOCAL
@@ -268,6 +338,11 @@ def _recorded(card: CacheCard) -> tuple[int, int, FoundDamage | None]:
     return card.rows, card.planned_rows, card.damage
 
 
+def _recorded_rows(spec: CacheSpec, shards: Sequence[int]) -> int:
+    ranges = [spec.shard_range(shard) for shard in shards]
+    return sum(stop - start for start, stop in ranges)
+
+
 def _number(what: str, text: str, default: int) -> int:
     if not text:
         return default
@@ -294,7 +369,7 @@ def _environment() -> jinja2.Environment:
         prose=prose,
         coverage=_coverage_picture,
     )
-    environment.globals.update(tones=TONES, cell_map=_cell_map, scale_bar=_scale_bar)
+    environment.globals.update(tones=TONES, ways=WAYS, cell_map=_cell_map, scale_bar=_scale_bar)
     return environment
 
 

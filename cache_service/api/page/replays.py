@@ -102,19 +102,16 @@ def _with_defaults(section: Any) -> dict[str, Any]:
 def image_request(
     spec: CacheSpec,
     datasets: Sequence[Mapping[str, Any]],
-    *,
-    sample: int,
-    views: Sequence[tuple[int, int]],
-    names: Sequence[int],
+    kind: str,
+    question: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The request for a sample and its views at (seed, position) pairs; see `image_worker`."""
+    """A request to the image process about the dataset of a cache; see `image_worker`."""
     return {
+        "kind": kind,
         "datasets": list(datasets),
         "dataset": spec.dataset.model_dump(mode="json"),
         "recipe": spec.recipe.model_dump(mode="json"),
-        "sample": sample,
-        "views": [list(pair) for pair in views],
-        "names": sorted(set(names)),
+        **question,
     }
 
 

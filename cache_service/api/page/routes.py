@@ -7,10 +7,11 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from cache_service.api.page.rendering import Page, Pages, static_file
 from cache_service.api.page.visit import Visit, visit_of
@@ -51,6 +52,8 @@ def pages_of(request: Request) -> Pages:
 def page_response(pages: Pages, page: Page) -> Response:
     """A page as a response. Pages of visitors who signed in are never stored by a browser."""
     headers = SECURITY_HEADERS | {"Cache-Control": "no-store" if pages.login else "no-cache"}
+    if page.location:
+        return RedirectResponse(page.location, page.status, headers | {"Cache-Control": "no-store"})
     if page.reload_s is not None:
         headers["Refresh"] = str(page.reload_s)
     return HTMLResponse(page.html, page.status, headers)
@@ -82,6 +85,21 @@ def cache(request: Request, name: str) -> Response:
 def explore(request: Request, name: str, seed: str = "", sample: str = "") -> Response:
     """One sample under one seed."""
     return _page_or_refusal(request, lambda pages, visit: pages.explore(name, seed, sample, visit))
+
+
+@router.get("/caches/{name}/find")
+def find(
+    request: Request,
+    name: str,
+    by: str = "random",
+    seed: str = "",
+    start: Annotated[str, Query(alias="from")] = "",
+    wanted: Annotated[str, Query(alias="class")] = "",
+) -> Response:
+    """Samples worth a look, or a random one."""
+    return _page_or_refusal(
+        request, lambda pages, visit: pages.find(name, by, seed, start, wanted, visit)
+    )
 
 
 @router.get("/static/{name}")
