@@ -10,7 +10,7 @@ import numpy as np
 from cache_service.api.page.explorer import ImageAccess, Note, rendered
 from cache_service.api.page.formatting import fine_percent
 from cache_service.api.page.replays import checked_replay
-from cache_service.api.page.row_figures import Commits
+from cache_service.api.page.row_figures import Commits, order_of
 from cache_service.api.page.search import (
     Ints,
     Scan,
@@ -22,7 +22,6 @@ from cache_service.api.page.search import (
 from cache_service.errors import ConfigError
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
-from cache_service.views.draws import epoch_order
 
 WAYS = {
     "uncertain": "Least certain",
@@ -155,14 +154,14 @@ def random_row(cache: Cache, commits: Commits, seed: int | None) -> tuple[int, i
     chosen, shard = shards[int(draw.integers(len(shards)))]
     start, stop = cache.spec.shard_range(shard)
     position = int(draw.integers(start, stop))
-    return chosen, int(epoch_order(cache.spec.dataset.num_samples, chosen)[position])
+    return chosen, int(order_of(cache.spec, chosen)[position])
 
 
 def _partners(spec: CacheSpec, seed: int, scan: Scan) -> Ints:
     """The sample that each row's view may be mixed with; its own one if views are not mixed."""
     if not spec.recipe.mixing:
         return scan.samples_N
-    order_N = epoch_order(spec.dataset.num_samples, seed)
+    order_N = order_of(spec, seed)
     partners_N: Ints = order_N[np.minimum(scan.positions_N ^ 1, len(order_N) - 1)].astype(np.int64)
     return partners_N
 
