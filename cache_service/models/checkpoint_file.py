@@ -304,6 +304,11 @@ def _other_archive(file: Path) -> ConfigError | None:
         names = archive.namelist()
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         return None
+    if any(name.endswith("/archive_format") for name in names):
+        return ConfigError(
+            f"checkpoint {file} is an archive of torch.export, which holds a program.",
+            hint=SAVE_AGAIN,
+        )
     shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     arrays = bool(names) and all(name.endswith(".npy") for name in names)
     return ConfigError(

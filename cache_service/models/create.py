@@ -6,9 +6,11 @@ Anything wrong with a name, an argument or a file is an error of one line.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -23,6 +25,7 @@ from torchvision.models import (  # type: ignore[attr-defined]  # public, but no
 
 from cache_service.errors import ConfigError
 from cache_service.human_format import one_line
+from cache_service.models.checkpoint_file import WEIGHT_SUFFIXES
 from cache_service.models.zoo import CIFAR_NAMES
 from cache_service.plugins import call_factory, load_object
 
@@ -32,6 +35,16 @@ TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Prefixes that timm resolves itself; any other name with a colon is `module:factory`."""
 
 NUM_SUGGESTIONS = 4
+
+LIBRARIES = {"torchvision.models.": TORCHVISION, "timm/": "", "timm.": ""}
+"""What people write in front of a library's name, and what this project writes."""
+
+PAPER_NAMES = {
+    "mobile_half": "mobilenetv2",
+    "CIFAR_ResNet18": "preact_resnet18",
+    "CIFAR_ResNet18_preActBasic": "preact_resnet18",
+}
+"""Names in papers' codes that are not recognized by their letters."""
 
 
 def create_model(
@@ -111,8 +124,14 @@ def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:
 def _refuse_unknown_timm(name: str) -> bool:
     """Whether timm knows the name. One with a slash may be unknown: timm itself explains those."""
     known: bool = timm.is_model(name.partition(".")[0])
+    if Path(name).suffix in WEIGHT_SUFFIXES:
+        raise ConfigError(
+            f"model {name!r} is a file of weights, not the name of a network.",
+            hint="Give the file as `checkpoint`, and as `model` the network that it is of.",
+        )
     if not known and "/" not in name:
-        raise _unknown(name, timm.list_models())
+        others = list_models(module=torchvision_models) if name.startswith("torchvision.") else []
+        raise _unknown(name, [*timm.list_models(), *(TORCHVISION + each for each in others)])
     return known
 
 
@@ -156,14 +175,26 @@ def _from_factory(name: str, pretrained: bool, options: dict[str, Any]) -> objec
     )
 
 
+def _core(name: str) -> str:
+    """What is left of a CIFAR network's name without the marks that papers' codes put on it."""
+    return re.sub(r"cifar|_bn|sdd|net|[^a-z0-9]", "", PAPER_NAMES.get(name, name).lower())
+
+
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
     """The error for an unknown name: names that contain it, ours first, then similar ones."""
     wanted = name.partition(".")[0].lower()
+    for start, library in LIBRARIES.items():
+        if name.startswith(start):
+            wanted = library + name.removeprefix(start).lower()
     inside = [each for each in known if wanted and wanted in each]
     inside.sort(key=lambda each: (each not in CIFAR_NAMES, len(each)))
     spelled = difflib.get_close_matches(wanted, known, n=NUM_SUGGESTIONS)
-    nearest = list(dict.fromkeys([*inside[:NUM_SUGGESTIONS], *spelled]))[:NUM_SUGGESTIONS]
+    in_papers = [each for each in CIFAR_NAMES if each in known and _core(each) == _core(name)]
+    nearest = list(dict.fromkeys([*in_papers, *inside[:NUM_SUGGESTIONS], *spelled]))
+    nearest = nearest[:NUM_SUGGESTIONS]
     hint = f"Close to it: {', '.join(nearest)}. " if nearest else ""
+    if name.endswith(".py"):
+        hint = f"Name the function in it: {name}:FUNCTION. "
     return ConfigError(
         f"there is no model {name!r}.",
         hint=hint + "Models are timm's names, torchvision/NAME, hf-hub:owner/name, module:factory.",

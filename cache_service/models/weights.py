@@ -130,6 +130,8 @@ def find_weights(found: Sequence[StateDict], model: nn.Module) -> list[Weights]:
     """
     expected = model.state_dict()
     fitting = [each for state in found for each in _fitting(state, expected)]
+    if not fitting:  # its parts may have been saved one by one: {"backbone": ..., "fc": ...}
+        fitting = list(_fitting(_joined(found), expected))
     if not fitting:
         return []
     shapes = Counter(tuple(p.shape) for p in model.parameters())
@@ -141,6 +143,16 @@ def find_weights(found: Sequence[StateDict], model: nn.Module) -> list[Weights]:
         if not any(each.name == other.name or _within(other, each) for other in fitting)
     ]
     return fitting + in_part
+
+
+def _joined(found: Sequence[StateDict]) -> StateDict:
+    """All tensors of a checkpoint as one state dict, with the keys that lead to them."""
+    tensors = {
+        f"{state.place}.{key}" if state.place else key: value
+        for state in found
+        for key, value in state.tensors.items()
+    }
+    return StateDict("", tensors, any(state.averaged for state in found))
 
 
 def _fitting(state: StateDict, expected: Mapping[str, Any]) -> Iterator[Weights]:
@@ -322,9 +334,12 @@ def _no_tensors(file: Path, content: object) -> ConfigError:
 
 def _misfit(file: Path, model: nn.Module, nearest: Weights, model_name: str) -> ConfigError:
     """The refusal of weights that do not fit, with the name of a network that they fit."""
-    problems = _misfits(model.state_dict(), nearest.tensors)
-    others = find_lookalikes(nearest.tensors, model_name)
+    expected = model.state_dict()
+    problems = _misfits(expected, nearest.tensors)
     hint = "Check the model's name, num_classes and model_args."
+    others = find_lookalikes(nearest.tensors, model_name)
+    if not _other_layout(expected, nearest.tensors):
+        others, hint = [], "Give the weights as they were trained, in floating point numbers."
     if others:
         names = " or ".join(each.name for each in others[:3])
         hint = f"It fits {names} with {others[0].num_classes} classes: name that as the model."
@@ -342,29 +357,38 @@ def _misfit(file: Path, model: nn.Module, nearest: Weights, model_name: str) -> 
 
 def _misfits(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
     """How weights differ from a network's state dict in names, shapes and kinds of numbers."""
-    missing = [key for key in expected if key not in weights and not key.endswith(BATCH_COUNTER)]
-    unknown = [key for key in weights if key not in expected]
-    shared = [(key, expected[key], weights[key]) for key in expected if key in weights]
-    other = [
-        f"{key} is {list(found.shape)} in the file and {list(wanted.shape)} in the network"
-        for key, wanted, found in shared
-        if isinstance(wanted, Tensor) and found.shape != wanted.shape
+    shared = [
+        (key, wanted, weights[key])
+        for key, wanted in expected.items()
+        if key in weights and isinstance(wanted, Tensor)
     ]
+    empty = [key for key, _, found in shared if found.is_meta]
     rounded = [
         f"{key} as {str(found.dtype).removeprefix('torch.')}"
         for key, wanted, found in shared
-        if isinstance(wanted, Tensor) and wanted.is_floating_point() and not _is_real(found)
+        if wanted.is_floating_point() and (found.is_quantized or not found.is_floating_point())
+    ]
+    return [
+        *_other_layout(expected, weights),
+        *_first("holds no values of", empty),
+        *_first("holds", rounded),
+    ]
+
+
+def _other_layout(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
+    """How weights differ from a network's state dict in names and shapes."""
+    missing = [key for key in expected if key not in weights and not key.endswith(BATCH_COUNTER)]
+    unknown = [key for key in weights if key not in expected]
+    other = [
+        f"{key} is {list(weights[key].shape)} in the file and {list(wanted.shape)} in the network"
+        for key, wanted in expected.items()
+        if key in weights and isinstance(wanted, Tensor) and weights[key].shape != wanted.shape
     ]
     return [
         *_first("lacks", missing),
         *_first("has the unknown", unknown),
         *_first("differs in shape:", other),
-        *_first("holds", rounded),
     ]
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_quantized
 
 
 def _first(problem: str, cases: list[str]) -> list[str]:

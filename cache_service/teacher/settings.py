@@ -112,7 +112,11 @@ class TeacherConfig(Frozen):
     ] = None
     checkpoint_key: Annotated[
         str | None,
-        Field(min_length=1, description="Which network of a checkpoint that holds several."),
+        Field(
+            min_length=1,
+            coerce_numbers_to_str=True,  # a list's item 1, as YAML reads it
+            description="Which network of a checkpoint that holds several.",
+        ),
     ] = None
     pretrained: Annotated[bool, Field(description="Fetch the published weights.")] = False
     num_classes: Annotated[

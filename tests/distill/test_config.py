@@ -8,7 +8,7 @@ from support.streams import train_document
 
 from cache_service.config import validate_config
 from cache_service.errors import ConfigError
-from distill.config import TrainConfig, load_config
+from distill.config import StudentConfig, TrainConfig, load_config
 from distill.methods.scale_decoupled import SDKD
 
 AUGMENT = {"preset": "cifar", "size": 32}
@@ -201,3 +201,10 @@ def test_every_path_of_a_train_file_is_expanded(monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     with pytest.raises(ConfigError, match=r"caches\.0\.url: the environment variable 'NOWHERE'"):
         validate_config(TrainConfig, {**document, "caches": "$NOWHERE/c"}, where="t.yaml")
+
+
+def test_a_checkpoints_key_may_be_a_number():
+    config = StudentConfig.model_validate(
+        {"model": "resnet8", "checkpoint": "a.pt", "checkpoint_key": 1}
+    )
+    assert config.checkpoint_key == "1"

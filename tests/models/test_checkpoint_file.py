@@ -295,6 +295,7 @@ def test_the_form_of_a_file_is_told_by_its_content(lies, trained, fresh, tmp_pat
     [
         (["best.pth", "log.txt"], r"is a zip archive \(best\.pth, log\.txt\), not a file of torch"),
         (["conv1.npy", "fc.npy"], "is an archive of NumPy arrays"),
+        (["net/archive_format", "net/models/model.json"], r"is an archive of torch\.export"),
     ],
 )
 def test_an_archive_of_something_else_is_named(names, says, fresh, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import copy
 import re
 
@@ -74,7 +75,14 @@ def without(weights, key):
             lambda w: {key: value.numpy() for key, value in w.items()},
             "holds no tensors: 'conv1.weight' is a ndarray, .* more",
         ),
-        (lambda w: w | {"fc.bias": w["fc.bias"].char()}, r"fit ResNet: it holds fc\.bias as int8"),
+        (
+            lambda w: w | {"fc.bias": w["fc.bias"].char()},
+            r"fit ResNet: it holds fc\.bias as int8\. Give the weights as they were trained",
+        ),
+        (
+            lambda w: w | {"fc.bias": w["fc.bias"].to("meta")},
+            r"fit ResNet: it holds no values of fc\.bias",
+        ),
     ],
     ids=[
         "missing",
@@ -87,6 +95,7 @@ def without(weights, key):
         "object",
         "arrays",
         "integers",
+        "empty tensors",
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(
@@ -241,6 +250,15 @@ def test_a_prefix_does_not_hide_an_average_of_the_weights(average, trained, fres
     assert weights_sha256(fresh) == weights_sha256(trained)
 
 
+def by_part(weights):
+    """The state dicts of the network's modules, each saved under its name."""
+    parts = collections.defaultdict(dict)
+    for key, value in weights.items():
+        part, _, rest = key.partition(".")
+        parts[part][rest] = value
+    return dict(parts)
+
+
 WRAPPED = {
     "deepspeed": lambda w: {"module": w, "ds_config": {}},
     "params": lambda w: {"params": w},
@@ -256,6 +274,8 @@ WRAPPED = {
     },
     "beside a loss": lambda w: {"state_dict": under("net.", w) | {"loss.weight": torch.zeros(3)}},
     "beside another": lambda w: {"net": w, "head": {"weight": torch.zeros(3)}},
+    "parts": lambda w: by_part(w) | {"optimizer": {"fc": torch.zeros(1)}, "loss": 0.3},
+    "parts of a part": lambda w: {"state": {"net": by_part(w)}, "epoch": 3},
     "parameters": lambda w: {key: torch.nn.Parameter(v, False) for key, v in w.items()},
     "half": lambda w: {k: v.half() if v.is_floating_point() else v for k, v in w.items()},
 }
