@@ -6,16 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cache_service.config import EXPANDED, Frozen, load_yaml_config
 from cache_service.datasets import DatasetConfig
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
-from cache_service.format.spec import Sha256
+from cache_service.format.spec import OutputIndex, Sha256, without_later
 from cache_service.remote.source import DEFAULT_DISK_BYTES
 from distill.methods import MethodConfig
 from distill.optim import Constant, OptimizerConfig, ScheduleConfig
+
+LATER = frozenset({"channels", "output", "feature_map", "classifier"})
+"""Keys of `student` that checkpoints of earlier versions do not have."""
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
@@ -100,19 +109,34 @@ class StudentConfig(Frozen):
         int | None,
         Field(ge=8, le=4096, description="Side of the input, px. Null: the view's size."),
     ] = None
+    channels: Annotated[
+        Literal[1, 3], Field(description="Of the input; 1: views are converted to grey.")
+    ] = 3
     mean: Annotated[
-        tuple[Unit, Unit, Unit] | None,
+        tuple[Unit, ...] | None,
         Field(
             description="Per channel, 0 to 1. Null: as the pretrained weights, else the teacher."
         ),
     ] = None
     std: Annotated[
-        tuple[Spread, Spread, Spread] | None,
+        tuple[Spread, ...] | None,
         Field(description="Standard deviation; required with `mean`."),
     ] = None
     interpolation: Annotated[
         Literal["bilinear", "bicubic"], Field(description="Used if the view must be resized.")
     ] = "bilinear"
+    output: Annotated[
+        OutputIndex | None,
+        Field(description="Where the logits are in a tuple or mapping: an index or key, or mean."),
+    ] = None
+    feature_map: Annotated[
+        str | None,
+        Field(min_length=1, description="Module that makes the map of the cells, if not found."),
+    ] = None
+    classifier: Annotated[
+        str | None,
+        Field(min_length=1, description="Module that is fed the map's mean, if not found."),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> StudentConfig:
@@ -123,12 +147,23 @@ class StudentConfig(Frozen):
         for key in ("checkpoint_weights", "checkpoint_key"):
             if getattr(self, key) is not None and self.checkpoint is None:
                 raise ValueError(f"student.{key} chooses within student.checkpoint: give it")
+        for values in (self.mean, self.std):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(
+                    f"mean and std have {len(values)} numbers, and channels is {self.channels}: "
+                    "give one number per channel"
+                )
         taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
         if taken:
             raise ValueError(
                 f"model_args cannot hold {taken[0]}: that is said by student's own keys"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Checkpoints store this section. Those of earlier versions can be resumed.
+        return without_later(self, serialize(self), LATER)
 
 
 def _none_if_false(written: Any) -> Any:

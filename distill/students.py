@@ -25,6 +25,7 @@ from distill.optim import make_optimizer
 from distill.reporting import EpochTotals
 from distill.scores import Evaluation
 from distill.stream import Stream
+from distill.student_probe import probe_student, read_student, require_channels_last
 
 HALF = (0.5, 0.5, 0.5)
 """Default mean and standard deviation. They scale the input to -1 to 1."""
@@ -53,7 +54,7 @@ def make_student(
     teacher: Preprocess | None,
     seed: int,
 ) -> Student:
-    """Create the student of a train file, on the CPU.
+    """Create the student of a train file, on the CPU, and probe it on random images.
 
     Args:
         config: section `student` of the train file.
@@ -64,7 +65,8 @@ def make_student(
 
     Raises:
         ConfigError: the model is unknown, its number of classes differs from the dataset's, or the
-            checkpoint does not fit the model.
+            checkpoint or the input does not fit the model.
+        UnsupportedError: it does not answer logits.
     """
     if config.num_classes not in (None, num_classes):
         raise ConfigError(
@@ -78,6 +80,7 @@ def make_student(
         **config.model_args,
     )
     preprocess = choose_preprocess(config, model, view_size=view_size, teacher=teacher)
+    weights_from, notice = "", None
     if config.checkpoint is not None:
         weights_from = load_checkpoint(
             model,
@@ -86,9 +89,10 @@ def make_student(
             key=config.checkpoint_key,
             model_name=config.model,
         )
-        return Student(model, preprocess, weights_from)
-    notice = None if config.pretrained else small_image_notice(config.model, preprocess.size)
-    return Student(model, preprocess, notice=notice or "")
+    elif not config.pretrained:
+        notice = small_image_notice(config.model, preprocess.size)
+    probe_student(config, model, preprocess, num_classes=num_classes)
+    return Student(model, preprocess, weights_from, notice or "")
 
 
 def choose_preprocess(
@@ -110,10 +114,17 @@ def choose_preprocess(
         mean, std = teacher.mean, teacher.std
     return Preprocess(
         size=config.input_size or view_size,
-        mean=mean,
-        std=std,
+        mean=_per_channel(mean, config.channels),
+        std=_per_channel(std, config.channels),
         interpolation=config.interpolation,
     )
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """As many numbers as the input has channels: of three their average, of one that one."""
+    if len(values) == channels:
+        return values
+    return (round(sum(values) / len(values), 6),) * channels
 
 
 def restore_student(payload: dict[str, Any], config: StudentConfig) -> Student:
@@ -129,6 +140,7 @@ def restore_student(payload: dict[str, Any], config: StudentConfig) -> Student:
         raise ConfigError(
             f"the checkpoint's weights do not fit {config.model}: its code has changed since."
         ) from problem
+    read_student(config, model)
     return Student(model, Preprocess.model_validate(payload["preprocess"]))
 
 
@@ -328,11 +340,17 @@ def make_student_state(
     )
     model = student.model.to(device).train()
     if config.channels_last:
+        require_channels_last(config.student, model, student.preprocess)
         model = model.to(memory_format=torch.channels_last)
     method_of(config.method).check(
         config.method,
         RunFacts(
-            facts.teachers, model, facts.num_classes, student.preprocess.size, mixes=facts.mixes
+            facts.teachers,
+            model,
+            facts.num_classes,
+            student.preprocess.size,
+            mixes=facts.mixes,
+            channels=student.preprocess.channels,
         ),
     )
     average = None if config.ema is None else WeightAverage(model, config.ema)

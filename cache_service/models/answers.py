@@ -123,6 +123,25 @@ def ask(network: nn.Module, images_BKHW: Tensor) -> Tensor:
     return reader_of(network).read(answer) if _given_reader(network) is None else answer
 
 
+def ask_unread(network: nn.Module, images_BKHW: Tensor) -> object:
+    """What a network itself returns, before its reader.
+
+    Raises:
+        UnsupportedError: the reader finds no logits in it.
+    """
+    returned: list[object] = []
+
+    def keep(_network: nn.Module, _inputs: object, answer: object) -> None:
+        returned.append(answer)
+
+    handle = network.register_forward_hook(keep, prepend=True)
+    try:
+        network(images_BKHW)
+    finally:
+        handle.remove()
+    return returned[0]
+
+
 def _given_reader(network: nn.Module) -> AnswerReader | None:
     hooks = network._forward_hooks.values()  # noqa: SLF001 - torch lists hooks nowhere else
     return next((hook for hook in hooks if isinstance(hook, AnswerReader)), None)

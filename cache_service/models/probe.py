@@ -112,7 +112,7 @@ def _require_logits(network: nn.Module, answer_BC: Tensor) -> Tensor:
 def _hint(network: nn.Module, fed: Fed, section: str) -> str:
     """What to set so that the network takes its input; the first change of `fed` that helps."""
     if fed.channels_last and answers_when_fed(network, fed._replace(channels_last=False)):
-        return f"Set {_prefix(section)}channels_last: false."
+        return layout_hint(section)
     for channels in _others(CHANNELS, fed.channels):
         if answers_when_fed(network, fed._replace(channels=channels)):
             return _channels_hint(channels, section)
@@ -128,9 +128,10 @@ def _hint(network: nn.Module, fed: Fed, section: str) -> str:
     return f"Check {section}.model, {section}.model_args and {section}.input_size."
 
 
-def _prefix(section: str) -> str:
-    """`channels_last` of a student is a key of the train file itself."""
-    return "teacher." if section == "teacher" else ""
+def layout_hint(section: str) -> str:
+    """The setting for networks that cannot run in the channels-last memory format."""
+    # For a student it is a key of the train file itself.
+    return f"Set {'teacher.' if section == 'teacher' else ''}channels_last: false."
 
 
 def _channels_hint(channels: int, section: str) -> str:

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.format.spec import Preprocess
-from cache_service.models.answers import AnswerReader, look_like_probabilities, read_answers
+from cache_service.models.answers import (
+    AnswerReader,
+    ask_unread,
+    look_like_probabilities,
+    read_answers,
+)
 from cache_service.models.probe import Fed, anchor_of, answers_when_fed, probe, probing
 from cache_service.teacher.settings import TeacherConfig
 
@@ -52,7 +57,7 @@ def fit_answers(config: TeacherConfig, model: nn.Module, fed: Fed) -> int:
 
 def _returns_one_tensor(model: nn.Module, fed: Fed) -> bool:
     with probing(model):
-        return isinstance(model.forward(fed.images(anchor_of(model))), Tensor)
+        return isinstance(ask_unread(model, fed.images(anchor_of(model))), Tensor)
 
 
 def _check_kind(config: TeacherConfig, answer_BC: Tensor) -> None:

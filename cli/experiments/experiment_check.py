@@ -102,7 +102,9 @@ class _StudentCheck:
         assert recipe is not None
         student = self._make(config, images, recipe)
         if recorded_like is not None and recorded_like.scales != (1,):
-            check_cells(student.model, student.preprocess.size)
+            check_cells(
+                student.model, student.preprocess.size, channels=student.preprocess.channels
+            )
         num_classes = images.id.num_classes
         facts = tuple(
             recorded_facts(caches[each.cache])
@@ -117,7 +119,12 @@ class _StudentCheck:
             for each in teachers
         )
         run_facts = RunFacts(
-            facts, student.model, num_classes, student.preprocess.size, bool(recipe.mixing)
+            facts,
+            student.model,
+            num_classes,
+            student.preprocess.size,
+            mixes=bool(recipe.mixing),
+            channels=student.preprocess.channels,
         )
         method_of(config.method).check(config.method, run_facts)
 

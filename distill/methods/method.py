@@ -64,6 +64,7 @@ class RunFacts(NamedTuple):
         num_classes: of the dataset and the student.
         input_size: side of the student's input, px.
         mixes: whether the recipe mixes samples into each other.
+        channels: of the student's input.
     """
 
     teachers: tuple[TeacherFacts, ...]
@@ -71,6 +72,7 @@ class RunFacts(NamedTuple):
     num_classes: int
     input_size: int
     mixes: bool = False
+    channels: int = 3
 
 
 class ViewLabels(NamedTuple):

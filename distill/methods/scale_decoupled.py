@@ -219,7 +219,7 @@ def _needs_cells(settings: CellSettings, facts: RunFacts) -> None:
         )
     if (settings.scales or teacher.scales) == (1,) and not _is_chained(teacher):
         return
-    check_cells(facts.student, facts.input_size)
+    check_cells(facts.student, facts.input_size, channels=facts.channels, trains=True)
 
 
 METHODS = (
