@@ -70,12 +70,28 @@ def verify(
     repair: Annotated[
         bool, typer.Option(help="Delete commits of damaged shards, so that build records them.")
     ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=VALUE",
+            help="With --recompute: open the dataset or the teacher from another place, "
+            "such as dataset.root=DIR or teacher.checkpoint=FILE; repeatable.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check every byte of a cache. Exits with 3 if one is damaged, with 4 if shards are missing."""
+    from cache_service.errors import ConfigError
     from cache_service.rows.reader import open_cache
     from cache_service.rows.verify import drop_damaged_commits, verify_cache
 
+    if settings and not recompute:
+        raise ConfigError(
+            "--set changes how `verify --recompute N` opens the dataset and the teacher; without "
+            "it, neither is opened.",
+            hint="Add --recompute 64.",
+        )
     opened = open_cache(cache)
     report = verify_cache(opened)
     dropped = drop_damaged_commits(opened, report) if repair else 0
@@ -91,7 +107,7 @@ def verify(
     if recompute and accepted:
         from cache_service.recording.comparison import recompute as compare_with_teacher
 
-        comparison = compare_with_teacher(opened, recompute)
+        comparison = compare_with_teacher(opened, recompute, settings=settings or ())
         document["recompute"] = comparison
         accepted = comparison.accepted
         lines += comparison.lines()

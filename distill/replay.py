@@ -13,13 +13,8 @@ from cache_service.errors import SpecMismatchError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.format.recipe import Recipe
 from cache_service.rows.reader import Cache
-from cache_service.views.identity import (
-    WitnessDiff,
-    accepts_drift,
-    compare_views,
-    explain_drift,
-    library_versions,
-)
+from cache_service.views.drift import describe_drift, drift_advice, first_drift, witness_diffs
+from cache_service.views.identity import ROUNDING_LEVELS, WitnessDiff, accepts_drift
 from cache_service.views.replay import ViewBatch, Views
 from distill.batches import Batch, Cursor
 from distill.targets import TargetDecoder, tensors_of
@@ -36,6 +31,8 @@ class Replay:
 
     Raises:
         SpecMismatchError: a cache was recorded with another dataset or recipe.
+        ViewDriftError: the files of the dataset are those of the cache, but other pixels are
+            decoded from them, and `max_drift` is 0.
     """
 
     def __init__(
@@ -46,18 +43,22 @@ class Replay:
         recipe: Recipe | None = None,
         max_drift: int = 0,
     ) -> None:
-        for cache in caches:
-            _refuse_other(cache, images, recipe or caches[0].spec.recipe)
         chosen = recipe if recipe is not None else caches[0].spec.recipe
         self.images = images
         self.caches = tuple(caches)
         self.views = Views(chosen, images)
+        other_decoder = [
+            _refuse_other(cache, self.views, images, max_drift=max_drift) for cache in caches
+        ]
         self.array_names = [
             # This decoder is used only for its names, so it needs neither a head nor the device.
             TargetDecoder(cache.spec, None, device="cpu").array_names
             for cache in caches
         ]
-        self._guards = [ReplayGuard(cache, max_drift=max_drift) for cache in caches]
+        self._guards = [
+            ReplayGuard(cache, max_drift=max_drift, other_decoder=other)
+            for cache, other in zip(caches, other_decoder, strict=True)
+        ]
 
     def __call__(self, seed: int, positions: NDArray[np.int64]) -> tuple[ViewBatch, list[Arrays]]:
         """Render the views at these positions of a seed and read their rows from each cache.
@@ -99,21 +100,49 @@ def _rows(cache: Cache, seed: int, positions: NDArray[np.int64]) -> Arrays:
     return cache.gather(seed, positions)
 
 
-def _refuse_other(cache: Cache, images: ImageDataset, recipe: Recipe) -> None:
-    recorded = cache.spec.dataset
-    if recorded.sha256 != images.id.sha256:
-        raise SpecMismatchError(
-            f"{cache.url} was recorded from dataset {recorded.name} {recorded.split} with "
-            f"{recorded.num_samples} samples (sha256 {recorded.sha256[:12]}), but this run has "
-            f"{images.id.name} {images.id.split} with {images.id.num_samples} samples (sha256 "
-            f"{images.id.sha256[:12]}): images, labels, class order or paths differ."
-        )
+def _refuse_other(cache: Cache, views: Views, images: ImageDataset, *, max_drift: int) -> bool:
+    """Refuse a dataset or a recipe that is not the recorded one.
+
+    Returns:
+        Whether the files are the recorded ones, but are decoded to other pixels. Each shard is then
+        compared by its witnesses.
+    """
+    recorded, recipe = cache.spec.dataset, views.recipe
     if cache.spec.recipe != recipe:
         raise SpecMismatchError(
             f"{cache.url} was recorded with another recipe than the rest of this run: it has "
             f"{cache.spec.recipe.model_dump_json()}, wanted {recipe.model_dump_json()}.",
             hint="Teachers can be combined only over one recipe: they must see the same views.",
         )
+    if recorded.sha256 == images.id.sha256:
+        return False
+    files = cache.group.provenance.get("files_sha256")
+    is_same = files is not None and files == images.files_sha256
+    if is_same and max_drift and recipe.callable is None:
+        return True
+    # Caches of earlier versions do not have the checksum; their witnesses tell what is likely.
+    may_be_same = files is None and recorded.num_samples == len(images)
+    drift = first_drift(cache, views) if is_same or may_be_same else None
+    if is_same and drift is not None:
+        raise ViewDriftError(
+            f"the files of dataset {images.id.name} ({images.id.split}) are those that {cache.url} "
+            f"was recorded from, but they are decoded to other pixels here: {drift.description}.",
+            hint=drift_advice(drift, recipe),
+        )
+    likely = (
+        f" Recorded views differ by at most {drift.levels} levels, so it is probably the same "
+        f"dataset under another decoder, which a cache of this age cannot prove: "
+        f"{drift.description}."
+        if drift is not None and drift.levels <= ROUNDING_LEVELS
+        else ""
+    )
+    raise SpecMismatchError(
+        f"{cache.url} was recorded from dataset {recorded.name} {recorded.split} with "
+        f"{recorded.num_samples} samples (sha256 {recorded.sha256[:12]}), but this run has "
+        f"{images.id.name} {images.id.split} with {images.id.num_samples} samples (sha256 "
+        f"{images.id.sha256[:12]}): images, labels, class order or paths differ.{likely}",
+        hint="Install the recorded versions, or record again." if likely else "",
+    )
 
 
 class ReplayGuard:
@@ -121,10 +150,12 @@ class ReplayGuard:
 
     `max_drift` is the largest accepted difference of a witness pixel, in levels of 0 to 255. It
     applies only if source pixels and draws are proven equal. The default, 0, accepts no difference.
+    With `other_decoder`, the files of the dataset are proven equal, and the source pixels differ.
     """
 
-    def __init__(self, cache: Cache, *, max_drift: int = 0) -> None:
+    def __init__(self, cache: Cache, *, max_drift: int = 0, other_decoder: bool = False) -> None:
         self._cache = cache
+        self._other_decoder = other_decoder
         self._max_drift = max_drift
         self._witness_diffs: dict[tuple[int, int], list[WitnessDiff]] = {}
 
@@ -151,16 +182,18 @@ class ReplayGuard:
         origins_equal = bool(np.array_equal(rows["origin"][moved], batch.origins_B[moved]))
         for shard in np.unique(positions[moved] // self._cache.spec.layout.shard_rows).tolist():
             diffs = self._diffs(views, seed, shard)
-            if self._accepts(origins_equal, diffs):
+            if self._accepts(origins_equal or self._other_decoder, diffs):
                 continue
             first = int(moved[0])
-            recorded = self._cache.commit(seed, shard).versions
-            present = library_versions(views.recipe)
+            drift = describe_drift(self._cache, views, seed, shard, diffs)
+            proven = origins_equal or self._other_decoder
             raise ViewDriftError(
                 f"the view of sample {int(batch.samples_B[first])} (seed {seed}, position "
-                f"{int(positions[first])}) is not what the teacher saw: {_cause(origins_equal)}; "
-                f"{explain_drift(recorded, present, diffs)}.",
-                hint=_advice(origins_equal),
+                f"{int(positions[first])}) is not what the teacher saw: "
+                f"{self._cause(origins_equal)}; {drift.description}.",
+                hint=drift_advice(drift, views.recipe)
+                if proven
+                else "Train on the dataset that was recorded, or record this one.",
             )
 
     def _accepts(self, origins_equal: bool, diffs: list[WitnessDiff]) -> bool:
@@ -175,26 +208,14 @@ class ReplayGuard:
         """Return the difference of each recorded witness of a shard from its replayed view."""
         known = self._witness_diffs.get((seed, shard))
         if known is None:
-            recorded = self._cache.witnesses(seed, shard)
-            replayed = views.render(
-                seed, self._cache.group.layout.witness_positions(shard)
-            ).pixels_BHW3
-            known = [compare_views(*pair) for pair in zip(recorded, replayed, strict=True)]
+            known = witness_diffs(self._cache, views, seed, shard)
             # Only the latest shard is cached: batches are read in order of shards.
             self._witness_diffs = {(seed, shard): known}
         return known
 
-
-def _cause(origins_equal: bool) -> str:
-    if origins_equal:
-        return "its image and its draws are the recorded ones, so only the rendering changed"
-    return "its image or its draws are other ones"
-
-
-def _advice(origins_equal: bool) -> str:
-    if not origins_equal:
-        return "Train on the dataset that was recorded, or record this one."
-    return (
-        "Install the recorded versions, record again, or let rounding through by decision with "
-        "`replay: {max_drift: 4}`."
-    )
+    def _cause(self, origins_equal: bool) -> str:
+        if self._other_decoder:
+            return "its file is the recorded one, but is decoded to other pixels"
+        if origins_equal:
+            return "its image and its draws are the recorded ones, so only the rendering changed"
+        return "its image or its draws are other ones"

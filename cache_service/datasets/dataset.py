@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +133,8 @@ class Source(Protocol):
     def describe(self, sample: int) -> str:
         """Return the path of the sample, or "" if it is not a file."""
 
+    # Optional: encoded(sample) -> bytes | None, the content of the image file; left_out: str.
+
 
 class ImageDataset:
     """A dataset whose samples are read by index. It is small when pickled.
@@ -198,6 +201,22 @@ class ImageDataset:
         except DatasetError as refusal:
             raise DatasetError(f"{self._label}: {refusal.message}", hint=refusal.hint) from refusal
 
+    @cached_property
+    def files_sha256(self) -> str | None:
+        """The identity, but with the bytes of image files in place of the pixels decoded from them.
+
+        Equal values under unequal identities mean that a library decodes the same files to other
+        pixels. None if the dataset has no files whose bytes it can read.
+        """
+        encoded = getattr(self._source, "encoded", lambda _: None)
+        digests = []
+        for sample in self._probes:
+            content = encoded(sample)
+            if content is None:
+                return None
+            digests.append(sha256_hex(content))
+        return self._sha256(files=digests)
+
     def describe(self, sample: int) -> str:
         """Return the path or the number of a sample, for messages."""
         return self._source.describe(sample) or f"sample {sample}"
@@ -221,10 +240,15 @@ class ImageDataset:
             )
         return num_classes
 
+    @property
+    def _probes(self) -> list[int]:
+        """The samples whose content is part of the identity, evenly spaced."""
+        count = min(NUM_PROBES, len(self))
+        return [i * (len(self) - 1) // max(count - 1, 1) for i in range(count)]
+
     def _digest(self) -> str:
         """Compute the identity from size, class names, labels, paths and pixels of samples."""
-        count = min(NUM_PROBES, len(self))
-        probes = [i * (len(self) - 1) // max(count - 1, 1) for i in range(count)]
+        probes = self._probes
         pixels = [_pixel_digest(self.image(sample)) for sample in probes]
         for sample, first in list(zip(probes, pixels, strict=True))[:NUM_REPEATS]:
             if _pixel_digest(self.image(sample)) != first:
@@ -232,12 +256,15 @@ class ImageDataset:
                     f"dataset {self._label} gave two different images for sample {sample}.",
                     hint="Open it without random transforms: augmentation belongs in `augment`.",
                 )
+        return self._sha256(pixels=pixels)
+
+    def _sha256(self, **content: list[str]) -> str:
         document = {
             "num_samples": len(self),
             "classes": list(self.classes) or None,
             "labels": sha256_hex(self.labels.astype("<i8").tobytes()),
             "paths": sha256_hex(self._source.paths) if self._source.paths else None,
-            "pixels": pixels,
+            **content,
         }
         return sha256_hex(canonical_json(document))
 
@@ -262,6 +289,10 @@ class RelabeledSource:
     def read(self, sample: int) -> PIL.Image.Image:
         """Read from the original source."""
         return self._source.read(sample)
+
+    def encoded(self, sample: int) -> bytes | None:
+        """Return the content of the file of the sample, or None."""
+        return getattr(self._source, "encoded", lambda _: None)(sample)
 
     def describe(self, sample: int) -> str:
         """Describe the sample of the original source."""

@@ -14,9 +14,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from cache_service.datasets.dataset_config import DatasetConfig
-from cache_service.datasets.image_file import read_image
+from cache_service.datasets.image_file import open_image
 from cache_service.datasets.label_file import label_images
-from cache_service.datasets.pixels import PixelRange
+from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
 
@@ -59,7 +59,7 @@ class FolderSource:
     ) -> None:
         encoded = [os.fsencode(path) for path in paths]
         self._root = root
-        self._pixel_range = pixel_range
+        self._decoding = {} if pixel_range is None else {"pixel_range": pixel_range}
         self._ends = np.cumsum([len(path) + 1 for path in encoded], dtype=np.int64)
         self.paths = b"\0".join(encoded)
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
@@ -68,7 +68,12 @@ class FolderSource:
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Open and decode the file of a sample."""
-        return read_image(self._path(sample), self._pixel_range)
+        with open_image(self._path(sample)) as image:
+            return to_rgb(image, **self._decoding)
+
+    def encoded(self, sample: int) -> bytes:
+        """Return the content of the file of a sample."""
+        return self._path(sample).read_bytes()
 
     def describe(self, sample: int) -> str:
         """Return the path of the file."""

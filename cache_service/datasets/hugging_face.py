@@ -118,17 +118,27 @@ class HfItems:
         return len(self._dataset)
 
     def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, int]:
-        value = self._dataset[sample][self._image_key]
+        value = self._value(sample)
         label = int(self.targets[sample])
-        if value is None:
-            raise ValueError(f"column {self._image_key} is empty")
-        if isinstance(value, dict):  # the bytes of a file, or its path
-            path, value = value.get("path"), value.get("bytes")
-            value = Path(path).read_bytes() if value is None and path else value
         if isinstance(value, bytes):
             with PIL.Image.open(io.BytesIO(value)) as image:
                 return to_rgb(image, self._pixel_range), label
         return to_rgb(np.asarray(value, self._dtype), self._pixel_range), label
+
+    def encoded(self, sample: int) -> bytes | None:
+        """Return the content of an image file, or None if the column has arrays."""
+        value = self._value(sample)
+        return value if isinstance(value, bytes) else None
+
+    def _value(self, sample: int) -> Any:
+        """The bytes of a file, or nested lists of pixels."""
+        value = self._dataset[sample][self._image_key]
+        if isinstance(value, dict):
+            path, value = value.get("path"), value.get("bytes")
+            value = Path(path).read_bytes() if value is None and path else value
+        if value is None:
+            raise ValueError(f"column {self._image_key} is empty")
+        return value
 
 
 def _choose(

@@ -8,12 +8,13 @@ completed with gray; so is an image of more pixels than Pillow accepts.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
 import PIL.ImageFile
 
-from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.human_format import describe_error
 
 # Pillow warns above half of the limit at which it refuses. These images are read.
@@ -27,12 +28,13 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 
 
-def read_image(file: Path, pixel_range: PixelRange | None = None) -> PIL.Image.Image:
-    """Open and decode a file to RGB. Raises one of DECODE_ERRORS if that fails."""
+@contextmanager
+def open_image(file: Path) -> Iterator[PIL.Image.Image]:
+    """Open a file, whose pixels are decoded on use. Raises one of DECODE_ERRORS if that fails."""
     # Programs set this for all of Pillow, to complete damaged files with gray.
     PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
     with file.open("rb") as stream, PIL.Image.open(stream) as image:
-        return to_rgb(image, pixel_range)
+        yield image
 
 
 def describe_damage(file: Path, error: Exception) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cache_service.datasets.folder import DistinctFolders
 from cache_service.datasets.hugging_face import HfItems
-from cache_service.datasets.image_file import read_image
+from cache_service.datasets.image_file import open_image
 from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, to_rgb
 from cache_service.errors import DatasetError
 from cache_service.plugins import errors_in_one_line
@@ -73,6 +73,10 @@ class MapSource:
         samples = _listed_samples(self._open())
         return str(samples[sample][0]) if samples else ""
 
+    def encoded(self, sample: int) -> bytes | None:
+        """Return the content of the file that the library decodes, or None if there is none."""
+        return _encoded(self._open(), sample)
+
     def _open(self) -> Any:
         if self._items is None:
             assert self._reopen is not None
@@ -111,7 +115,7 @@ class _TimmItems:
 
     def __getitem__(self, sample: int) -> tuple[PIL.Image.Image, Any]:
         file, target, *_ = self._reader[sample]
-        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # see read_image
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # see open_image
         with file, PIL.Image.open(file) as image:
             return to_rgb(image, self._pixel_range), target
 
@@ -132,7 +136,8 @@ class _FolderItems:
         path, target = self.samples[sample]
         if self.target_transform is not None:
             target = self.target_transform(target)
-        return read_image(Path(path), self._pixel_range), target
+        with open_image(Path(path)) as image:
+            return to_rgb(image, self._pixel_range), target
 
 
 class _SubsetItems:
@@ -260,6 +265,16 @@ def _renumbered(classes: tuple[str, ...], transform: Callable[[int], Any]) -> tu
         return ()
     is_order = sorted(names) == list(range(len(classes)))
     return tuple(names[label] for label in range(len(classes))) if is_order else ()
+
+
+def _encoded(items: Any, sample: int) -> bytes | None:
+    if isinstance(items, _SubsetItems):
+        return _encoded(items.dataset, int(items.indices[sample]))
+    if isinstance(items, HfItems):
+        return items.encoded(sample)
+    if isinstance(items, _FolderItems):
+        return Path(items.samples[sample][0]).read_bytes()
+    return None
 
 
 def _refuse_repeated_folders(items: Any) -> None:

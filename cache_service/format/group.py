@@ -22,8 +22,8 @@ class Group:
     Attributes:
         spec: identity of the cache.
         versions: library name -> version that made the cache, for those that can move a pixel.
-        provenance: the build file's own `dataset` and `teacher` sections, so that `verify
-            --recompute` can open them again. Not identity.
+        provenance: the `dataset` and `teacher` sections of the latest build, so that `verify
+            --recompute` can open them again, and `files_sha256` of the dataset. Not identity.
         head_crc32c: CRC-32C of each constant array's values; empty unless features are stored.
     """
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cache_service.errors import (
-    ConfigError,
     CorruptError,
     RowsNotBuiltError,
     SpecMismatchError,
@@ -32,8 +30,8 @@ from cache_service.format.group import ROOT_KEY
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.spec import CacheSpec
 from cache_service.human_format import one_line
-from cache_service.recording.build_config import BuildConfig
-from cache_service.recording.context import BuildContext, open_build
+from cache_service.recording.context import BuildContext
+from cache_service.recording.reopen import open_recorded, refuse_other_decoder
 from cache_service.recording.shards import all_shards
 from cache_service.rows.reader import Cache, open_cache
 from cache_service.rows.writer import refuse_other_spec
@@ -104,11 +102,13 @@ def check_teacher(build: BuildContext) -> None:
         UnsupportedError: a view differs when it is rendered again, or the logits of a view change
             from call to call or depend on the other views of the batch.
         SpecMismatchError: the cache has another spec, or was recorded with another teacher.
-        ViewDriftError: recorded views of a user's augmentation are not rendered again.
+        ViewDriftError: recorded views of a user's augmentation are not rendered again, or the
+            dataset's files are decoded to other pixels.
     """
     storage = open_storage(build.config.cache)
     cache = open_cache(build.config.cache) if storage.get(ROOT_KEY) is not None else None
     if cache is not None:
+        refuse_other_decoder(build, cache)
         refuse_other_spec(cache.url, requested=build.spec, recorded=cache.spec)
         committed = {(seed, n) for seed, shards in cache.commits().items() for n in shards}
         if committed.issuperset(all_shards(build.spec, build.config.seeds)):
@@ -295,20 +295,26 @@ class Comparison:
         return lines
 
 
-def recompute(cache: Cache, num_views: int, *, device: str = "auto") -> Comparison:
+def recompute(
+    cache: Cache, num_views: int, *, device: str = "auto", settings: Sequence[str] = ()
+) -> Comparison:
     """Compare the teacher's logits for `num_views` views, spread over all seeds and shards.
 
-    Dataset and teacher are opened by the provenance of the cache. Its relative paths are relative
-    to the current folder.
+    Args:
+        cache: the recording.
+        num_views: number of views.
+        device: of the teacher.
+        settings: changes to the stored sections, see `open_recorded`.
 
     Raises:
         SpecMismatchError: the dataset or the teacher differs from that of the recording.
+        ViewDriftError: the dataset's files are decoded to other pixels than at the recording.
         RowsNotBuiltError: no shard is recorded.
     """
     chosen = spread_views(cache.spec, cache.commits(), num_views)
     if not chosen:
         raise RowsNotBuiltError(f"no shard of {cache.url} is recorded.")
-    build = _open_recorded(cache, device)
+    build = open_recorded(cache, device=device, settings=settings)
     scales, stored_scales = cache.spec.scales, cache.spec.stored_scales
     total, equal, worst = 0, 0, 0.0
     agreements: list[NDArray[np.bool_]] = []
@@ -375,35 +381,3 @@ def spread_views(
             places = (places * len(recorded[seed]) / counts[seed]).astype(np.int64)
             chosen[seed] = recorded[seed][places]
     return chosen
-
-
-def _open_recorded(cache: Cache, device: str) -> BuildContext:
-    """Open the dataset and the teacher of a cache by its provenance."""
-    provenance: dict[str, Any] = cache.group.provenance
-    if not provenance:
-        raise ConfigError(f"{cache.url} does not say how to open its dataset and teacher.")
-    spec = cache.spec
-    recipe = spec.recipe.model_dump(mode="json")
-    views = "callable" if recipe["callable"] is not None else "ops"
-    config = BuildConfig.model_validate(
-        {
-            "cache": cache.url,
-            "dataset": provenance["dataset"],
-            "teacher": provenance["teacher"],
-            "augment": {"size": recipe["size"], views: recipe[views]},
-            "scales": spec.scales,
-            "codec": spec.codec,
-            "layout": spec.layout,
-            "seeds": 0,
-            "device": device,
-        }
-    )
-    build = open_build(config)
-    for field in ("dataset", "teacher"):
-        opened, recorded = getattr(build.spec, field), getattr(spec, field)
-        if opened != recorded:
-            raise SpecMismatchError(
-                f"the {field} that opens now is not the one that {cache.url} was recorded with: "
-                f"{opened.model_dump_json()} against {recorded.model_dump_json()}."
-            )
-    return build

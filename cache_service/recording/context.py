@@ -51,11 +51,14 @@ class BuildContext:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The sections by which `verify --recompute` opens the dataset and the teacher."""
+        """The sections by which `verify --recompute` opens the dataset and the teacher, and what
+        tells another decoder from another dataset."""
         teacher = self.config.teacher.model_dump(mode="json")
         if self.teacher.id.classes is not None:
             teacher["classes"] = list(self.teacher.id.classes)  # the file may move
-        return {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
+        document = {"dataset": self.config.dataset.model_dump(mode="json"), "teacher": teacher}
+        files = self.dataset.files_sha256
+        return document if files is None else document | {"files_sha256": files}
 
     def answer(self, pixels_BHW3: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Compute logits of the stored cells, or features if the codec stores features."""

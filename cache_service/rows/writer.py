@@ -6,6 +6,7 @@ and the next builder replaces them with the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -98,7 +99,7 @@ def create_cache(
         spec: identity.
         num_seeds: one more than the largest seed that will be recorded. Arrays only ever grow.
         versions: of the libraries that render its views.
-        provenance: how to open dataset and teacher again.
+        provenance: how to open dataset and teacher again; replaces that of an earlier build.
         head: weight and bias, for the `features` codec.
 
     Raises:
@@ -125,6 +126,10 @@ def create_cache(
         # A head that is not the sealed one belongs to nobody: it must not replace what is there.
         if checksums[name] == group.head_crc32c[name] and storage.get(keys[name]) != chunk:
             storage.put(keys[name], chunk)
+    if group.provenance != provenance:
+        # The same dataset and teacher, opened from another place. Other builders may do the same.
+        group = dataclasses.replace(group, provenance=provenance)
+        storage.put(ROOT_KEY, encode_group(group))
     _write_documents(storage, layout, num_seeds)
     return CacheWriter(storage, group)
 
