@@ -11,7 +11,7 @@ FROZEN = {
     "plan": {"FILE", "--set", "--json"},
     "build": {"FILE", "--seeds", "--engine", "--shard", "--set", "--json"},
     "info": {"CACHE", "--json"},
-    "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--json"},
+    "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--set", "--json"},
     "serve": {"ROOT", "--host", "--port", "--prefix", "--config", "--set", "--json"},
     "token": {"--name", "--scope", "--json"},
     "train": {"FILE", "--set", "--json"},
