@@ -53,6 +53,10 @@ HoldOut = Annotated[
         metavar="SHARE", help="Of each class for evaluation; 0.2 where DIR has no val or test."
     ),
 ]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Name of the student in files and folders; by default its network's."),
+]
 Out = Annotated[
     str | None,
     typer.Option(metavar="OUT", help="Output folder; by default distill-out and DIR's name."),
@@ -91,6 +95,7 @@ def distill(
     runs: Annotated[int, typer.Option(help="Students of each kind, from other weights.")] = 1,
     size: Size = None,
     hold_out: HoldOut = None,
+    name: Name = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     baseline: Baseline = True,
@@ -114,6 +119,7 @@ def distill(
         runs=runs,
         size=size,
         hold_out=hold_out,
+        name=name,
         out=out,
         device=device,
         baseline=baseline,

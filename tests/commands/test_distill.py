@@ -99,7 +99,7 @@ def test_the_cost_is_told_before_anything_is_paid_for(finished):
     lines = err.splitlines()
     first_paid = next(i for i, line in enumerate(lines) if line.startswith("kd-cache distill:"))
     told = "\n".join(lines[:first_paid])
-    assert "72 in 3 classes to learn from, 18 for evaluation: 0.2 of each class, chosen" in told
+    assert "72 in 3 classes to learn from, 18 for evaluation: 20 % of each class, chosen" in told
     assert "teacher  resnet8, to be trained first: 5 epochs in all, about " in told
     assert "record   2 epochs (0:2): 144 views, " in told
     assert "train    2 x resnet8: 4 epochs in all, about " in told
@@ -282,6 +282,10 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(photos, checkpoint, tmp_pat
         ((*NETWORKS, "--teacher-checkpoint", "no.pt"), "no file --teacher-checkpoint no.pt"),
         ((*NETWORKS, "--epochs", "0"), "--epochs 0 is not between 1 and 100000"),
         ((*NETWORKS, "--epochs", "100001"), "--epochs 100001 is not between 1 and 100000"),
+        ((*NETWORKS, "--name", "a/b"), "--name a/b is not a name of a folder"),
+        (("--teacher", "setup.py", "--student", "resnet8"), "--teacher setup.py: there is no"),
+        (("--teacher", "tests", "--student", "resnet8"), "--teacher tests is a file or folder"),
+        (("--teacher", "resnet8", "--student", "docs"), "--set student.checkpoint=FILE"),
         ((*NETWORKS, "--runs", "0"), "--runs 0 is not between 1 and 100"),
         ((*NETWORKS, "--runs", "101"), "--runs 101 is not between"),
         ((*NETWORKS, "--size", "7"), "--size 7 is not between 8 and 4096"),
@@ -401,6 +405,51 @@ def test_what_the_folder_holds_and_was_not_taken_is_told(photos, checkpoint, tmp
     assert ended.code == 0, ended.err
     assert "not taken: " in ended.err
     assert ".gif" in ended.err
+
+
+def test_an_output_folder_among_the_images_is_refused(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    for out in ((), ("--out", "digit-0/out"), ("--out", ".")):
+        ended = kd_cache("distill", ".", *NETWORKS, *GIVEN, "--train-teacher", "1", *out)
+        assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+        assert "lies among the images" in ended.err
+    assert sorted(each.name for each in photos.iterdir()) == ["digit-0", "digit-1", "digit-4"]
+
+
+def test_other_settings_of_a_finished_student_are_refused_before_more_is_recorded(finished, photos):
+    out, _, _ = finished
+    before = kept(out)
+    words = tuple("3" if word == "2" else word for word in QUICK)  # epochs, and so recorded ones
+    ended = kd_cache("distill", str(photos), *NETWORKS, *words, "--out", str(out))
+    assert (ended.code, ended.out) == (2, ""), ended.err
+    assert "epochs=2 there and 3 here" in ended.err
+    assert ended.err.endswith("from the same recording, give it a --name.\n")
+    assert kept(out) == before
+
+
+def test_a_named_student_is_trained_beside_the_first_from_the_same_recording(
+    finished, photos, tmp_path
+):
+    shutil.copytree(finished[0], tmp_path / "out")
+    words = (*NETWORKS, *QUICK, "--set", "method.temperature=2", "--name", "cool")
+    words += ("--no-baseline", "--out", str(tmp_path / "out"))
+    ended = kd_cache("distill", str(photos), *words)
+    assert ended.code == 0, ended.err
+    assert "recorded before" in ended.err
+    assert "| cool, kd | " in ended.out
+    assert (tmp_path / "out/cool-from-resnet8.html").exists()
+    assert (tmp_path / "out/runs/cool/kd/seed-0/student.safetensors").exists()
+
+
+def test_a_student_that_takes_no_such_images_is_refused_before_anything_is_written(
+    photos, checkpoint, tmp_path
+):
+    networks = ("--teacher", "resnet8", "--student", "vit_tiny_patch16_224")
+    ended = distill(photos, tmp_path, "--teacher-checkpoint", checkpoint, networks=networks)
+    assert (ended.code, ended.out) == (2, ""), ended.err
+    assert "error[" in ended.err.splitlines()[-1]
+    assert "224" in ended.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_image_is_named_before_anything_is_written(photos, tmp_path):

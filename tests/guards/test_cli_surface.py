@@ -40,6 +40,7 @@ FROZEN = {
         "--runs",
         "--size",
         "--hold-out",
+        "--name",
         "--out",
         "--device",
         "--baseline",

@@ -53,6 +53,9 @@ METHODS = (
 )
 """Methods that learn from one teacher and need no setting."""
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
+"""What an experiment takes as the name of a folder."""
+
 SECTIONS = {
     "teacher": "`teacher` of a build file",
     "student": "`student` of a train file",
@@ -103,6 +106,7 @@ class Request(NamedTuple):
     runs: int = 1
     size: int | None = None
     hold_out: float | None = None
+    name: str | None = None
     out: str | None = None
     device: str = "auto"
     baseline: bool = True
@@ -146,6 +150,7 @@ def plan_request(request: Request) -> Planned:
         ConfigError, DatasetError: one line.
     """
     root = _find_folder(request.folder)
+    _refuse_out_among_images(root, request)
     for option, name in (("--teacher", request.teacher), ("--student", request.student)):
         _check_model(option, name)
     _check_numbers(request)
@@ -159,7 +164,7 @@ def plan_request(request: Request) -> Planned:
     document = _assemble(request, given, dataset=dataset, evaluate=evaluate)
     document["augment"] = _augment(images, size, given["augment"])
     config = validate_config(ExperimentConfig, document, where=WHERE)
-    teacher, student = folder_name(request.teacher), folder_name(request.student)
+    teacher, student = folder_name(request.teacher), student_name(request)
     return Planned(config, teacher, student, images, held_out, division)
 
 
@@ -176,6 +181,25 @@ def default_size(teacher: str) -> int:
 def folder_name(model: str) -> str:
     """The name of a network as one of a folder: `hf-hub:timm/resnet18` becomes hf-hub-timm-..."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", model).strip("-._+")[:64] or "network"
+
+
+def student_name(request: Request) -> str:
+    """The name of the student in files and folders."""
+    return request.name or folder_name(request.student)
+
+
+def _out(request: Request) -> Path:
+    out = Path(request.out or Path("distill-out", Path(request.folder).absolute().name))
+    return out.expanduser().absolute()
+
+
+def _refuse_out_among_images(root: Path, request: Request) -> None:
+    if _out(request).resolve().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"the output folder {_out(request)} lies among the images in {root}, where it would "
+            "become one of their folders.",
+            hint="Choose another one with --out.",
+        )
 
 
 def _find_folder(folder: str) -> Path:
@@ -201,6 +225,13 @@ def _find_folder(folder: str) -> Path:
 
 
 def _check_model(option: str, name: str) -> None:
+    if Path(name).exists() and not name.endswith(".py"):
+        raise ConfigError(
+            f"{option} {name} is a file or folder, not the name of a network.",
+            hint="Name the network, and its weights with --teacher-checkpoint FILE."
+            if option == "--teacher"
+            else "Name the network, and its weights with --set student.checkpoint=FILE.",
+        )
     try:
         refuse_unknown_model(name)
     except ConfigError as error:
@@ -223,6 +254,11 @@ def _check_numbers(request: Request) -> None:
     for option, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{option} {value} is not between {low:g} and {high:g}.")
+    if request.name is not None and not re.fullmatch(NAME, request.name):
+        raise ConfigError(
+            f"--name {request.name} is not a name of a folder.",
+            hint="Use up to 64 letters, digits, dots, hyphens, plus signs and underscores.",
+        )
     if request.hold_out is not None and not 0 < request.hold_out < 1:
         raise ConfigError(
             f"--hold-out {request.hold_out:g} is not a share between 0 and 1.",
@@ -314,7 +350,7 @@ def _divide(
         share = DEFAULT_SHARE if share is None else share
         own["hold_out"] = share
         why = "" if found is not None else f" ({request.folder} has no folder val or test)"
-        division = f"{share:.4g} of each class, chosen by the names of the files{why}"
+        division = f"{100 * share:.3g} % of each class, chosen by the names of the files{why}"
     evaluate: Document = {
         "dataset": {**dataset, **own, "split": split},
         "every": max(1, request.epochs // 10),
@@ -385,9 +421,8 @@ def _assemble(
     request: Request, given: dict[str, Document], *, dataset: Document, evaluate: Document
 ) -> Document:
     """The experiment file, but for its augmentation."""
-    teacher, student = folder_name(request.teacher), folder_name(request.student)
-    out = Path(request.out or Path("distill-out", Path(request.folder).absolute().name))
-    out = out.expanduser().absolute()
+    teacher, student, out = folder_name(request.teacher), student_name(request), _out(request)
+    shown = request.name or request.student
     method = {"name": request.method, **given["method"]}
     recording: Document = {
         "teacher": _teacher(request, given["teacher"], out),
@@ -402,7 +437,7 @@ def _assemble(
     training = _training(request.epochs, has_weights=bool(has_weights), request=request)
     build = given["build"] | ({"codec": given["codec"]} if given["codec"] else {})
     document: Document = {
-        "title": f"{request.student} from {request.teacher} on {Path(request.folder).name}",
+        "title": f"{shown} from {request.teacher} on {Path(request.folder).absolute().name}",
         "out": str(out),
         "runs": request.runs,
         "dataset": dataset,
@@ -411,11 +446,11 @@ def _assemble(
         "recordings": {teacher: merge_documents(recording, build)},
         "students": {student: {"model": _portable(request.student), **_paths(given["student"])}},
         "methods": {request.method: {"method": method}},
-        "titles": {request.method: f"{request.student}, {request.method}"},
+        "titles": {request.method: f"{shown}, {request.method}"},
     }
     if request.baseline:
         document["methods"][BASELINE] = {"method": {"name": "ce"}}
-        document["titles"][BASELINE] = f"{request.student}, labels alone"
+        document["titles"][BASELINE] = f"{shown}, labels alone"
     if request.train_teacher is not None:
         document["teachers"] = {teacher: _training_of_teacher(request, given)}
         document["titles"][teacher] = f"teacher {request.teacher}"

@@ -38,6 +38,7 @@ from cli.experiments.runner import (
     train_variants,
     write_results,
 )
+from distill.checkpoint import CHECKPOINT_NAME, load_checkpoint, refuse_other_config
 from distill.config import TrainConfig
 from distill.evaluate import HeldOut
 from distill.export import STUDENT_NAME
@@ -102,6 +103,7 @@ def run_distill(request: Request, *, dry_run: bool, on_message: OnMessage) -> Di
     planned = plan_request(request)
     config = planned.config
     check_experiment(config, where=WHERE)
+    _refuse_other_runs(planned)
     on_message(f"images   {_describe_images(planned)}")
     opened = _open_teacher(planned)
     on_message(f"teacher  {_describe_teacher(planned, opened)}")
@@ -135,6 +137,25 @@ def run_distill(request: Request, *, dry_run: bool, on_message: OnMessage) -> Di
         tuple(str(Path(out, STUDENT_NAME)) for out in students),
         cost,
     )
+
+
+def _refuse_other_runs(planned: Planned) -> None:
+    """Refuse folders of runs with other settings, before the recording is extended for them."""
+    config = planned.config
+    teachers = [config.teacher_config(name, where=WHERE) for name in config.teachers]
+    for run in (*teachers, *_train_configs(config)):
+        saved = load_checkpoint(run.out)
+        if saved is None:
+            continue
+        try:
+            refuse_other_config(Path(run.out, CHECKPOINT_NAME), saved, run.model_dump(mode="json"))
+        except ConfigError as error:
+            raise ConfigError(
+                error.message,
+                hint="Choose another folder with --out."
+                if run in teachers
+                else "To train it beside the first one from the same recording, give it a --name.",
+            ) from error
 
 
 def _describe_images(planned: Planned) -> str:
