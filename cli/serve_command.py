@@ -47,13 +47,13 @@ def serve(
     """Serve the caches of a folder over HTTP until interrupted."""
     from cache_service.api.app import create_app
     from cache_service.api.http.settings import load_serve_config
-    from cache_service.api.server import run, url_of
+    from cache_service.api.server import reachable, run, url_of
 
     given: dict[str, Any] = {"host": host, "port": port, "prefix": prefix}
     loaded = load_serve_config(root, config, settings or (), given)
 
     def announce(on_host: str, on_port: int) -> None:
-        url = url_of(on_host, on_port) + loaded.prefix
+        url = url_of(reachable(on_host), on_port) + loaded.prefix
         emit({"url": url, "root": root}, as_json=json, text=f"serving {root} at {url}")
 
     run(create_app(loaded), loaded, announce=announce)
@@ -65,24 +65,31 @@ def token(
         list[str] | None,
         typer.Option(help="What it allows: read (default), build; repeatable."),
     ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(help="Serve file to add its SHA-256 to; made if absent.", metavar="FILE"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create an access token.
 
-    The token is printed once and never stored; add the printed SHA-256 to the serve file.
+    The token is printed once and never stored. The serve file needs its SHA-256: `--add` writes it.
     """
     import secrets
 
     from cache_service.api.http.auth import token_sha256
-    from cache_service.api.http.settings import TokenConfig
+    from cache_service.api.http.settings import TokenConfig, add_token
     from cache_service.config import validate_config
 
     secret = f"kdc_{secrets.token_urlsafe(TOKEN_BYTES)}"
     entry = {"name": name, "sha256": token_sha256(secret), "scopes": scope or ["read"]}
-    line = validate_config(TokenConfig, entry, where="kd-cache token").model_dump(mode="json")
-    text = (
-        f"token: {secret}\n"
-        "Set KD_CACHE_TOKEN to it on the client. Add this line to the serve file, under `tokens:`\n"
-        f"  - {{name: {name}, sha256: {line['sha256']}, scopes: [{', '.join(line['scopes'])}]}}"
-    )
-    emit({"token": secret, "config": line}, as_json=json, text=text)
+    token = validate_config(TokenConfig, entry, where="kd-cache token")
+    line = f"{{name: {name}, sha256: {token.sha256}, scopes: [{', '.join(token.scopes)}]}}"
+    if add is not None:
+        add_token(add, token)
+        stored = f"{add} has its SHA-256; a service that runs reads the file at its next start."
+    else:
+        stored = f"Add this line to the serve file, under `tokens:`\n  - {line}"
+    text = f"token: {secret}\nSet KD_CACHE_TOKEN to it on the client. {stored}"
+    document = {"token": secret, "config": token.model_dump(mode="json")}
+    emit(document, as_json=json, text=text)

@@ -14,8 +14,15 @@ from pydantic import (
     model_validator,
 )
 
-from cache_service.config import EXPANDED, Frozen, load_yaml_config
+from cache_service.config import (
+    EXPANDED,
+    Frozen,
+    override_document,
+    read_yaml,
+    validate_config,
+)
 from cache_service.datasets import DatasetConfig
+from cache_service.errors import ConfigError
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import OutputIndex, Sha256, without_later
@@ -303,4 +310,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: a key is invalid. The message names the file and each such key.
     """
-    return load_yaml_config(TrainConfig, path, overrides)
+    return validate_config(TrainConfig, read_train_file(path, overrides), where=str(path))
+
+
+def read_train_file(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a train file and apply overrides, without validation.
+
+    A cache that is written as its URL alone, or alone in a list, has keys for them, too:
+    `caches.url=http://...`, `caches.wait_s=600`.
+    """
+    document, caches = read_yaml(path), None
+    keys = [override.partition("=")[0].split(".") for override in overrides]
+    inside = [key[1] for key in keys if key[0] == "caches" and len(key) > 1]
+    if any(not part.isdecimal() for part in inside):
+        caches = document.get("caches")
+        if isinstance(caches, list) and len(caches) == 1:
+            caches = caches[0]
+        if isinstance(caches, list):
+            raise ConfigError(
+                f"{path} has {len(caches)} caches, and --set caches.{inside[0]} does not say of "
+                "which one.",
+                hint=f"Write caches.0.{inside[0]}=..., counted from 0.",
+            )
+        document["caches"] = _as_cache(caches)
+    elif inside:
+        document["caches"] = [_as_cache(cache) for cache in _as_list(document.get("caches") or [])]
+    return override_document(document, overrides)

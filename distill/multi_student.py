@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cache_service.config import read_document, suggest, validate_config
+from cache_service.config import suggest, validate_config
 from cache_service.errors import ConfigError
-from distill.config import TrainConfig
+from distill.config import TrainConfig, read_train_file
 from distill.methods import requirements_of
 from distill.students import ALONE, StudentState
 
@@ -45,7 +45,7 @@ def load_students(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     Raises:
         ConfigError: a key is invalid. The message names the file, the student and each such key.
     """
-    return split_students(read_document(path, overrides), where=str(path))
+    return split_students(read_train_file(path, overrides), where=str(path))
 
 
 def split_students(document: Mapping[str, Any], *, where: str) -> dict[str, TrainConfig]:

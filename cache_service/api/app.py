@@ -46,7 +46,8 @@ def create_app(config: ServeConfig) -> FastAPI:
     if config.builds is not None:
         builds = Builds(config.root, config.builds, registry=metrics.registry)
         builds.check()
-        catalog.is_expected = builds.expects
+        catalog.place = builds.place
+        builds.spec_of = catalog.spec_of
     service = Service(
         config=config,
         catalog=catalog,

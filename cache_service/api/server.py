@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -157,6 +157,23 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(host: str, port: int) -> str:
     """`http://127.0.0.1:8000`, with brackets around an IPv6 address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def reachable(host: str) -> str:
+    """An address by which other machines reach a server that listens on `host`.
+
+    For 0.0.0.0 and `::` it is that of the network interface which leads to other machines, or this
+    machine's name without one. Other addresses are returned as they are.
+    """
+    if host not in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+        return host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Chooses the interface; a datagram socket sends nothing when it is connected. The address
+        # belongs to a block that is reserved for documentation.
+        probe.connect(("2001:db8::1" if ":" in host else "192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
 
 
 def allow_open_files(connections: int) -> None:

@@ -34,8 +34,9 @@ from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import Request, Response
 from cache_service.views.order import epoch_order
 
-MAX_SERVER_WAIT_S = 20
-"""How long a server is asked to wait for rows in one request; then the request is repeated."""
+MAX_SERVER_WAIT_S = 8
+"""How long a server is asked to wait for rows in one request; then the request is repeated. With
+the pause before that it is 10 s, so that the log can say every 10 s what is awaited."""
 
 
 def checked_rows(

@@ -5,6 +5,7 @@ A server waits on behalf of its clients, see `cache_service.api`.
 
 from __future__ import annotations
 
+import logging
 import time
 
 import numpy as np
@@ -17,6 +18,11 @@ from cache_service.format.group import Group
 from cache_service.rows.reader import Cache
 from cache_service.storage import Storage
 from cache_service.views.order import epoch_order, positions_of
+
+LOG = logging.getLogger(__name__)
+
+SAY_EVERY_S = 10.0
+"""How often is logged what is awaited."""
 
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 2.0
@@ -37,7 +43,8 @@ class WaitingCache(Cache):
             RowsNotBuiltError: the shard is not planned, or not recorded within `wait_s`.
             CorruptError: the commit is damaged, or belongs to another shard.
         """
-        end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
+        began, pause = time.monotonic(), FIRST_POLL_S
+        end, say_at = began + self.wait_s, began
         while True:
             try:
                 return super().commit(seed, shard)
@@ -48,6 +55,10 @@ class WaitingCache(Cache):
                     raise
                 if left <= 0:
                     raise _timed_out(error, self.wait_s) from None
+                if time.monotonic() >= say_at:
+                    waited = f"{self.wait_s - left:.0f} s of at most {self.wait_s:.0f} s"
+                    LOG.warning("waiting for rows, %s: %s", waited, error.message)
+                    say_at += SAY_EVERY_S
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_POLL_S)
 

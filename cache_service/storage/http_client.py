@@ -66,6 +66,9 @@ MAX_RETRY_AFTER_S = 30.0
 WARN_AFTER_S = 10.0
 """An outage of this length is logged: a run that waits looks like one that hangs."""
 
+SAY_EVERY_S = 10.0
+"""How often a client that waits for rows logs what for."""
+
 NO_ROUTE = "not_found"
 """The service's error code for a path where no cache can be: the address is wrong."""
 
@@ -304,7 +307,7 @@ class HttpClient:
         """
         began = outage_began = time.monotonic()
         failures = invalid = 0
-        warned = False
+        warned, said = False, began - SAY_EVERY_S
         while True:
             result = self._attempt(request, parse, accept)
             if not isinstance(result, _Failure):
@@ -317,6 +320,10 @@ class HttpClient:
                 end = began + wait_s
                 pause = min(pause, max(end - now, 0.0))
                 give_up = now >= end
+                if not give_up and now - said >= SAY_EVERY_S:
+                    waited = f"{now - began:.0f} s of at most {wait_s:.0f} s"
+                    LOG.warning("waiting for rows, %s: %s", waited, result.error.message)
+                    said = now
             else:
                 failures += 1
                 invalid += result.kind == "invalid"

@@ -10,6 +10,7 @@ from support.caches import make_spec, write_cache
 from support.command import kd_cache
 from support.serving import READ_TOKEN, TOKENS, serving, serving_process
 
+from cache_service.api import server
 from cache_service.api.app import create_app
 from cache_service.api.http.auth import token_sha256
 from cache_service.api.http.settings import ServeConfig, load_serve_config
@@ -212,3 +213,65 @@ def test_two_servers_do_not_share_anything(root):
     with serving(root) as one, serving(root) as other:
         assert one.url != other.url
         assert one.ask("GET", "/v1/caches").data == other.ask("GET", "/v1/caches").data
+
+
+def test_token_add_writes_the_serve_file_and_keeps_what_is_in_it(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("# Mine.\nport: 0  # any\nlimits: {max_rows: 7}\n")
+    first = json.loads(kd_cache("token", "--name", "a", "--add", str(file), "--json").out)
+    options = ("--name", "b", "--scope", "read", "--scope", "build")
+    second = json.loads(kd_cache("token", *options, "--add", str(file), "--json").out)
+    text = file.read_text()
+    assert text.startswith("# Mine.\nport: 0  # any\nlimits: {max_rows: 7}\n")
+    config = load_serve_config(str(tmp_path), file)
+    assert [token.name for token in config.tokens] == ["a", "b"]
+    assert [token.model_dump(mode="json") for token in config.tokens] == [
+        first["config"],
+        second["config"],
+    ]
+    assert config.limits.max_rows == 7
+    for made in (first, second):
+        assert made["token"] not in text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_token_add_makes_the_file_and_says_so(tmp_path):
+    file = tmp_path / "serve.yaml"
+    ended = kd_cache("token", "--name", "a", "--add", str(file))
+    assert ended.code == 0
+    assert f"{file} has its SHA-256" in ended.out
+    assert len(load_serve_config(str(tmp_path), file).tokens) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("tokens: []\nprot: 1\n", "unknown key"),
+        ("- a\n", "contains a list"),
+        ("tokens: [\n", "not YAML"),
+        (None, "have the same name"),
+    ],
+)
+def test_token_add_refuses_what_it_would_spoil_and_leaves_it_alone(tmp_path, content, says):
+    file = tmp_path / "serve.yaml"
+    if content is None:
+        assert kd_cache("token", "--name", "a", "--add", str(file)).code == 0
+        content = file.read_text()
+    file.write_text(content)
+    ended = kd_cache("token", "--name", "a", "--add", str(file))
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.err
+    assert file.read_text() == content
+
+
+def test_token_add_to_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    ended = kd_cache("token", "--add", str(tmp_path / "nowhere" / "serve.yaml"))
+    assert (ended.code, ended.out) == (2, "")
+    assert "cannot be written: No such file or directory" in ended.err
+
+
+def test_a_server_for_all_interfaces_announces_an_address_that_other_machines_can_use():
+    for host in ("0.0.0.0", "::"):
+        assert server.reachable(host) not in ("0.0.0.0", "::", "")
+    assert server.reachable("127.0.0.1") == "127.0.0.1"
+    assert server.reachable("example.org") == "example.org"

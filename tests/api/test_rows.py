@@ -121,6 +121,26 @@ def test_json_is_for_eyes(server, root):
 def test_what_cannot_be_answered_is_refused_with_a_reason(server, query, status, code):
     answer = server.ask("GET", f"/v1/caches/dense/rows?{query}")
     assert (answer.status, told(answer)["code"]) == (status, code)
+    if status == 422:
+        assert told(answer)["detail"].endswith(".")
+        assert told(answer)["hint"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("seed=0&start=0", "`stop` in the query is missing."),
+        ("seed=0&start=0&stop=4&strt=1", "`strt` in the query is not known here."),
+        (
+            "seed=-1&start=0&stop=4",
+            '`seed` in the query should be greater than or equal to 0, and is "-1".',
+        ),
+    ],
+)
+def test_a_field_that_is_wrong_is_named_in_a_sentence(server, query, says):
+    problem = told(server.ask("GET", f"/v1/caches/dense/rows?{query}"))
+    assert problem["detail"] == f"This request is refused: {says}"
+    assert problem["hint"] == "GET /openapi.json describes every field of this request."
 
 
 def test_no_answer_names_a_path_of_the_server(server, root):

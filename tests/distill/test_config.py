@@ -208,3 +208,24 @@ def test_a_checkpoints_key_may_be_a_number():
         {"model": "resnet8", "checkpoint": "a.pt", "checkpoint_key": 1}
     )
     assert config.checkpoint_key == "1"
+
+
+@pytest.mark.parametrize("written", ["a", {"url": "a"}, ["a"], [{"url": "a", "wait_s": 3}]])
+def test_the_only_cache_has_keys_for_set_however_it_is_written(tmp_path, written):
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(train_document("out", caches=written)))
+    url = "http://teacher:8000/v1/caches/c"
+    config = load_config(file, [f"caches.url={url}", "caches.wait_s=9"])
+    assert [(cache.url, cache.wait_s) for cache in config.caches] == [(url, 9)]
+
+
+def test_one_of_several_caches_is_set_by_its_number(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(train_document("out", caches=["a", {"url": "b"}])))
+    config = load_config(file, ["caches.0.url=c", "caches.1.wait_s=5"])
+    assert [(cache.url, cache.wait_s) for cache in config.caches] == [("c", 0), ("b", 5)]
+    with pytest.raises(ConfigError, match=r"has 2 caches, and --set caches\.url") as refusal:
+        load_config(file, ["caches.url=c"])
+    assert refusal.value.hint == "Write caches.0.url=..., counted from 0."
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(file, ["caches.0.uri=c"])

@@ -13,7 +13,7 @@ FROZEN = {
     "info": {"CACHE", "--json"},
     "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--set", "--json"},
     "serve": {"ROOT", "--host", "--port", "--prefix", "--config", "--set", "--json"},
-    "token": {"--name", "--scope", "--json"},
+    "token": {"--name", "--scope", "--add", "--json"},
     "train": {"FILE", "--set", "--json"},
     "cycle": {"FILE", "--set", "--json"},
     "experiment": {"FILE", "--out", "--quick", "--set", "--json"},

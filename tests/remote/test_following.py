@@ -13,8 +13,10 @@ from support.ordered import epoch_in_batches, ordered_rows, same, write_ordered
 from support.origin import serving
 
 from cache_service.errors import RowsNotBuiltError
+from cache_service.remote import rows, waiting
 from cache_service.remote.source import open_source
 from cache_service.rows.reader import open_cache
+from cache_service.storage import http_client
 from distill.data import load_cache, recorded_seeds
 
 SPEC = make_spec(num_samples=90, shard_rows=32, chunk_rows=8)
@@ -132,3 +134,26 @@ def test_a_cache_out_of_order_is_refused_where_the_order_is_relied_on(tmp_path):
     assert open_cache(writer.storage.url).lookup(0, numbers)["sample"].tolist() == list(range(90))
     with pytest.raises(Exception, match="not stored in the order of seed 0"):
         open_source(writer.storage.url, wait_s=1).lookup(0, numbers)
+
+
+def test_who_waits_says_at_once_and_every_ten_seconds_what_for(growing, caplog, monkeypatch):
+    url, build = growing
+    monkeypatch.setattr(http_client, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(waiting, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(rows, "MAX_SERVER_WAIT_S", 0.05)
+    cache = open_source(url, wait_s=20)
+    builder = build(0.5)
+    began = time.monotonic()
+    cache.read(0, 40, 50)
+    passed_s = time.monotonic() - began
+    builder.join()
+    lines = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert 2 <= len(lines) <= passed_s / 0.2 + 1
+    assert lines[0].startswith("waiting for rows, 0 s of at most 20 s: ")
+    assert all("positions [32, 64) of seed 0" in line for line in lines)
+
+
+def test_who_need_not_wait_says_nothing(growing, caplog):
+    url, _ = growing
+    open_source(url, wait_s=20).read(0, 0, 8)
+    assert caplog.records == []

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -30,6 +30,7 @@ from cache_service.errors import (
 )
 from cache_service.format.canonical import canonical_json
 from cache_service.format.seeds import describe_seeds
+from cache_service.human_format import human_seconds
 from cache_service.recording.shards import Shard
 from cache_service.rows.writer import first_difference
 from cache_service.storage.local import LocalStorage
@@ -113,6 +114,25 @@ class Build(Frozen):
         return self.state in FINAL
 
 
+class Place(NamedTuple):
+    """Where a build is: `number` of `queued` waiting ones, counted from 1; 0 if it runs."""
+
+    build: Build
+    number: int
+    queued: int
+
+    def __str__(self) -> str:
+        """One sentence for whoever waits for its rows."""
+        build, progress = self.build, self.build.progress
+        if self.number:
+            return f"Build {build.id} is number {self.number} of {self.queued} in the queue."
+        if progress is None:
+            return f"Build {build.id} has just started."
+        left = "" if progress.eta_s is None else f", about {human_seconds(progress.eta_s)} left"
+        done = f"{progress.rows_done:,} of {progress.rows_total:,} rows"
+        return f"Build {build.id} is running: {done}{left}."
+
+
 SCHEMA_VERSION = 1
 
 TABLES = (
@@ -148,15 +168,18 @@ TABLES = (
     """,
 )
 
-NEXT_BUILD = """
+IN_TURN = """
+    ORDER BY EXISTS (SELECT 1 FROM awaited WHERE build = builds.id) DESC, priority DESC, number
+"""
+"""See `BuildQueue.claim`. The table `awaited` holds the prioritized shards."""
+
+NEXT_BUILD = f"""
     SELECT id FROM builds
     WHERE state = 'queued'
       AND cache NOT IN (SELECT cache FROM builds WHERE state = 'running')
       AND NOT EXISTS (SELECT 1 FROM builds WHERE state = 'running' AND device = ?)
-    ORDER BY EXISTS (SELECT 1 FROM awaited WHERE build = builds.id) DESC, priority DESC, number
-    LIMIT 1
-"""
-"""See `BuildQueue.claim`. The table `awaited` holds the prioritized shards."""
+    {IN_TURN} LIMIT 1
+"""  # noqa: S608  words of this file
 
 ACTIVE = "SELECT * FROM builds WHERE state IN ('queued', 'running')"
 
@@ -381,11 +404,24 @@ class BuildQueue:
             )
             return [(number, Shard(seed, shard)) for number, seed, shard in rows]
 
-    def has_active_build(self, cache: str) -> bool:
-        """Whether a build that waits or runs is going to record a cache."""
+    def place(self, cache: str, seed: int | None = None) -> Place | None:
+        """Where the build of a cache is that records a seed (any, if None); None without one."""
         with self._reading() as database:
-            rows = database.execute(f"{ACTIVE} AND cache = ? AND NOT canceling", (cache,))
-            return any(not self._build(row).is_final for row in rows)
+            rows = database.execute(f"{ACTIVE} {IN_TURN}").fetchall()
+        active = [build for row in rows if not (build := self._build(row)).is_final]
+        queued = [build.id for build in active if build.state == "queued"]
+        found = [
+            build
+            for build in active
+            if build.cache == cache
+            and not build.canceling
+            and (seed is None or seed in build.request.seeds)
+        ]
+        if not found:
+            return None
+        build = min(found, key=lambda each: each.state != "running")
+        number = queued.index(build.id) + 1 if build.id in queued else 0
+        return Place(build, number, len(queued))
 
     def recover(self) -> int:
         """Queue again what servers that are gone were running. Returns how many builds."""

@@ -109,8 +109,10 @@ def build_config(
 
 def _listed(name: str, known: dict[str, Any], what: str) -> Any:
     if name not in known:
+        suggestion = suggest(name, sorted(known))
+        end = "" if suggestion.endswith("?") else "."
         raise ConfigError(
-            f"{what} {name!r} is not one of this server's: {suggest(name, sorted(known))}",
+            f"{what} {name!r} is not one of this server's: {suggestion}{end}",
             hint=f"The operator of the server can add it under builds.{what}s.",
         )
     return known[name]
@@ -129,4 +131,7 @@ def _check_limits(request: BuildRequest, limits: BuildLimits) -> None:
         ("the number of augment.ops", num_ops, limits.max_ops),
     ):
         if requested > limit:
-            raise ConfigError(f"{what} is {requested}; this server takes at most {limit}.")
+            raise ConfigError(
+                f"{what} is {requested}; this server takes at most {limit}.",
+                hint="Ask for less, or record it with `kd-cache build` on the server.",
+            )

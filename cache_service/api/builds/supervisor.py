@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -18,9 +19,11 @@ from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.builds.space import OutOfSpace, SpaceWatch
 from cache_service.api.builds.worker import BuildMetrics, DeviceWorker, WorkerSettings
 from cache_service.api.http.settings import BuildsConfig
-from cache_service.errors import ConfigError, KdCacheError, OutOfSpaceError
+from cache_service.errors import ConfigError, KdCacheError, OutOfSpaceError, SpecMismatchError
+from cache_service.format.spec import CacheSpec
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.pool import COMMAND
+from cache_service.rows.writer import first_difference
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -39,6 +42,9 @@ class Builds:
 
     Everything, and every method of `queue`, may be called from any thread and waits for SQLite. An
     event loop has to call it with `on_thread`.
+
+    Attributes:
+        spec_of: returns the spec of the cache of a name below the root; None if there is none.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Builds:
             registry: for the figures of Prometheus.
             command: starts a worker process; the real one if empty.
         """
+        self.spec_of: Callable[[str], CacheSpec | None] = lambda _: None
         self._root = root.rstrip("/")
         self._config = config
         self._metrics = BuildMetrics(registry or CollectorRegistry())
@@ -139,10 +146,10 @@ class Builds:
 
         Raises:
             ConfigError: this server does not run such a build.
-            SpecMismatchError: the cache is queued with other settings.
+            SpecMismatchError: the cache is queued or recorded with other settings.
             QueueFullError: too many builds wait.
         """
-        self._config_for(request, "auto")
+        self._refuse_taken(request, self._config_for(request, "auto"))
         limits = self._config.limits
         try:
             build = self.queue.submit(
@@ -175,13 +182,47 @@ class Builds:
         shortage = self._space.state()
         return None if shortage is None else shortage.since_s
 
-    def expects(self, cache: str) -> bool:
-        """Whether a build that waits or runs will record a cache; False if that is not known."""
+    def place(self, cache: str, seed: int | None = None) -> str | None:
+        """Where the build is that will record a cache, in a sentence; None if none is known."""
         try:
-            return self.queue.has_active_build(cache)
+            place = self.queue.place(cache, seed)
         except KdCacheError as problem:  # an error of the queue must not change what is refused
             LOG.warning("whether %s is queued is not known: %s", cache, problem)
-            return False
+            return None
+        return None if place is None else str(place)
+
+    def _refuse_taken(self, request: BuildRequest, config: BuildConfig) -> None:
+        """Raise SpecMismatchError if a cache of that name was recorded with other settings.
+
+        Only what needs neither teacher nor dataset is compared; the build itself compares all.
+        """
+        recorded = self.spec_of(request.cache)
+        if recorded is None:
+            return
+        codec = config.codec.model_dump(mode="json")
+        requested: dict[str, Any] = {
+            "recipe": config.augment.recipe().model_dump(mode="json"),
+            "scales": list(config.scales),
+            # The teacher's head decides the number of channels.
+            "codec": {name: value for name, value in codec.items() if name != "num_channels"},
+        }
+        if config.layout is not None:
+            requested["layout"] = config.layout.model_dump(mode="json")
+        if ".py:" not in config.teacher.model + recorded.teacher.model:
+            requested["teacher"] = {"model": config.teacher.model}
+        known = recorded.model_dump(mode="json")
+        for field, value in requested.items():
+            present = known[field]
+            if isinstance(value, dict):
+                present = {name: present.get(name) for name in value}
+            difference = first_difference(value, present, field)
+            if difference is not None:
+                where, now, before = difference
+                raise SpecMismatchError(
+                    f"cache {request.cache} was recorded with {where} = {json.dumps(before)}, but "
+                    f"this request has {where} = {json.dumps(now)}.",
+                    hint="Name another cache, or change the setting back.",
+                )
 
     def _config_for(self, request: BuildRequest, device: str) -> BuildConfig:
         url = f"{self._root}/{request.cache}"

@@ -18,6 +18,7 @@ from cache_service.api.http.damage import DamageLog
 from cache_service.errors import (
     ConfigError,
     CorruptError,
+    KdCacheError,
     NotACacheError,
     RowsNotBuiltError,
     StorageError,
@@ -26,6 +27,7 @@ from cache_service.format.codecs import Arrays
 from cache_service.format.commit import commit_key
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.shard import REPAIR
+from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache, open_stored
 from cache_service.storage import Storage, open_storage
 from cache_service.views.order import epoch_order, positions_of
@@ -144,7 +146,8 @@ class Catalog:
     """All caches of a service.
 
     Attributes:
-        is_expected: whether a build will create a cache of that name.
+        place: returns where the build is that will record a cache (and a seed of it), in a
+            sentence; None if there is none.
         damage: what reading has found damaged.
 
     Raises:
@@ -153,7 +156,7 @@ class Catalog:
 
     def __init__(self, root: str, *, open_shards: int) -> None:
         self._root = _open_root(root)
-        self.is_expected: Callable[[str], bool] = lambda _: False
+        self.place: Callable[[str, int | None], str | None] = lambda _cache, _seed: None
         self.damage = DamageLog(self.changed_s)
         self._open_shards = open_shards
         self._opened: LRUCache[str, OpenCache] = LRUCache(MAX_OPEN)
@@ -185,6 +188,13 @@ class Catalog:
             return None
         return opened
 
+    def spec_of(self, name: str) -> CacheSpec | None:
+        """The spec of the cache of that name; None if there is none that can be opened."""
+        try:
+            return self.open(name).cache.spec
+        except KdCacheError:
+            return None
+
     def open(self, name: str) -> OpenCache:
         """The cache of that name.
 
@@ -195,9 +205,10 @@ class Catalog:
         """
         stamp = self._root.stamp(name) if NAME.fullmatch(name) else None
         if stamp is None:
-            if NAME.fullmatch(name) and self.is_expected(name):
+            place = self.place(name, None) if NAME.fullmatch(name) else None
+            if place is not None:
                 raise CacheAwaitedError(
-                    f"cache {name!r} will be recorded by a build that has not started yet.",
+                    f"cache {name!r} is not recorded yet. {place}",
                     hint="Ask again, or set wait_s in the train file. GET /v1/builds shows its "
                     "progress.",
                 )

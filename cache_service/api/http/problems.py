@@ -5,6 +5,7 @@ A problem says what was requested, what was found, and what to do next.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -42,6 +43,10 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 MAX_REPORTED = 4
 MAX_DETAIL_CHARS = 600
+
+
+DESCRIBED = "GET /openapi.json describes every field of this request."
+"""Hint of a 422 that has no closer one."""
 
 
 class Problem(Frozen):
@@ -91,7 +96,7 @@ def problem_response(
         detail=detail[:MAX_DETAIL_CHARS],
         instance=scope["path"][:MAX_DETAIL_CHARS],
         code=code,
-        hint=hint,
+        hint=hint or (DESCRIBED if status == 422 else ""),
     )
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
@@ -124,11 +129,10 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             headers={"Retry-After": str(retry)} if retry is not None else None,
         )
     if isinstance(error, RequestValidationError):
-        complaints = []
-        for each in error.errors()[:MAX_REPORTED]:
-            where = ".".join(str(part) for part in each["loc"])
-            complaints.append(f"{where}: {each['msg']}".replace("\n", " ").rstrip("."))
-        return problem_response(request.scope, 422, "; ".join(complaints) + ".")
+        complaints = [_complaint(each) for each in error.errors()[:MAX_REPORTED]]
+        return problem_response(
+            request.scope, 422, f"This request is refused: {'; '.join(complaints)}."
+        )
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 405:
@@ -140,6 +144,22 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             if any(each.matches({**scope, "method": method})[0] is Match.FULL for each in routes)
         )
     return problem_response(request.scope, error.status_code, str(error.detail), headers=headers)
+
+
+def _complaint(error: Any) -> str:
+    """One error of pydantic as a clause: which field, what is wrong, and what was found."""
+    place, *path = (str(part) for part in error["loc"])
+    field = f"`{'.'.join(path)}` in the {place}" if path else f"the {place}"
+    message, kind = str(error["msg"]).replace("\n", " ").rstrip("."), error["type"]
+    if kind == "missing":
+        return f"{field} is missing"
+    if kind == "extra_forbidden":
+        return f"{field} is not known here"
+    if kind == "value_error":
+        return f"{field} {message.removeprefix('Value error, ')}"
+    message = message.removeprefix("Input ").removeprefix("should ")
+    found = json.dumps(error.get("input"), default=str)
+    return f"{field} should {message}, and is {found[:60]}"
 
 
 def describe(app: FastAPI) -> None:

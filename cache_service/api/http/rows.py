@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
+import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
@@ -325,8 +326,11 @@ async def read_recorded(
         if not await service.waiter.wait_while_connected(
             request, name, recorded.seed, shards, recorded.wait_s
         ):
+            place = await anyio.to_thread.run_sync(service.catalog.place, name, recorded.seed)
+            place = place or "They are planned, but no build of this server records them now."
             raise RowsAwaitedError(
-                refusal.message, hint="They are planned: ask again, or let the request wait."
+                f"{refusal.message} {place}",
+                hint="Ask again, or let the request wait (`wait`; wait_s in a train file).",
             ) from refusal
     return await service.limiter.read(request, read_from_storage)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,12 @@ from cache_service.config import (
     EXPANDED,
     Frozen,
     override_document,
+    parse_yaml,
     read_document,
     validate_config,
 )
 from cache_service.datasets.dataset_config import DatasetConfig
+from cache_service.errors import ConfigError
 from cache_service.teacher.settings import TeacherConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -229,3 +232,42 @@ def load_serve_config(
     options = {key: value for key, value in (given or {}).items() if value is not None}
     where = str(file) if file else "kd-cache serve"
     return validate_config(ServeConfig, {**document, "root": root, **options}, where=where)
+
+
+def add_token(file: str | Path, token: TokenConfig) -> None:
+    """Add a token to a serve file, which is made if there is none. Its comments stay.
+
+    Raises:
+        ConfigError: the file is no serve file, has a token of that name, or cannot be written.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    path = Path(file)
+    yaml: Any = YAML()  # keeps comments and the order of keys
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document: Any = CommentedMap()
+    if path.exists():
+        load_serve_config("caches", path)  # refuses what is no serve file, in words
+        document = yaml.load(path.read_text(encoding="utf-8")) or CommentedMap()
+    entry = CommentedMap(token.model_dump(mode="json"))
+    entry.fa.set_flow_style()
+    entry["scopes"] = CommentedSeq(token.scopes)
+    entry["scopes"].fa.set_flow_style()
+    tokens = document.get("tokens") or CommentedSeq()
+    document["tokens"] = CommentedSeq([*tokens, entry])
+    text = io.StringIO()
+    yaml.dump(document, text)
+    try:
+        _check_tokens(text.getvalue(), path)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as problem:
+        raise ConfigError(f"{path} cannot be written: {problem.strerror}.") from problem
+
+
+def _check_tokens(text: str, path: Path) -> None:
+    document = {"root": "caches", **parse_yaml(text, where=str(path))}
+    validate_config(ServeConfig, document, where=str(path))

@@ -11,6 +11,7 @@ import fastapi.routing
 import pytest
 import urllib3
 from support.build_queue import builds_document, request_document, scripted, until
+from support.builds import record_toy
 from support.caches import make_spec, write_cache
 from support.command import kd_cache
 from support.disks import small_disk
@@ -47,7 +48,7 @@ def test_a_cache_that_is_queued_is_awaited_and_one_that_is_not_is_refused(root):
             found = server.ask("GET", f"/v1/caches/toy{path}")
             assert (found.status, found.json()["code"]) == (503, "rows_not_built")
             assert int(found.headers["retry-after"]) > 0
-        with pytest.raises(RowsNotBuiltError, match="has not started"):
+        with pytest.raises(RowsNotBuiltError, match="is not recorded yet"):
             open_source(url)
         spec = make_spec(num_samples=8)
         recording = threading.Timer(0.2, write_cache, [str(root / "toy"), spec])
@@ -137,7 +138,10 @@ def test_the_same_request_finds_its_build(server):
     ],
 )
 def test_what_cannot_be_built_is_a_problem_that_tells_no_paths(server, changes, status, code):
-    assert problem(post(server, **changes)) == (status, code)
+    answer = post(server, **changes)
+    assert problem(answer) == (status, code)
+    assert answer.json()["detail"].endswith((".", "?"))
+    assert answer.json()["hint"].endswith(".")
     assert server.ask("GET", "/v1/builds").json() == {"builds": [], "out_of_space": None}
 
 
@@ -250,3 +254,47 @@ def test_a_queue_that_cannot_be_opened_is_refused_in_one_line(tmp_path, kind):
     assert ended.err.startswith("error[")
     assert "Traceback" not in ended.err
     assert "queue cannot be used" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"augment": {"preset": "cifar", "size": 18}}, "recipe.size = 16"),
+        ({"augment": {"preset": "none", "size": 16}}, "recipe.ops = ["),
+        ({"scales": [1]}, "scales = [1, 2]"),
+        ({"codec": {"kind": "int8"}}, 'codec.kind = "dense"'),
+        ({"layout": {"shard_rows": 64, "chunk_rows": 8}}, "layout.shard_rows = 32"),
+        ({"teacher": "other"}, 'teacher.model = "support.toys:tiny_net"'),
+    ],
+)
+def test_another_recipe_under_a_name_that_is_taken_is_refused_at_once(taken, changes, field):
+    answer = post(taken, **changes)
+    assert problem(answer) == (409, "spec_mismatch")
+    assert f"cache toy was recorded with {field}" in answer.json()["detail"]
+    assert answer.json()["hint"].startswith("Name another cache")
+    assert taken.ask("GET", "/v1/builds").json()["builds"] == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": "0:5"}, {"layout": None}])
+def test_what_extends_or_finishes_a_cache_is_not_refused(taken, changes):
+    assert post(taken, **changes).status == 202
+
+
+@pytest.fixture
+def taken(root):
+    """A service whose root has the cache that `request_document` asks for."""
+    record_toy(str(root / "toy"), seeds="0:1", workers=0)
+    document = builds_document()
+    document["teachers"]["other"] = {"model": "resnet8x4", "allow_untrained": True}
+    with serving(root, builds=document) as running:
+        yield running
+
+
+def test_who_waits_for_a_build_is_told_where_it_is_in_the_queue(server):
+    first, second = post(server, cache="a").json()["id"], post(server, cache="b").json()["id"]
+    until(lambda: state_of(server, first) == "running")
+    waits = server.ask("GET", "/v1/caches/b/rows?seed=0&start=0&stop=4")
+    assert (waits.status, waits.json()["code"]) == (503, "rows_not_built")
+    assert f"Build {second} is number 1 of 1 in the queue." in waits.json()["detail"]
+    runs = server.ask("GET", "/v1/caches/a/rows?seed=0&start=0&stop=4").json()["detail"]
+    assert f"Build {first} " in runs

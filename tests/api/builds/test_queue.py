@@ -274,3 +274,24 @@ def test_a_build_that_cannot_be_understood_is_a_refusal_not_a_crash(queue):
     for ask in (queue.newest, lambda: queue.get(build.id), lambda: queue.claim("cpu")):
         with pytest.raises(StorageError, match="does not understand"):
             ask()
+
+
+def test_the_place_of_a_build_is_told_in_the_order_in_which_builds_run(queue):
+    assert queue.place("a") is None
+    first, second = submit(queue, cache="a"), submit(queue, cache="b")
+    third = submit(queue, cache="c", priority=5)
+    assert str(queue.place("c")) == f"Build {third.id} is number 1 of 3 in the queue."
+    assert str(queue.place("b")) == f"Build {second.id} is number 3 of 3 in the queue."
+    assert str(queue.place("a", 1)) == f"Build {first.id} is number 2 of 3 in the queue."
+    assert queue.place("a", 99) is None
+    queue.prioritize("b", 0, [0])
+    assert queue.place("b").number == 1
+    assert queue.claim("cpu").id == second.id
+    assert str(queue.place("b")) == f"Build {second.id} has just started."
+    assert (queue.place("c").number, queue.place("c").queued) == (1, 2)
+    queue.set_progress(second.id, PROGRESS.model_copy(update={"eta_s": 12.0}))
+    assert str(queue.place("b")) == (
+        f"Build {second.id} is running: 32 of 192 rows, about 12.0 s left."
+    )
+    queue.cancel(second.id)
+    assert queue.place("b") is None
