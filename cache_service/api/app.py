@@ -26,7 +26,7 @@ from cache_service.api.http.log import RequestLogMiddleware, log_request
 from cache_service.api.http.metrics import Metrics, RecentTraffic
 from cache_service.api.http.prefix import PrefixMiddleware
 from cache_service.api.http.problems import add_problem_handlers, describe
-from cache_service.api.http.service import Service
+from cache_service.api.http.service import Service, head_routes
 from cache_service.api.http.settings import ServeConfig
 from cache_service.api.http.waiting import ShardWaiter
 from cache_service.api.page import routes as page_routes
@@ -81,20 +81,27 @@ def create_app(config: ServeConfig) -> FastAPI:
     )
     app.state.service, app.state.builds, app.state.pages = service, builds, pages
     # Routes are matched in this order, one by one: the busiest first.
-    for room in (rows, operations, caches, zarr, build_routes, page_routes, sign_in):
-        app.include_router(room.router)
+    rooms = (rows, operations, caches, zarr, build_routes, page_routes, sign_in)
+    routers = [room.router for room in rooms]
+    for router in (*routers, head_routes(routers)):
+        app.include_router(router)
     add_problem_handlers(app)
     describe(app)
-    # The middleware added last is the outermost: refused requests are logged and counted, too.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=limits.max_body_bytes)
+    _add_middleware(app, service, pages)
+    return app
+
+
+def _add_middleware(app: FastAPI, service: Service, pages: Pages) -> None:
+    # What is added last is the outermost: refused requests are logged and counted, too.
+    config = service.config
+    app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
     app.add_middleware(AuthMiddleware, tokens=config.tokens, login=login)
     if config.prefix or config.trust_proxy:
         app.add_middleware(PrefixMiddleware, prefix=config.prefix, trusts_proxy=config.trust_proxy)
-    observers = (metrics.observe, service.traffic.observe, log_request)
+    observers = (service.metrics.observe, service.traffic.observe, log_request)
     app.add_middleware(RequestLogMiddleware, observers=observers)
-    return app
 
 
 @asynccontextmanager

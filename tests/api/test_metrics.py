@@ -14,7 +14,7 @@ from cache_service.api.http.settings import Limits
 
 
 def seen(route="/v1/caches/{name}/rows", status=200, code="", seconds=0.01, num_bytes=100):
-    return RequestRecord("id", "GET", route, status, code, seconds, num_bytes, "127.0.0.1", {})
+    return RequestRecord("id", "GET", route, status, code, seconds, num_bytes, "127.0.0.1", "", {})
 
 
 def families(metrics):
@@ -146,3 +146,10 @@ def test_a_quantile_is_a_value_that_was_seen():
     assert quantile([1.0], 0.99) == 1.0
     assert quantile([float(n) for n in range(1, 101)], 0.99) == 99.0
     assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+
+
+def test_the_process_itself_is_measured(server):
+    figures = server.ask("GET", "/metrics").data.decode()
+    for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "start_time_seconds"):
+        (line,) = [each for each in figures.splitlines() if each.startswith(f"process_{name} ")]
+        assert float(line.split()[1]) > 0

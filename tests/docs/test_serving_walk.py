@@ -91,7 +91,7 @@ class Machine:
 
 def test_the_walk_has_no_stumble(tmp_path):
     shell = [b.text for b in blocks_of(ROOT / "docs" / "serving.md") if b.language == "sh"]
-    train_teacher, token, serve, student, clients, request = shell
+    train_teacher, token, serve, student, clients, request, _prometheus = shell
     teacher = Machine(tmp_path / "teacher")
     teacher.run(teacher.clone(train_teacher))
     (secret,) = re.findall(r"kdc_\S+", teacher.run(token)[0])

@@ -13,7 +13,7 @@ from cache_service.recording.build_config import BuildConfig
 from cli.experiments.cycle import CycleConfig
 from cli.experiments.experiment_file import ExperimentConfig
 from cli.main import app
-from distill.config import TrainConfig
+from distill.config import TrainConfig, load_config
 from support.pages import ROOT
 
 FILES = {
@@ -44,7 +44,7 @@ def commands_in(script: str) -> list[list[str]]:
     for line in re.sub(r"\\\n", " ", script).splitlines():
         for part in re.split(r"&&|;|\|", re.sub(r"(^|\s)#.*", "", line)):
             words = shlex.split(part)
-            if "kd-cache" in words:
+            if "kd-cache" in words and words[0] not in ("git", "cd"):  # the name of a folder
                 found.append(words[words.index("kd-cache") + 1 :])
     return found
 
@@ -66,4 +66,8 @@ def refuse_unparsed(words: list[str], *, with_settings: bool = True) -> None:
         if not file.is_file():
             assert written == "FILE", f"no file {written}"
             file = ROOT / "examples" / f"{FILES[name]}.yaml"
-        load_yaml_config(MODELS[name], file, context.params["settings"] or [])
+        settings = context.params["settings"] or []
+        if MODELS[name] is TrainConfig:
+            load_config(file, settings)
+        else:
+            load_yaml_config(MODELS[name], file, settings)

@@ -123,6 +123,8 @@ async def events(
     needed, because every event holds the whole build.
     """
     stopping: asyncio.Event = request.app.state.service.stopping
+    if request.method == "HEAD":
+        return
     sent_version = 0
     with suppress(NoSuchBuildError):  # the server may drop old builds
         while not stopping.is_set():

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cache_service.api.http.log import TOKEN_NAME
 from cache_service.api.http.problems import problem_response
 from cache_service.api.http.settings import TokenConfig
 
@@ -100,6 +101,7 @@ class AuthMiddleware:
                 hint="Send `Authorization: Bearer TOKEN`; kd-cache takes it from KD_CACHE_TOKEN.",
                 headers={"WWW-Authenticate": 'Bearer realm="kd-cache"'},
             )
+        scope.setdefault("state", {})[TOKEN_NAME] = token.name
         scope_name = needed_scope(method, path)
         if scope_name in token.scopes:
             return None

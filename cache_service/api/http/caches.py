@@ -117,7 +117,6 @@ def _line(catalog: Catalog, name: str) -> CacheLine:
     )
 
 
-@router.head("/v1/caches/{name}", response_class=Response, include_in_schema=False)
 @router.get(
     "/v1/caches/{name}",
     response_class=Response,

@@ -24,6 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.http.problems import problem_response
 
+TOKEN_NAME = "token_name"  # noqa: S105  a key, not a token
+"""Key in a request's state: the name of its token in the configuration."""
+
 CLIENT_GONE = 499
 """Status of a request whose client closed the connection. It is counted, never sent."""
 
@@ -57,6 +60,7 @@ class RequestRecord(NamedTuple):
         seconds: from the end of the request's header to the last byte passed to the server.
         bytes: of the response body.
         client: address without port.
+        token: name of the token in the configuration; empty without one.
         names: parts of the path that the route names; empty for an error.
     """
 
@@ -68,6 +72,7 @@ class RequestRecord(NamedTuple):
     seconds: float
     bytes: int
     client: str
+    token: str
     names: dict[str, Any]
 
 
@@ -126,6 +131,7 @@ class RequestLogMiddleware:
                 seconds=round(time.perf_counter() - started, 6),
                 bytes=num_bytes,
                 client=client[0] if client else "",
+                token=str(state.get(TOKEN_NAME, "")),
                 names=dict(scope.get("path_params") or {}) if status < 400 else {},
             )
             for observer in self._observers:
@@ -190,7 +196,7 @@ def log_request(record: RequestRecord) -> None:
     fields = {
         key: value
         for key, value in record._asdict().items()
-        if value or key not in ("code", "names")
+        if value or key not in ("code", "names", "token")
     }
     _log.log(level, "request", extra={"fields": fields})
 

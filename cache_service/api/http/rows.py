@@ -166,11 +166,10 @@ _LOOKUP_BODY: dict[str, Any] = {
 }
 
 
-@router.head("/v1/caches/{name}/rows", response_class=Response, include_in_schema=False)
 @router.get(
     "/v1/caches/{name}/rows",
     response_class=Response,
-    responses={200: _FRAME, 304: {"description": "Not Modified"}, **responses(404, 413, 503)},
+    responses={200: _FRAME, 304: {"description": "Not Modified"}, **responses(404, 409, 413, 503)},
     openapi_extra={"parameters": _path_and_query(RangeQuery)},
 )
 async def rows(request: Request) -> Response:

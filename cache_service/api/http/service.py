@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 
 from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.limits import ConcurrencyLimiter
@@ -64,6 +65,26 @@ TheService = Annotated[Service, Depends(service_of)]
 """Type of a route's parameter that takes the service."""
 
 
+def head_routes(routers: Iterable[APIRouter]) -> APIRouter:
+    """Routes that answer HEAD wherever these routers answer GET (RFC 9110, section 9.3.2).
+
+    The server leaves out their bodies. A stream has to end by itself, before its first event.
+    """
+    heads = APIRouter(include_in_schema=False)
+    for router in routers:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+                heads.add_api_route(
+                    route.path,
+                    route.endpoint,
+                    methods=["HEAD"],
+                    response_class=route.response_class,
+                    response_model=route.response_model,
+                    response_model_exclude_none=route.response_model_exclude_none,
+                )
+    return heads
+
+
 class Health(Frozen):
     """`status` is `ok`, or `ready`."""
 
@@ -82,14 +103,12 @@ class Readiness(Frozen):
     since: str | None = None
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Health:
     """The process answers. Touches nothing."""
     return Health(status="ok")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=Readiness,

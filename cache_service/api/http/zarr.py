@@ -55,7 +55,6 @@ _OBJECT: dict[str, Any] = {
 }
 
 
-@router.head("/v1/caches/{name}/zarr/{key:path}", response_class=Response, include_in_schema=False)
 @router.get(
     "/v1/caches/{name}/zarr/{key:path}",
     response_class=Response,
@@ -63,7 +62,7 @@ _OBJECT: dict[str, Any] = {
         200: _OBJECT,
         206: _OBJECT | {"description": "The requested bytes."},
         304: {"description": "Not Modified"},
-        **responses(404, 412, 416, 503),
+        **responses(404, 409, 412, 416, 503),
     },
 )
 async def zarr_key(

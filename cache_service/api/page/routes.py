@@ -117,8 +117,12 @@ async def static(request: Request, name: str) -> Response:
 @router.get("/v1/events")
 async def events(request: Request, cache: str = "") -> Response:
     """Figures of builds and traffic once a second, as server-sent events; ends with the server."""
+    stopping: asyncio.Event = request.app.state.service.stopping
+    if request.method == "HEAD":
+        stopping = asyncio.Event()
+        stopping.set()
     return StreamingResponse(
-        _events(pages_of(request), request.app.state.service.stopping, cache),
+        _events(pages_of(request), stopping, cache),
         media_type="text/event-stream",
         headers=SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
