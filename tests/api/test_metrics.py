@@ -87,7 +87,7 @@ def test_names_follow_the_rules_of_prometheus(metrics):
         "kdcache_build_info",
     } <= set(found)
     for family in found.values():
-        assert re.fullmatch(r"kdcache_[a-z_]+", family.name)
+        assert re.fullmatch(r"(kdcache|process)_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
         names = {sample.name for sample in family.samples}
         if family.type == "counter":
