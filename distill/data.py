@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from cache_service.datasets import wrap_dataset
 from cache_service.errors import ConfigError, RowsNotBuiltError
-from cache_service.format.seeds import describe_seeds
+from cache_service.format.seeds import describe_seeds, parse_seeds
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
 from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
 from cache_service.storage import is_server_url
@@ -23,6 +24,9 @@ from cache_service.views.replay import ViewBatch
 from distill.reading_order import Epoch, EpochSampler, OrderCheck, is_in_order
 from distill.replay import Replay
 from distill.targets import TargetDecoder, tensors_of
+
+Order = Literal["recorded", "any"]
+"""Which positions a loader may ask for: the next ones only, or any."""
 
 
 class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
@@ -43,7 +47,8 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         cache: a cache from `load_cache`.
         images: the dataset that was recorded, a map-style dataset of (image, label).
         seed: the only recorded epoch to read.
-        seeds: the recorded epochs to read in turn. Give either `seed` or `seeds`.
+        seeds: the recorded epochs to read in turn, as numbers or as `"0:30"`. Give either `seed`
+            or `seeds`.
         transform: function of each view, a uint8 tensor [3, H, W].
         temperature: affects only caches with codec `topk`; see `TargetDecoder.logits`.
         max_drift: largest accepted difference of a pixel; see `ReplayGuard`.
@@ -64,12 +69,14 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         images: Any,
         *,
         seed: int | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Iterable[int] | str | None = None,
         transform: Callable[[Tensor], Any] | None = None,
         temperature: float = 1.0,
         max_drift: int = 0,
-        order: Literal["recorded", "any"] | None = None,
+        order: Order | None = None,
     ) -> None:
+        if order is not None and order not in get_args(Order):
+            raise ConfigError(f"order={order!r} was requested; it is 'recorded' or 'any'.")
         self._replay = Replay(wrap_dataset(images), [cache], max_drift=max_drift)
         self._decoder = TargetDecoder(cache.spec, cache.head(), device="cpu")
         self._seeds = _chosen_seeds(cache, seed, seeds)
@@ -111,6 +118,15 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         """
         self._epoch.set(epoch)
 
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, for loaders that resume, such as torchdata's StatefulDataLoader."""
+        return {"epoch": self._epoch.turn.epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin the epoch of a `state_dict`, unless it is the current one."""
+        if state["epoch"] != self._epoch.turn.epoch:
+            self.set_epoch(state["epoch"])
+
     def sampler(
         self, rank: int | None = None, world: int | None = None, *, batch_size: int | None = None
     ) -> EpochSampler:
@@ -133,6 +149,8 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
             rank = distributed.get_rank() if joined else 0
         if world is None:
             world = distributed.get_world_size() if joined else 1
+        if self._check is not None:
+            self._check.divide(world, batch_size)
         return EpochSampler(
             self._epoch,
             len(self._seeds),
@@ -202,7 +220,9 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
         return list(shares_BC)
 
 
-def _chosen_seeds(cache: Cache, seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+def _chosen_seeds(
+    cache: Cache, seed: int | None, seeds: Iterable[int] | str | None
+) -> tuple[int, ...]:
     if (seed is None) == (seeds is None):
         raise ConfigError(
             f"CachedDataset was given seed={seed} and seeds={seeds}.",
@@ -211,7 +231,11 @@ def _chosen_seeds(cache: Cache, seed: int | None, seeds: Sequence[int] | None) -
     if seed is not None:
         cache.commit(seed, 0)  # fail here for a seed that is not recorded, not in a worker
         return (seed,)
-    wanted = tuple(seeds or ())
+    try:
+        numbers = parse_seeds(seeds) if isinstance(seeds, str) else seeds or ()
+        wanted = tuple(operator.index(number) for number in numbers)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"CachedDataset was given seeds={seeds!r}: {error}.") from error
     if not wanted:
         raise ConfigError(
             "CachedDataset was given no seeds.", hint="Give seeds=cache.complete_seeds()."

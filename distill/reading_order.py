@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import get_worker_info
 
 from cache_service.errors import ConfigError, WorkersError
 from cache_service.rows.sampler import PositionSampler
@@ -137,9 +138,15 @@ class OrderCheck:
         self._why = "the recorded order is a shuffle already, it is read in one sequential scan" + (
             ", and neighbors are mixed with each other" if mixes else ""
         )
-        self._turn = -1
+        self._turn = Turn(-1, -1, 0, 0)
         self._first = 0
+        self._latest = 0
         self._next = 0
+        self._shares: tuple[int, int | None] = (1, None)
+
+    def divide(self, world: int, batch_size: int | None) -> None:
+        """Expect the positions of a sampler that divides the epoch among `world` processes."""
+        self._shares = (world, batch_size)
 
     def check(self, positions: Sequence[int]) -> None:
         """Check the next batch.
@@ -150,8 +157,10 @@ class OrderCheck:
         if not is_in_order(positions):
             raise self._refusal(positions)
         turn, first = self._epoch.turn, positions[0]
-        if turn.number != self._turn:
-            self._turn, self._first, self._next = turn.number, first, first
+        if turn.number != self._turn.number:
+            if turn.epoch != self._turn.epoch and first >= self._next > 0:
+                raise self._changed_halfway(turn, first)
+            self._turn, self._first, self._latest, self._next = turn, first, first, first
         goes_back = first < self._next
         if first == 0:
             # Another worker may have read the last batch of a short epoch before this first one.
@@ -160,9 +169,37 @@ class OrderCheck:
             self._epoch.note_start()
         if goes_back and first != self._first and not (first == 0 and turn.ended):
             raise self._refusal([self._next - 1, *positions])
+        if first - self._latest > self._largest_step():
+            raise self._divided_twice(first)
+        self._latest = first
         self._next = positions[-1] + 1
         if self._next + len(positions) > self._num_samples:
             self._epoch.note_end()
+
+    def _largest_step(self) -> int:
+        """How far the next batch of this worker may begin after its latest one."""
+        world, batch_size = self._shares
+        if world == 1 or self._next == self._latest:  # any sampler, or nothing was read yet
+            return self._num_samples
+        worker = get_worker_info()
+        step = self._next - self._latest if batch_size is None else world * batch_size
+        return step * (1 if worker is None else worker.num_workers)
+
+    def _divided_twice(self, first: int) -> ConfigError:
+        return ConfigError(
+            f"a batch at position {first} follows the one at {self._latest}, and no process reads "
+            f"those between: data.sampler() has divided the epoch among {self._shares[0]} "
+            "processes, and the loader divides it again.",
+            hint="Where a trainer divides batches itself (accelerator.prepare, Hugging Face "
+            "Trainer), leave sampler= out. With data.sampler(), leave in_order=False out.",
+        )
+
+    def _changed_halfway(self, turn: Turn, first: int) -> ConfigError:
+        return ConfigError(
+            f"set_epoch({turn.epoch}) was called while epoch {self._turn.epoch} was read, before "
+            f"position {first}: the views would be those of two seeds.",
+            hint="Call set_epoch before the iterator of the loader is made, iter(loader).",
+        )
 
     def _refusal(self, positions: Sequence[int]) -> ConfigError:
         at, what, hint = 0, "which is another order", SHUFFLED

@@ -186,9 +186,50 @@ def test_an_epoch_is_a_whole_number(data, epoch):
         ({}, ConfigError, "seed=None and seeds=None.*seeds=range"),
         ({"seed": 0, "seeds": [1]}, ConfigError, r"seed=0 and seeds=\[1\]"),
         ({"seeds": []}, ConfigError, "no seeds.*complete_seeds"),
+        ({"seeds": "0-2"}, ConfigError, "seeds='0-2': .*not of the form 0:30"),
+        ({"seeds": [0.0, 1.0]}, ConfigError, "cannot be interpreted as an integer"),
+        ({"seed": 0, "order": "random"}, ConfigError, "order='random'.*'recorded' or 'any'"),
         ({"seeds": [0, 9]}, RowsNotBuiltError, "seeds 9:10 were asked for.*0:2 complete"),
     ],
 )
-def test_seeds_that_cannot_be_read_are_refused_at_once(cache, images, seeds, error, said):
+def test_seeds_and_orders_that_there_are_not_are_refused_at_once(cache, images, seeds, error, said):
     with pytest.raises(error, match=said):
         CachedDataset(cache, images, **seeds)
+
+
+def test_seeds_may_be_written_as_in_a_build_file(cache, images):
+    assert CachedDataset(cache, images, seeds="0:2").seeds == (0, 1)
+    assert CachedDataset(cache, images, seeds=range(2)).seeds == (0, 1)
+
+
+def test_an_epoch_that_changes_while_it_is_read_is_refused(data):
+    batches = iter(DataLoader(data, 64))
+    next(batches)
+    data.set_epoch(0)  # the same one
+    next(batches)
+    data.set_epoch(1)
+    with pytest.raises(ConfigError, match=r"set_epoch\(1\) was called while epoch 0 was read"):
+        next(batches)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_loader_resumes_in_the_middle_of_its_epoch(cache, images, epochs, workers):
+    stateful = pytest.importorskip(
+        "torchdata.stateful_dataloader", reason="torchdata is not installed"
+    )
+
+    def loader():
+        data = CachedDataset(cache, images, seeds=(0, 1))
+        return data, stateful.StatefulDataLoader(data, 128, num_workers=workers)
+
+    data, first = loader()
+    data.set_epoch(1)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    resumed, rest = loader()
+    rest.load_state_dict(first.state_dict())
+    batches = iter(rest)  # Lightning makes the iterator before it sets the epoch of a resumed run
+    resumed.set_epoch(1)
+    assert torch.equal(torch.cat([views for views, _, _ in batches]), epochs[1][640:])

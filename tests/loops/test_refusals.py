@@ -85,6 +85,22 @@ def test_accelerate_would_repeat_views_on_several_processes_which_is_refused(dat
     assert [len(part) for part in parts] == [700, 700]
 
 
+@pytest.mark.parametrize("batch_size", [64, None])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_accelerate_would_divide_again_is_refused(data, batch_size, workers):
+    prepare = pytest.importorskip(
+        "accelerate.data_loader", reason="accelerate is not installed"
+    ).prepare_data_loader
+    loader = DataLoader(
+        data, 64, sampler=data.sampler(1, 2, batch_size=batch_size), num_workers=workers
+    )
+    assert sum(len(labels) for _, labels, _ in loader) == 721
+    twice = prepare(loader, torch.device("cpu"), num_processes=2, process_index=0)
+    twice.set_epoch(0)
+    with pytest.raises(ConfigError, match=r"among 2 processes, and the loader divides it again"):
+        list(twice)
+
+
 def test_a_timm_loader_that_lost_the_recorded_logits_is_refused(data):
     loop = example("timm_task", "timm.task")
     task = loop.RecordedDistillationTask(student(), criterion=nn.CrossEntropyLoss())
