@@ -7,7 +7,7 @@ of a recipe without repeats, where c is s / k rounded down. A seed always has as
 the dataset has samples. If k does not divide their number, the parts are cut in the middle of a
 sample, whose remaining views are in the next seed.
 
-Decoding an image once for its k views requires that their positions are close; see decision 023.
+Decoding an image once for its k views requires that their positions are close; see decision 026.
 
 Everything is a pure function of (number of samples, repeats, seed, pass).
 Shape letters: B positions, I images, K places, N samples or positions, R repeats, U units.
