@@ -95,7 +95,8 @@ def reproduce(
         str,
         typer.Argument(
             metavar="NAME",
-            help="hinton-mnist, omitted-three, sdd-cifar100, deit-cifar100 or ddgsd-cifar100.",
+            help="hinton-mnist, omitted-three, sdd-cifar100, deit-cifar100, ddgsd-cifar100 or "
+            "seeds-cifar100.",
             show_default=False,
         ),
     ],

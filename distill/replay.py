@@ -66,7 +66,8 @@ class Replay:
         Raises:
             SpecMismatchError, ViewDriftError: a view differs from the recorded one.
         """
-        batch = self.views.render(seed, positions)
+        with_origins = any(guard.max_drift > 0 for guard in self._guards)
+        batch = self.views.render(seed, positions, with_origins=with_origins)
         rows = []
         for cache, guard in zip(self.caches, self._guards, strict=True):
             found = _rows(cache, seed, positions)
@@ -156,7 +157,7 @@ class ReplayGuard:
     def __init__(self, cache: Cache, *, max_drift: int = 0, other_decoder: bool = False) -> None:
         self._cache = cache
         self._other_decoder = other_decoder
-        self._max_drift = max_drift
+        self.max_drift = max_drift
         self._witness_diffs: dict[tuple[int, int], list[WitnessDiff]] = {}
 
     def check(
@@ -179,7 +180,10 @@ class ReplayGuard:
         moved = np.flatnonzero(rows["digest"] != batch.digests_B)
         if not len(moved):
             return
-        origins_equal = bool(np.array_equal(rows["origin"][moved], batch.origins_B[moved]))
+        origins_B = batch.origins_B[moved] if len(batch.origins_B) else None
+        if origins_B is None:
+            origins_B = views.render(seed, positions[moved]).origins_B
+        origins_equal = bool(np.array_equal(rows["origin"][moved], origins_B))
         for shard in np.unique(positions[moved] // self._cache.spec.layout.shard_rows).tolist():
             diffs = self._diffs(views, seed, shard)
             if self._accepts(origins_equal or self._other_decoder, diffs):
@@ -198,10 +202,10 @@ class ReplayGuard:
 
     def _accepts(self, origins_equal: bool, diffs: list[WitnessDiff]) -> bool:
         # The origin does not cover draws inside a user's callable, so they cannot be proven equal.
-        if self._max_drift == 0 or self._cache.spec.recipe.callable is not None:
+        if self.max_drift == 0 or self._cache.spec.recipe.callable is not None:
             return False
         return accepts_drift(
-            origins_equal=origins_equal, witness_diffs=diffs, max_drift=self._max_drift
+            origins_equal=origins_equal, witness_diffs=diffs, max_drift=self.max_drift
         )
 
     def _diffs(self, views: Views, seed: int, shard: int) -> list[WitnessDiff]:

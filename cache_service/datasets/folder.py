@@ -69,7 +69,7 @@ class FolderSource:
     def read(self, sample: int) -> PIL.Image.Image:
         """Open and decode the file of a sample."""
         with open_image(self._path(sample)) as image:
-            return to_rgb(image, **self._decoding)
+            return to_rgb(image, **self._decoding, owned=True)
 
     def encoded(self, sample: int) -> bytes:
         """Return the content of the file of a sample."""

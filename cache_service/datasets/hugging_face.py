@@ -122,7 +122,7 @@ class HfItems:
         label = int(self.targets[sample])
         if isinstance(value, bytes):
             with PIL.Image.open(io.BytesIO(value)) as image:
-                return to_rgb(image, self._pixel_range), label
+                return to_rgb(image, self._pixel_range, owned=True), label
         return to_rgb(np.asarray(value, self._dtype), self._pixel_range), label
 
     def encoded(self, sample: int) -> bytes | None:

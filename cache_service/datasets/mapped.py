@@ -66,7 +66,8 @@ class MapSource:
                 f"the dataset lists label {self.labels[sample]} for sample {sample}, but reading "
                 f"that sample gives label {label}."
             )
-        return to_rgb(image, self._pixel_range)
+        opened_here = isinstance(self._items, _TimmItems | _FolderItems)
+        return to_rgb(image, self._pixel_range, owned=opened_here)
 
     def describe(self, sample: int) -> str:
         """Return the path that the dataset lists for the sample."""
@@ -117,7 +118,7 @@ class _TimmItems:
         file, target, *_ = self._reader[sample]
         PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # see open_image
         with file, PIL.Image.open(file) as image:
-            return to_rgb(image, self._pixel_range), target
+            return to_rgb(image, self._pixel_range, owned=True), target
 
 
 class _FolderItems:
@@ -137,7 +138,7 @@ class _FolderItems:
         if self.target_transform is not None:
             target = self.target_transform(target)
         with open_image(Path(path)) as image:
-            return to_rgb(image, self._pixel_range), target
+            return to_rgb(image, self._pixel_range, owned=True), target
 
 
 class _SubsetItems:

@@ -40,14 +40,18 @@ class PixelRangeError(ValueError):
     """The pixels do not have 8 bits, and their range is not given or is too small."""
 
 
-def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image:
-    """Decode an image to a copy in RGB that does not depend on an open file.
+def to_rgb(
+    image: Any, pixel_range: PixelRange | None = None, *, owned: bool = False
+) -> PIL.Image.Image:
+    """Decode an image to one in RGB that does not depend on an open file.
 
     Args:
         image: a PIL image of any mode, or pixels [H, W], [H, W, 1] or [H, W, 3] as an array or a
             CPU tensor. Types other than 8 bits need `pixel_range`. An alpha channel is dropped.
         pixel_range: values of black and white, which are mapped linearly to 0 and 255 and rounded.
             8-bit pixels are not changed.
+        owned: whether nobody else has this PIL image. Otherwise the result is a copy, so that a
+            pipeline which paints on it does not change a dataset in memory.
 
     Raises:
         PixelRangeError: the pixels do not have 8 bits, and no range is given or it is too small.
@@ -68,6 +72,9 @@ def to_rgb(image: Any, pixel_range: PixelRange | None = None) -> PIL.Image.Image
             f"white is 65535{given}"
         )
     decoded: PIL.Image.Image = image
+    if owned and image.mode == "RGB":
+        image.load()
+        return decoded
     if image.mode == "P" and "transparency" in image.info:
         # Direct conversion to RGB gives the same colors, but a warning for every such file.
         decoded = decoded.convert("RGBA")
@@ -97,7 +104,8 @@ def _from_pixels(image: Any, pixel_range: PixelRange | None) -> PIL.Image.Image:
         raise ValueError(f"{what}: it has no pixels")
     if pixels.dtype != np.uint8:
         pixels = _to_8_bits(pixels, pixel_range, what)
-    return PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    image_of_copy = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    return image_of_copy if image_of_copy.mode == "RGB" else image_of_copy.convert("RGB")
 
 
 def _to_8_bits(

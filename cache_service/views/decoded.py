@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -29,12 +29,32 @@ class ImageSource(Protocol):
         ...
 
 
-class DecodedImage(NamedTuple):
-    """An image and what identifies its pixels."""
+class DecodedImage:
+    """An image in RGB.
 
-    image: Image.Image
-    stamp: bytes
-    """Size and checksum."""
+    Attributes:
+        image: the pixels.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self._stamp: bytes | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in memory."""
+        return BYTES_PER_PIXEL * self.image.width * self.image.height
+
+    def stamp(self) -> bytes:
+        """Size and checksum of the pixels, computed on first use.
+
+        CRC-32C, because it is there to notice another decoder or file, not to withstand a forger,
+        and hashing the source of an ImageNet view costs 20 us this way and 600 us by BLAKE2b.
+        """
+        if self._stamp is None:
+            checksum = crc32c(self.image.tobytes())
+            self._stamp = np.array([*self.image.size, checksum], dtype="<i8").tobytes()
+        return self._stamp
 
 
 class DecodedImages:
@@ -62,13 +82,13 @@ class DecodedImages:
             decoded, uses_left = self._decode(sample), self._repeats
         else:
             decoded, uses_left = kept
-            self.num_bytes -= _size(decoded)
-        if uses_left > 1 and _size(decoded) <= self._max_bytes:
+            self.num_bytes -= decoded.num_bytes
+        if uses_left > 1 and decoded.num_bytes <= self._max_bytes:
             self._kept[sample] = decoded, uses_left - 1
-            self.num_bytes += _size(decoded)
+            self.num_bytes += decoded.num_bytes
             while self.num_bytes > self._max_bytes:
                 _, (oldest, _) = self._kept.popitem(last=False)
-                self.num_bytes -= _size(oldest)
+                self.num_bytes -= oldest.num_bytes
         return decoded
 
     def _decode(self, sample: int) -> DecodedImage:
@@ -78,19 +98,4 @@ class DecodedImages:
                 f"sample {sample} came as a {image.mode} image; views are made of RGB.",
                 hint="Convert in the dataset: image.convert('RGB').",
             )
-        return DecodedImage(image, _stamp(image))
-
-
-def _size(decoded: DecodedImage) -> int:
-    width, height = decoded.image.size
-    return BYTES_PER_PIXEL * width * height
-
-
-def _stamp(image: Image.Image) -> bytes:
-    """Size and checksum of a decoded image.
-
-    CRC-32C, because it is there to notice another decoder or file, not to withstand a forger, and
-    hashing the source of an ImageNet view costs 20 us this way and 600 us by BLAKE2b.
-    """
-    width, height = image.size
-    return np.array([width, height, crc32c(image.tobytes())], dtype="<i8").tobytes()
+        return DecodedImage(image)

@@ -132,10 +132,10 @@ class RandomResizedCrop:
     num_words = BOX_WORDS
 
     def __init__(self, settings: recipe.RandomResizedCrop, size: int) -> None:
-        self._size = [size, size]
+        self._size = size
         self._area = settings.area
         self._ratio = settings.ratio
-        self._mode = MODES[settings.interpolation]
+        self._resample = on_pil.RESAMPLE[settings.interpolation]
 
     def draw(self, words_BW: Words) -> Ints:
         """Ten attempts."""
@@ -145,7 +145,7 @@ class RandomResizedCrop:
         """The first attempt that fits, else the largest central box of an allowed ratio."""
         width, height = image.size
         box = first_fit(params, height, width, room=0) or self._fallback(height, width)
-        return on_pil.resized_crop(image, *box, size=self._size, interpolation=self._mode)
+        return on_pil.resized_crop(image, box, self._size, self._resample)
 
     def _fallback(self, height: int, width: int) -> Box:
         narrowest, widest = (max(1, to_fixed(r)) for r in self._ratio)

@@ -57,8 +57,17 @@ class Views:
     def __reduce__(self) -> tuple[type[Views], tuple[Recipe, ImageSource]]:
         return Views, (self.recipe, self.dataset)
 
-    def render(self, seed: int, positions: NDArray[np.integer] | Sequence[int]) -> ViewBatch:
+    def render(
+        self,
+        seed: int,
+        positions: NDArray[np.integer] | Sequence[int],
+        *,
+        with_origins: bool = True,
+    ) -> ViewBatch:
         """The views at these positions of a seed, in the order of `positions`.
+
+        An origin takes the checksum of a whole image. It is needed to record a view, and to explain
+        a view that differs; `with_origins=False` leaves `origins_B` empty.
 
         A view depends on recipe, dataset, seed and position only, never on its batch: where a pair
         is cut by the batch's edge, the missing partner is rendered too.
@@ -71,7 +80,9 @@ class Views:
         order_N = epoch_order(len(self.dataset), seed, self.recipe.repeats)
         pairs_BP = self._draw_pairs(seed, order_N, positions_B)
         others_B = np.where(pairs_BP[:, 0] == NOT_MIXED, positions_B, positions_B ^ 1)
-        bases = self._render_bases(seed, order_N, np.union1d(positions_B, others_B))
+        bases = self._render_bases(
+            seed, order_N, np.union1d(positions_B, others_B), with_origins=with_origins
+        )
 
         size = self.recipe.size
         pixels_BHW3 = np.empty((len(positions_B), size, size, 3), dtype=np.uint8)
@@ -80,18 +91,18 @@ class Views:
             positions_B.tolist(), others_B.tolist(), pairs_BP.tolist(), pixels_BHW3, strict=True
         )
         for position, other_position, pair, out_HW3 in rows:
-            own = bases[position]
+            own, made_from = bases[position], [bases[position].origin]
             if pair[0] == NOT_MIXED:
                 out_HW3[:] = own.pixels_HW3
-                origin = digest64(own.origin)
                 weights.append(1.0)
             else:
                 other = bases[other_position]
                 out_HW3[:] = mix(own.pixels_HW3, other.pixels_HW3, pair)
-                origin = digest64(own.origin, other.origin, np.array(pair, dtype="<i8"))
+                made_from += [other.origin, np.array(pair, dtype="<i8").tobytes()]
                 weights.append(own_weight(pair, size))
             digests.append(digest64(out_HW3))
-            origins.append(origin)
+            if with_origins:
+                origins.append(digest64(*made_from))
         return ViewBatch(
             pixels_BHW3,
             np.array(digests, dtype=np.uint64),
@@ -128,21 +139,27 @@ class Views:
         return draw_seeds(len(self.dataset), seed, self.recipe.repeats, positions_B)
 
     def _render_bases(
-        self, seed: int, order_N: NDArray[np.int32], positions_M: NDArray[np.int64]
+        self,
+        seed: int,
+        order_N: NDArray[np.int32],
+        positions_M: NDArray[np.int64],
+        *,
+        with_origins: bool,
     ) -> dict[int, _Base]:
-        """View and origin at each position before mixing."""
+        """View and origin at each position before mixing; the origin may be left out."""
         samples_M = order_N[positions_M]
         params_MP = self._renderer.draw(self._draw_seeds(seed, positions_M), samples_M)
         canonical_MP = params_MP.astype("<i8")
         rows = zip(positions_M.tolist(), samples_M.tolist(), params_MP.tolist(), strict=True)
         bases = {}
         for row, (position, sample, params) in enumerate(rows):
-            image, stamp = self._images.get(sample)
+            decoded = self._images.get(sample)
             try:
-                pixels_HW3 = self._renderer.pixels(image, params)
+                pixels_HW3 = self._renderer.pixels(decoded.image, params)
             except ConfigError as refusal:
                 raise ConfigError(
                     f"sample {sample}: {refusal.message}", hint=refusal.hint
                 ) from refusal
-            bases[position] = _Base(pixels_HW3, stamp + canonical_MP[row].tobytes())
+            origin = decoded.stamp() + canonical_MP[row].tobytes() if with_origins else b""
+            bases[position] = _Base(pixels_HW3, origin)
         return bases

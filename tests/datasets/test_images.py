@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,6 +9,7 @@ from pydantic import ValidationError
 
 from cache_service.datasets import DatasetConfig, open_dataset, wrap_dataset
 from cache_service.datasets.dataset import NUM_PROBES
+from cache_service.datasets.pixels import to_rgb
 from cache_service.errors import DatasetError, UnreadableSampleError
 
 
@@ -170,3 +173,27 @@ def test_no_samples_are_refused():
 def test_every_bound_of_the_settings_is_enforced(setting):
     with pytest.raises(ValidationError, match=next(iter(setting))):
         DatasetConfig(**({"name": "folder"} | setting))
+
+
+def test_an_image_file_is_not_copied_and_outlives_its_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    for name, mode in (("a.png", "RGB"), ("b.png", "L"), ("c.jpg", "RGB"), ("d.png", "RGBA")):
+        PIL.Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+        with PIL.Image.open(tmp_path / name) as image:
+            wanted = np.asarray(image.convert("RGB"))
+        with PIL.Image.open(tmp_path / name) as image:
+            found = to_rgb(image, owned=True)
+            assert (found is image) == (mode == "RGB")
+        (tmp_path / name).unlink()
+        assert found.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(found), wanted)
+        np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(found))), wanted)
+
+
+def test_an_image_of_a_dataset_in_memory_is_copied():
+    kept = PIL.Image.new("RGB", (4, 4))
+    to_rgb(kept).putpixel((0, 0), (1, 2, 3))
+    assert kept.getpixel((0, 0)) == (0, 0, 0)
+    array = np.zeros((4, 4, 3), np.uint8)
+    to_rgb(array).putpixel((0, 0), (1, 2, 3))
+    assert not array.any()

@@ -71,9 +71,9 @@ def test_another_crop_never_passes_as_rounding(images, monkeypatch):
     render = replay.views.render
     order = np.array(EVERY)
 
-    def shifted(seed, positions):
-        batch = render(seed, positions)
-        other = render(seed + 1, positions)
+    def shifted(seed, positions, **options):
+        batch = render(seed, positions, **options)
+        other = render(seed + 1, positions, **options)
         return other._replace(samples_B=batch.samples_B)
 
     monkeypatch.setattr(replay.views, "render", shifted)

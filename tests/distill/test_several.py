@@ -258,7 +258,9 @@ def test_views_to_score_on_are_rendered_once_for_all(tmp_path, monkeypatch):
     rendered = []
     original = Views.render
     monkeypatch.setattr(
-        Views, "render", lambda *given: rendered.append(len(given[2])) or original(*given)
+        Views,
+        "render",
+        lambda *given, **options: rendered.append(len(given[2])) or original(*given, **options),
     )
     run(configs)
     assert sum(rendered) == 40

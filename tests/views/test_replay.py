@@ -163,6 +163,15 @@ def test_origins_ignore_how_views_are_rendered_and_notice_everything_else(
     assert (flipped(0.0) != flipped(1.0)).all()
 
 
+@pytest.mark.parametrize("preset", ["imagenet", "deit"])
+def test_origins_are_left_out_on_request_and_change_nothing_else(synthetic, make_recipe, preset):
+    whole = Views(make_recipe(preset=preset), synthetic()).render(1, range(40))
+    views = Views(make_recipe(preset=preset), synthetic())
+    quick = views.render(1, range(40), with_origins=False)
+    assert_same(quick, whole._replace(origins_B=np.zeros(0, np.uint64)))
+    assert_same(views.render(1, range(40)), whole)
+
+
 def test_members_of_a_pair_have_origins_of_their_own(synthetic, make_recipe):
     batch = Views(make_recipe(preset="deit"), synthetic()).render(0, range(40))
     assert len(np.unique(batch.origins_B)) == 40

@@ -48,8 +48,8 @@ def make_on_cifar100(make: Callable[[Options, str], Made]) -> Callable[[Options]
     return decode_and_make
 
 
-def make_ddgsd_cifar100(options: Options, root: str) -> Made:
-    """`ddgsd-cifar100`: a network that is its own teacher, by two views of each image."""
+def make_as_shipped(options: Options, root: str) -> Made:
+    """A table that needs nothing beyond its experiment file."""
     config = shipped_experiment(shipped_document(options, root=root), options)
     result = run_experiment(config, where=options.name, on_message=options.on_message)
     table = result.table(name=options.name, command=options.command, quick=options.quick)
@@ -66,7 +66,10 @@ REPRODUCTIONS = {
         "data/cifar100", make_on_cifar100(make_deit_cifar100), frozenset({"device"})
     ),
     "ddgsd-cifar100": Reproduction(
-        "data/cifar100", make_on_cifar100(make_ddgsd_cifar100), frozenset({"device"})
+        "data/cifar100", make_on_cifar100(make_as_shipped), frozenset({"device"})
+    ),
+    "seeds-cifar100": Reproduction(
+        "data/cifar100", make_on_cifar100(make_as_shipped), frozenset({"device"})
     ),
 }
 
