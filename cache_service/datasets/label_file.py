@@ -3,8 +3,8 @@
 Three forms are read, told apart by their content:
 
 - `FILE CLASS`, separated by spaces or a tab, in either order: `val_map.txt`, `val.txt` of Caffe.
-- CSV with a column of files and one of classes, with or without a header: `file,label`, and
-  `LOC_val_solution.csv` of ImageNet, whose second column also has boxes.
+- CSV (`,` or `;`) with a column of files and one of classes, with or without a header: `file,label`,
+  and `LOC_val_solution.csv` of ImageNet, whose second column also has boxes.
 - a class per line, for the images in the order of their names: `synset_labels.txt`, and the ground
   truth of ILSVRC2012, whose numbers mean classes only by a second file, `map_clsloc.txt`.
 """
@@ -224,7 +224,7 @@ class _Images:
 
     def find(self, text: str) -> str | None:
         """The image that a text names; None if there is none, or several."""
-        path = text.strip().removeprefix("./")
+        path = text.strip().replace("\\", "/").removeprefix("./")
         if path in self._exact:
             return path
         for n in range(path.count("/")):
@@ -236,7 +236,7 @@ class _Images:
 
 def _first_class(text: str) -> str:
     """The class in a cell: a text, or the class of boxes, which is the same in all of them."""
-    cell = text.strip()
+    cell = re.sub(r"^(\d+)\.0+$", r"\1", text.strip())  # as pandas writes a column with gaps
     if not BOXES.fullmatch(cell):
         return cell
     classes = {*cell.split()[::5]}
@@ -244,8 +244,10 @@ def _first_class(text: str) -> str:
 
 
 def _rows(lines: Sequence[str]) -> list[list[str]]:
-    if any("," in line for line in lines[:2]):
-        return [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    for separator in ",;":
+        if any(separator in line for line in lines[:2]):
+            rows = csv.reader(lines, delimiter=separator)
+            return [[cell.strip() for cell in row] for row in rows]
     if any("\t" in line for line in lines[:2]):
         return [[cell.strip() for cell in line.split("\t")] for line in lines]
     # Either the file or, for `CLASS FILE`, the class comes first; a name may have spaces.

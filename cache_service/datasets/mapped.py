@@ -185,7 +185,7 @@ def _item(items: Any, sample: int) -> tuple[Any, int]:
         item = items[sample]
     except DECODE_ERRORS:
         raise
-    except Exception:
+    except (Exception, SystemExit):
         with errors_in_one_line(f"reading sample {sample} failed", DatasetError):
             raise
     if not isinstance(item, tuple | list) or len(item) < 2:

@@ -27,6 +27,9 @@ MAX_OBJECTS = 20_000
 
 MAX_DEPTH = 50
 
+MAX_DIGEST_BYTES = 1 << 20
+"""Larger arrays are sampled: a pipeline may hold a memory map of backgrounds."""
+
 LIBRARIES = frozenset(
     {"PIL", "albucore", "albumentations", "builtins", "collections", "cv2", "enum", "functools"}
     | {"inspect", "itertools", "numpy", "pathlib", "random", "timm", "torch", "torchvision"}
@@ -64,7 +67,10 @@ def reachable(pipeline: object) -> Iterator[tuple[str, object]]:
         seen.add(id(here))
         yield name, here
         if not isinstance(here, _LEAVES) and depth < MAX_DEPTH:
-            waiting.extend((below, each, depth + 1) for below, each in _below(name, here))
+            try:
+                waiting.extend((below, each, depth + 1) for below, each in _below(name, here))
+            except Exception:  # noqa: BLE001, S112 - lazy proxies; a name is lost, nothing else
+                continue
 
 
 def kept_state(pipeline: object) -> dict[str, tuple[object, str]]:
@@ -108,12 +114,15 @@ def _digest(value: Any) -> str:
     if isinstance(value, Image.Image):
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return f"{value.dtype} {value.shape} {crc32(np.ascontiguousarray(value).tobytes())}"
+        step = max(1, value.nbytes // MAX_DIGEST_BYTES)
+        return f"{value.dtype} {value.shape} {crc32(value.reshape(-1)[::step].tobytes())}"
     if isinstance(value, np.random.Generator):
         value = value.bit_generator.state
     elif isinstance(value, np.random.RandomState):
         state: dict[str, Any] = value.get_state(legacy=False)
         value = state["state"]["pos"], state["state"]["key"].tobytes()
+    elif isinstance(value, random.SystemRandom):
+        value = "the system's entropy, which has no state"
     elif isinstance(value, random.Random):
         value = value.getstate()
     return str(crc32(repr(value).encode()))

@@ -46,6 +46,9 @@ FILES = {
     "absolute": [f"/data/imagenet/val/{name(n)} {c}" for n, c in enumerate(CLASS_OF, 1)],
     "csv": ["file,label", *(f"{name(n)},{WNIDS[c]}" for n, c in enumerate(CLASS_OF, 1))],
     "csv without header": [f"{name(n)}, {WNIDS[c]}" for n, c in enumerate(CLASS_OF, 1)],
+    "semicolons": ["file;label", *(f"{name(n)};{WNIDS[c]}" for n, c in enumerate(CLASS_OF, 1))],
+    "backslashes": [f"val\\{name(n)},{WNIDS[c]}" for n, c in enumerate(CLASS_OF, 1)],
+    "floats": ["image,label", *(f"{name(n)},{c}.0" for n, c in enumerate(CLASS_OF, 1))],
     "own titles": ["photo,kind", *(f"{name(n)},{c}" for n, c in enumerate(CLASS_OF, 1))],
     "more columns": [
         "width,image_id,label,url",

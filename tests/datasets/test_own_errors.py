@@ -85,6 +85,7 @@ def opened(file, name, **args):
     [
         ("key", DatasetError, r"reading sample 39 failed: KeyError: 'image_id' \(mine.py, line 1"),
         ("zero", DatasetError, r"reading sample 39 failed: ZeroDivisionError: .* \(mine.py, line"),
+        ("exit", DatasetError, r"reading sample 39 failed: it ended the program \(mine.py, line"),
         ("value", UnreadableSampleError, r"sample 39 .*ValueError: no such id in the table \(mine"),
         ("file", UnreadableSampleError, r"sample 39 .*FileNotFoundError: .*gone.jpg' \(mine.py"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -98,6 +99,52 @@ class Buffer:
 
 def buffer():
     return Buffer()
+
+
+def entropy():
+    generator = random.SystemRandom()
+    return lambda image: _view(generator.randrange(256))
+
+
+@functools.cache
+def _choice():
+    return random.randrange(256)
+
+
+def cached_choice():
+    """Keeps the choice of the first view, wherever that is."""
+    return lambda image: _view(_choice())
+
+
+class Lazy:
+    """An object that computes attributes, and fails."""
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("not loaded")
+
+    def __call__(self, image):
+        return _view(random.randrange(256))
+
+
+def lazy():
+    return Lazy()
+
+
+class OfType:
+    calls = 0
+
+    def __call__(self, image):
+        type(self).calls += 1
+        return _view(self.calls)
+
+
+def of_type():
+    return OfType()
+
+
+def unseeded():
+    return lambda image: _view(np.random.default_rng().integers(256))
 
 
 def clock():

@@ -5,6 +5,7 @@ The new process takes seconds, so most pipelines here are refused before it is s
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support import stateful
 from support.toys import Patches
@@ -58,6 +59,9 @@ def in_this_process(monkeypatch):
         ("counter", r"16 of the same 16 views .* Slots\.calls \(int\).*keep nothing"),
         ("iterator", r"<lambda>\.count \(itertools count\)"),
         ("buffer", r"Buffer\.previous \(numpy ndarray\)"),
+        ("of_type", r"OfType\.calls \(int\)"),
+        ("unseeded", r"Nothing that it keeps was found to change"),
+        ("entropy", r"Nothing that it keeps was found to change"),
         ("clock", r"Nothing that it keeps was found to change, so it may use the time"),
     ],
 )
@@ -67,12 +71,12 @@ def test_what_a_pipeline_keeps_between_calls_is_named(views, name, says):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["reseeded", "remembers", "paints"])
+@pytest.mark.parametrize("name", ["reseeded", "remembers", "paints", "lazy"])
 def test_generators_that_are_seeded_or_unused_are_no_reason_to_refuse(views, name, in_this_process):
     require_replayable(views(name), 0)
 
 
-@pytest.mark.parametrize("name", ["hashed", "salted"])
+@pytest.mark.parametrize("name", ["hashed", "cached_choice"])
 def test_what_differs_in_a_new_process_is_refused(views, name):
     with pytest.raises(UnsupportedError, match=r"rendered in a new process, 16 .* order of a set"):
         require_replayable(views(name), 0)
@@ -112,6 +116,12 @@ def test_a_deep_or_circular_pipeline_is_looked_through_once():
     for _ in range(50_000):
         nested = [nested]
     assert next(iter(kept_state(nested))) == "len(list)"
+
+
+def test_a_large_array_is_sampled_and_still_told_from_another():
+    one, other = np.zeros(10_000_000, np.uint8), np.zeros(10_000_000, np.uint8)
+    other[:5_000_000] = 1
+    assert kept_state([one])["list[0]"][1] != kept_state([other])["list[0]"][1]
 
 
 def test_the_global_generators_are_no_state_of_a_pipeline():
