@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 
 def human_bytes(count: float) -> str:
@@ -40,3 +42,8 @@ def one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     first = lines[0].rstrip() if lines else type(error).__name__
     return first if first.endswith((".", "!", "?")) else f"{first}."
+
+
+def printable_path(path: str | Path) -> str:
+    """A path in one line of valid Unicode, whatever bytes the file system has in it."""
+    return os.fsencode(path).decode(errors="backslashreplace").replace("\n", "\\n")

@@ -34,7 +34,7 @@ from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeE
 from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
-from cache_service.human_format import natural_key
+from cache_service.human_format import natural_key, printable_path
 from cache_service.plugins import raised_in
 
 PREFIXES = ("torch", "hfds", *STREAMS)
@@ -194,7 +194,7 @@ class ImageDataset:
             path = self.describe(sample)
             why, hint = describe_damage(Path(path), error)
             raise UnreadableSampleError(
-                f"sample {sample} of {self._label} cannot be decoded: {path}: {why}"
+                f"sample {sample} of {self._label} cannot be decoded: {printable_path(path)}: {why}"
                 f"{raised_in(error)}.",
                 hint=hint,
             ) from error

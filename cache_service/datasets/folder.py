@@ -18,7 +18,7 @@ from cache_service.datasets.image_file import open_image
 from cache_service.datasets.label_file import label_images
 from cache_service.datasets.pixels import PixelRange, to_rgb
 from cache_service.errors import DatasetError
-from cache_service.human_format import describe_error
+from cache_service.human_format import describe_error, printable_path
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),  # torchvision's
@@ -180,7 +180,8 @@ def _split_folder(root: Path, split: str, *, flat: bool = False) -> Path:
         flat: whether images may lie in it without class folders.
     """
     if not root.is_dir():
-        raise DatasetError(f"dataset folder found no folder at {root}.")
+        what = "there is a file; unpack it if it is an archive" if root.exists() else ""
+        raise DatasetError(f"dataset folder found no folder at {root}{what and f': {what}'}.")
     synonyms = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
     for name in (split, *synonyms):
         if _has_classes(root / name) or (flat and (root / name).is_dir()):
@@ -273,12 +274,12 @@ def _describe_left_out(folder: Path, others: Sequence[str], beside: Sequence[str
     """Count files that were not taken, by extension, and name one. "" if there are none."""
     parts = []
     if others:
-        parts.append(f"{_count_kinds(others)}, such as {folder / others[0]}")
+        parts.append(f"{_count_kinds(others)}, such as {printable_path(folder / others[0])}")
     if beside:
         plural = "" if len(beside) == 1 else "s"
         parts.append(
             f"{len(beside):,} image{plural} beside the class folders, such as "
-            f"{folder / min(beside)}"
+            f"{printable_path(folder / min(beside))}"
         )
     return "; ".join(parts)
 

@@ -23,6 +23,7 @@ warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 REPAIR = "Repair the file: a dataset without it is another dataset."
+CORRECT = "Correct what the dataset gives for this sample."
 AGAIN = "Copy, download or convert the file again: a dataset without it is another dataset."
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
@@ -33,6 +34,8 @@ def open_image(file: Path) -> Iterator[PIL.Image.Image]:
     """Open a file, whose pixels are decoded on use. Raises one of DECODE_ERRORS if that fails."""
     # Programs set this for all of Pillow, to complete damaged files with gray.
     PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if file.is_fifo():  # opening it would wait for somebody who writes to it
+        raise OSError("it is a named pipe")
     with file.open("rb") as stream, PIL.Image.open(stream) as image:
         yield image
 
@@ -50,11 +53,13 @@ def describe_damage(file: Path, error: Exception) -> tuple[str, str]:
             "(module:factory)."
         )
         return describe_error(error), hint
+    if file.is_fifo():
+        return describe_error(error), REPAIR
     try:
         with file.open("rb") as stream:
             head = stream.read(64)
-    except OSError:
-        return describe_error(error), REPAIR
+    except OSError:  # a sample without a file, unless the file cannot be read
+        return describe_error(error), REPAIR if isinstance(error, OSError) else CORRECT
     wrong = _wrong_content(head)
     if wrong is None and isinstance(error, PIL.UnidentifiedImageError):
         known = head.startswith(SIGNATURES)

@@ -3,8 +3,8 @@
 Three forms are read, told apart by their content:
 
 - `FILE CLASS`, separated by spaces or a tab, in either order: `val_map.txt`, `val.txt` of Caffe.
-- CSV (`,` or `;`) with a column of files and one of classes, with or without a header: `file,label`,
-  and `LOC_val_solution.csv` of ImageNet, whose second column also has boxes.
+- CSV (`,` or `;`) with a column of files and one of classes, with or without a header:
+  `file,label`, and `LOC_val_solution.csv` of ImageNet, whose second column also has boxes.
 - a class per line, for the images in the order of their names: `synset_labels.txt`, and the ground
   truth of ILSVRC2012, whose numbers mean classes only by a second file, `map_clsloc.txt`.
 """

@@ -90,6 +90,15 @@ def generator_states(pipeline: object) -> dict[str, str]:
     }
 
 
+def held_iterators(pipeline: object) -> list[str]:
+    """Iterators that a pipeline holds. They keep their place, which cannot be looked at."""
+    return [
+        f"{name} ({_kind(each)})"
+        for name, each in reachable(pipeline)
+        if isinstance(each, Iterator) and not isinstance(each, _LEAVES)
+    ]
+
+
 def describe_changes(
     before: dict[str, tuple[object, str]], after: dict[str, tuple[object, str]], *, most: int = 3
 ) -> list[str]:

@@ -27,6 +27,7 @@ from cache_service.views.pipeline_state import (
     GENERATORS,
     describe_changes,
     generator_states,
+    held_iterators,
     kept_state,
     reachable,
 )
@@ -70,7 +71,7 @@ def require_replayable(views: Views, seed: int) -> None:
         after = kept_state(renderer.pipeline)
         raise UnsupportedError(
             f"augment.callable {path!r} cannot be replayed: rendered again in another order, "
-            f"{_counted(differing, images)}. {_kept(describe_changes(before, after))}.",
+            f"{_counted(differing, images)}. {_kept(renderer.pipeline, before, after)}.",
             hint=_advice(renderer.pipeline, after),
         )
     elsewhere = _render_elsewhere(path, views.recipe.size, images, params_B1)
@@ -126,10 +127,13 @@ def _counted(differing: Sequence[int], images: Sequence[Image.Image]) -> str:
     return f"{len(differing)} of the same {len(images)} views had other pixels"
 
 
-def _kept(changes: Sequence[str]) -> str:
-    if changes:
-        return f"It keeps state between calls: {', '.join(changes)}"
-    return "Nothing that it keeps was found to change, so it may use the time or os.urandom"
+def _kept(
+    pipeline: object, before: dict[str, tuple[object, str]], after: dict[str, tuple[object, str]]
+) -> str:
+    kept = describe_changes(before, after) or held_iterators(pipeline)[:3]
+    if kept:
+        return f"It keeps state between calls: {', '.join(kept)}"
+    return "Nothing that it keeps was found to change, so it may use the time, a file or os.urandom"
 
 
 def _advice(pipeline: object, state: dict[str, tuple[object, str]]) -> str:

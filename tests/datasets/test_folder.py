@@ -74,6 +74,12 @@ def test_a_missing_root_is_named(tmp_path):
         opened(tmp_path / "nowhere")
 
 
+def test_a_root_that_is_a_file_is_called_one(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=r"images\.zip: there is a file; unpack it"):
+        opened(tmp_path / "images.zip")
+
+
 def test_a_folder_without_classes_says_what_was_looked_for(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=rf"looked for {tmp_path}/<class>/<image>"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
@@ -104,11 +106,29 @@ def test_an_image_above_pillows_limit_is_refused_and_one_below_is_read(folder, m
     assert "Resize the image, or raise PIL.Image.MAX_IMAGE_PIXELS" in no.value.hint
 
 
+def test_a_named_pipe_is_refused_and_not_waited_for(folder):
+    os.mkfifo(folder / "ant" / "4.png")
+    with pytest.raises(UnreadableSampleError, match=r"sample 4 .*ant/4\.png: OSError: it is a nam"):
+        opened(folder)
+
+
+def test_names_of_any_bytes_are_read_and_printed(folder):
+    (folder / "ant" / "0.png").rename(folder / "ant" / os.fsdecode(b"\xff\n.png"))
+    (folder / "ant" / os.fsdecode(b"\xfe\n.gif")).write_bytes(b"")
+    dataset = opened(folder)
+    assert len([dataset.image(sample) for sample in range(12)]) == 12
+    assert r"ant/\xfe\n.gif" in dataset.left_out
+    assert "\n" not in dataset.left_out.encode().decode()
+
+
 @pytest.mark.parametrize(
     "image",
     [PIL.Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 0), np.uint8)],
     ids=["pil", "rows", "columns"],
 )
 def test_an_image_without_pixels_is_refused(image):
-    with pytest.raises(UnreadableSampleError, match=r"sample 0 .*(0 x 4 pixels|has no pixels)"):
+    with pytest.raises(
+        UnreadableSampleError, match=r"sample 0 .*(0 x 4 pixels|has no pixels)"
+    ) as e:
         wrap_dataset([(image, 0), (image, 1)])
+    assert e.value.hint == "Correct what the dataset gives for this sample."

@@ -85,6 +85,14 @@ def iterator():
     return lambda image: _view(next(count) % 256)
 
 
+def generator_function():
+    def levels():
+        yield from range(256)
+
+    steps = levels()
+    return lambda image: _view(next(steps))
+
+
 class Buffer:
     """Mixes an image with the one before it, as batch-wise pipelines do."""
 

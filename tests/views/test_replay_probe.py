@@ -58,6 +58,7 @@ def in_this_process(monkeypatch):
         ("rare", r"the same 16 views left its random generators in other states"),
         ("counter", r"16 of the same 16 views .* Slots\.calls \(int\).*keep nothing"),
         ("iterator", r"<lambda>\.count \(itertools count\)"),
+        ("generator_function", r"It keeps state between calls: <lambda>\.steps \(generator\)"),
         ("buffer", r"Buffer\.previous \(numpy ndarray\)"),
         ("of_type", r"OfType\.calls \(int\)"),
         ("unseeded", r"Nothing that it keeps was found to change"),
