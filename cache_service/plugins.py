@@ -83,9 +83,10 @@ def call_factory(
             others, or raised an error. Errors of this project leave it unchanged.
     """
     factory = load_object(path)
-    if not callable(factory):
+    if not callable(factory) or inspect.iscoroutinefunction(factory):
+        kind = "coroutine function" if callable(factory) else type(factory).__name__
         raise error(
-            f"{makes} {path} is a {type(factory).__name__}, not a function.",
+            f"{makes} {path} is a {kind}, not a function.",
             hint=f"Name a function or a class that makes the {makes}.",
         )
     taken = _taken(factory, path, arguments, makes, given_in, optional, error)
@@ -122,10 +123,12 @@ def _taken(
     problems = [f"does not take {', '.join(unknown)}"] if unknown else []
     problems += [f"needs {', '.join(missing)}"] if missing else []
     if problems:
-        where = f" Arguments are given in {given_in}." if given_in else ""
+        where = f"Arguments are given in {given_in}."
+        if not given_in:
+            where = f"Name a function without arguments that makes the {makes}."
         raise error(
             f"{makes} {path} {' and '.join(problems)}.",
-            hint=f"It takes {_one_line_signature(signature)}.{where}",
+            hint=f"It takes {_one_line_signature(signature)}. {where}",
         )
     return taken
 

@@ -26,6 +26,7 @@ def refuses(): raise UnsupportedError("not here", hint="Go there.")
 def loud():
     print("hello")
     return 1
+async def later(): return 1
 class Made:
     def __init__(self, num_classes): self.num_classes = num_classes
 """
@@ -145,6 +146,7 @@ def test_a_class_is_a_factory(project):
     ("name", "arguments", "says"),
     [
         ("NUMBER", {}, "thing factories:NUMBER is a int, not a function. Name a function or a cla"),
+        ("later", {}, "is a coroutine function, not a function"),
         ("plain", {"num_classes": 7}, "does not take num_classes. It takes no arguments. Argum"),
         ("sized", {"wings": 1, "legs": 2}, r"does not take legs, wings. It takes \(num_classes=10"),
         ("needs", {"wings": 1}, "does not take wings and needs width, num_classes"),
@@ -161,6 +163,12 @@ def test_a_factory_that_cannot_make_it_is_one_line_with_its_name(project, name, 
         )
     assert f"thing factories:{name}" in refusal.value.message
     assert "\n" not in str(refusal.value)
+
+
+def test_a_pipeline_itself_in_place_of_its_factory_is_told_from_wrong_arguments(project):
+    says = r"pipeline factories:positional needs width.* a function without arguments that makes"
+    with pytest.raises(ConfigError, match=says):
+        call_factory("factories:positional", {}, makes="pipeline")
 
 
 def test_an_error_of_this_project_leaves_a_factory_unchanged(project):

@@ -105,14 +105,24 @@ def _fit(weights: Mapping[str, Tensor], name: str) -> Lookalike | None:
     optional = {key for key in expected if key.endswith(".num_batches_tracked")}
     if not weights or not expected.keys() - optional <= weights.keys() <= expected.keys():
         return None
+    if all(weights[key].shape == expected[key] for key in weights):
+        return Lookalike(name, num_outputs)
+    other = other_outputs(weights, expected)
+    return None if other is None else Lookalike(name, other)
+
+
+def other_outputs(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> int | None:
+    """The outputs of the one layer in which weights differ from a network's shapes, if so.
+
+    Such weights are of the same network with another number of classes.
+    """
     other = [key for key in weights if weights[key].shape != expected[key]]
     layers = {key.rpartition(".")[0] for key in other}
     rows = {tuple(weights[key].shape[:1]) for key in other}
     same_inputs = all(weights[key].shape[1:] == expected[key][1:] for key in other)
-    if other and not (len(layers) == len(rows) == 1 and same_inputs):
+    if len(layers) != 1 or len(rows) != 1 or not same_inputs:
         return None
-    outputs = next(iter(rows), None) or (num_outputs,)
-    return Lookalike(name, outputs[0])
+    return next(iter(rows))[0]
 
 
 @lru_cache(maxsize=256)

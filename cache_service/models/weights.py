@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cache_service.errors import ConfigError
 from cache_service.human_format import one_line
 from cache_service.models.checkpoint_file import checkpoint_path, read_checkpoint
-from cache_service.models.lookalikes import find_lookalikes
+from cache_service.models.lookalikes import find_lookalikes, other_outputs
 from cache_service.models.state_dicts import (
     COUNTERS,
     WRAPPERS,
@@ -336,23 +336,32 @@ def _misfit(file: Path, model: nn.Module, nearest: Weights, model_name: str) -> 
     """The refusal of weights that do not fit, with the name of a network that they fit."""
     expected = model.state_dict()
     problems = _misfits(expected, nearest.tensors)
-    hint = "Check the model's name, num_classes and model_args."
-    others = find_lookalikes(nearest.tensors, model_name)
-    if not _other_layout(expected, nearest.tensors):
-        others, hint = [], "Give the weights as they were trained, in floating point numbers."
-    if others:
-        names = " or ".join(each.name for each in others[:3])
-        hint = f"It fits {names} with {others[0].num_classes} classes: name that as the model."
-    if others and others[0].name == model_name:
-        hint = (
-            f"It is of {model_name} with {others[0].num_classes} classes. Which of a teacher's "
-            "classes are the dataset's is said by teacher.classes."
-        )
     where = "" if nearest.name == TOP else f" under {nearest.name!r}"
     return ConfigError(
         f"checkpoint {file} does not fit {type(model).__name__}:{where} it {', '.join(problems)}.",
-        hint=hint,
+        hint=_misfit_hint(expected, nearest.tensors, model_name),
     )
+
+
+def _misfit_hint(
+    expected: Mapping[str, Any], weights: Mapping[str, Tensor], model_name: str
+) -> str:
+    """What is known of weights that do not fit: of other numbers, classes, or another network."""
+    if not _other_layout(expected, weights):
+        return "Give the weights as they were trained, in floating point numbers."
+    shapes = {key: value.shape for key, value in expected.items() if isinstance(value, Tensor)}
+    if weights.keys() == shapes.keys():
+        num_classes = other_outputs(weights, shapes)
+        if num_classes is not None:
+            return (
+                f"It is of the same network with {num_classes} outputs. For a teacher, set "
+                f"teacher.num_classes: {num_classes}, and choose among them with teacher.classes."
+            )
+    others = find_lookalikes(weights, model_name)
+    if others:
+        names = " or ".join(each.name for each in others[:3])
+        return f"It fits {names} with {others[0].num_classes} classes: name that as the model."
+    return "Check the model's name, num_classes and model_args."
 
 
 def _misfits(expected: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:

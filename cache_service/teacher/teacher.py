@@ -274,14 +274,8 @@ def _create(config: TeacherConfig, num_classes: int | None) -> tuple[nn.Module, 
         except ConfigError as error:
             origin = "teacher.num_classes" if config.num_classes else "the dataset's classes"
             origin = f" with {outputs} outputs ({origin})" if outputs else ""
-            hint = error.hint
-            if "differs in shape" in error.message and not config.num_classes:
-                hint += (
-                    " If the teacher has more classes than the dataset, set teacher.num_classes to "
-                    "their number, and choose among them with teacher.classes."
-                )
             raise ConfigError(
-                f"teacher {config.model}{origin}: {error.message}", hint=hint
+                f"teacher {config.model}{origin}: {error.message}", hint=error.hint
             ) from error
     return model.eval().requires_grad_(False), weights_from
 

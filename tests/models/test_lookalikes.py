@@ -57,7 +57,7 @@ def test_the_refusal_names_the_other_network(tmp_path):
 def test_another_number_of_classes_is_told_from_another_network(tmp_path):
     weights = create_model("resnet8", num_classes=100).state_dict()
     torch.save({f"net.{key}": value for key, value in weights.items()}, tmp_path / "a.pth")
-    with pytest.raises(ConfigError, match="It is of resnet8 with 100 classes"):
+    with pytest.raises(ConfigError, match="It is of the same network with 100 outputs"):
         load_checkpoint(
             create_model("resnet8", num_classes=10), tmp_path / "a.pth", model_name="resnet8"
         )
