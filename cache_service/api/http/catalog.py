@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache, TTLCache
 from numpy.typing import NDArray
 
 from cache_service.api.http.damage import DamageLog
+from cache_service.api.http.mapped import MappedObject, StoredT
 from cache_service.errors import (
     ConfigError,
     CorruptError,
@@ -36,6 +38,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 MAX_OPEN = 64
 """Caches kept open. Opening one costs a few small reads."""
+
+MAX_MAPPED = 256
+"""Stored objects of a cache that stay mapped for requests by their keys."""
 
 COMMITS_TTL_S = 1.0
 """How long a listing of a cache's commits is reused, seconds: it reads a folder per seed."""
@@ -73,6 +78,7 @@ class OpenCache:
         self._complete: set[int] = set()
         self._planned_positions: tuple[int, NDArray[np.int32]] | None = None
         self._lock = threading.Lock()
+        self._mapped: LRUCache[str, MappedObject[Any]] = LRUCache(MAX_MAPPED)
 
     def commits(self) -> dict[int, list[int]]:
         """Recorded shards by seed, at most a second old."""
@@ -135,6 +141,22 @@ class OpenCache:
         folder = self._folder
         if folder is not None and not (folder / key).resolve().is_relative_to(folder):
             raise CorruptError(f"{self.name}/{key} is a link that leaves the cache.", hint=REPAIR)
+
+    def mapped_object(self, key: str) -> MappedObject[Any] | None:
+        """A stored object that was mapped before and is still the same; None otherwise."""
+        with self._lock:
+            mapped = self._mapped.get(key)
+        return mapped if mapped is not None and mapped.is_current() else None
+
+    def map_object(self, key: str, stored: StoredT) -> MappedObject[StoredT] | None:
+        """Map an object, which was just found to be whole; None where it cannot be mapped."""
+        content = None if self._folder is None else self.cache.storage.map(key)
+        if content is None or self._folder is None:
+            return None
+        mapped = MappedObject(stored, self._folder / key, content)
+        with self._lock:
+            self._mapped[key] = mapped
+        return mapped
 
     def has_commits(self, seed: int, shards: Sequence[int]) -> bool:
         """Whether all of these shards are recorded, as of now."""

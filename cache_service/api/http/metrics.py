@@ -64,6 +64,7 @@ class Metrics:
         self._read_errors = Counter(
             "kdcache_read_errors", "Responses with a status of 5xx.", ("code",), registry=registry
         )
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram | None]] = {}
         self.rows = Counter("kdcache_rows", "Rows sent.", registry=registry)
         self._refused_connections = Counter(
             "kdcache_refused_connections", "Closed connections.", ("reason",), registry=registry
@@ -87,10 +88,19 @@ class Metrics:
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
-        self._requests.labels(record.route, str(record.status)).inc()
+        known = self._known.get((record.route, record.status))
+        if known is None:
+            # Looking up the labels takes as long as counting, and there are few of them.
+            is_stream = record.route.endswith(STREAM_SUFFIX)
+            known = self._known[record.route, record.status] = (
+                self._requests.labels(record.route, str(record.status)),
+                None if is_stream else self._seconds.labels(record.route),
+            )
+        counted, seconds = known
+        counted.inc()
         self._bytes.inc(record.bytes)
-        if not record.route.endswith(STREAM_SUFFIX):
-            self._seconds.labels(record.route).observe(record.seconds)
+        if seconds is not None:
+            seconds.observe(record.seconds)
         if record.status >= 500:
             self._read_errors.labels(record.code or NO_CODE).inc()
 

@@ -112,10 +112,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def add_problem_handlers(app: FastAPI) -> None:
     """Make the application answer every error with a problem document."""
     for kind in (KdCacheError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer_error)
+        app.add_exception_handler(kind, answer_error)
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """The problem document of an error that a route raised."""
     if isinstance(error, CorruptError) and "name" in request.path_params:
         request.app.state.service.catalog.damage.note(request.path_params["name"], error)
     if isinstance(error, KdCacheError):

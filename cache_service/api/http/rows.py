@@ -10,6 +10,7 @@ Shape letters: B requested samples.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -91,6 +92,17 @@ class RangeQuery(Frozen):
     fingerprint: Annotated[str | None, Field(pattern=FINGERPRINT, description=OF_CACHE)] = None
 
 
+class PlainRange(NamedTuple):
+    """A `RangeQuery` that needs no further check."""
+
+    seed: int
+    start: int
+    stop: int
+    arrays: str | None
+    wait: float
+    fingerprint: str | None
+
+
 class LookupQuery(Frozen):
     """A lookup with a binary body, which has only samples."""
 
@@ -122,7 +134,7 @@ class UnsupportedBodyError(RequestError):
     http_status = 415
 
 
-def _path_and_query(kind: type[Frozen]) -> list[dict[str, Any]]:
+def path_and_query(kind: type[Frozen]) -> list[dict[str, Any]]:
     """Describe the parameters of a route for OpenAPI.
 
     FastAPI would parse each parameter of a route by itself, which takes as long as copying 256
@@ -170,12 +182,13 @@ _LOOKUP_BODY: dict[str, Any] = {
     "/v1/caches/{name}/rows",
     response_class=Response,
     responses={200: _FRAME, 304: {"description": "Not Modified"}, **responses(404, 409, 413, 503)},
-    openapi_extra={"parameters": _path_and_query(RangeQuery)},
+    openapi_extra={"parameters": path_and_query(RangeQuery)},
 )
 async def rows(request: Request) -> Response:
     """Rows of the recorded positions [start, stop) of a seed, in the order of the recording."""
     service: Service = request.app.state.service
-    query = _parse_query(RangeQuery, request)
+    query = plain_range(request.scope["query_string"]) or parse_query(RangeQuery, request)
+    selected: dict[str, RowArray] = {}
     seed, start, stop = query.seed, query.start, query.stop
     if stop <= start:
         raise RequestError(f"`start` ({start}) must be smaller than `stop` ({stop}).")
@@ -183,15 +196,18 @@ async def rows(request: Request) -> Response:
     as_json = _wants_json(request)
 
     def is_ready(opened: OpenCache) -> bool:
-        arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
-        return not as_json and opened.cache.is_ready(seed, start, stop, tuple(arrays))
+        selected.update(_select_arrays(service, opened, array_names, stop - start, as_json=as_json))
+        return not as_json and opened.cache.is_ready(seed, start, stop, tuple(selected))
 
     def read(opened: OpenCache, ready: bool) -> Response:
         refuse_other_cache(opened, query.fingerprint)
         cache = opened.cache
-        arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
+        arrays = selected
+        if not ready:  # the cache may be another one by now
+            arrays = _select_arrays(service, opened, array_names, stop - start, as_json=as_json)
         names = tuple(arrays)
-        etag = entity_tag(cache.fingerprint, seed, start, stop, names, as_json)
+        kind = "json" if as_json else "rows"
+        etag = f'"{cache.fingerprint[:32]}-{seed}-{start}-{stop}-{"+".join(names)}-{kind}"'
         headers = {
             "ETag": etag,
             "Cache-Control": cache_control(service, query.fingerprint is not None),
@@ -228,7 +244,7 @@ async def rows(request: Request) -> Response:
     response_class=Response,
     responses={200: _FRAME, **responses(404, 413, 415, 503)},
     openapi_extra={
-        "parameters": _path_and_query(LookupQuery),
+        "parameters": path_and_query(LookupQuery),
         "requestBody": _LOOKUP_BODY,
     },
 )
@@ -334,7 +350,30 @@ async def read_recorded(
     return await service.limiter.read(request, read_from_storage)
 
 
-def _parse_query(kind: type[QueryT], request: Request) -> QueryT:
+_PLAIN_RANGE = re.compile(
+    rb"seed=(\d{1,9})&start=(\d{1,9})&stop=(\d{1,9})"
+    rb"(?:&arrays=([a-z_]{1,64}(?:,[a-z_]{1,64}){0,15}))?(?:&fingerprint=([0-9a-f]{64}))?"
+)
+
+
+def plain_range(text: bytes) -> PlainRange | None:
+    """The query as this project's clients write it, in a tenth of the time; None for others."""
+    found = _PLAIN_RANGE.fullmatch(text)
+    if found is None:
+        return None
+    arrays, fingerprint = found[4], found[5]
+    return PlainRange(
+        seed=int(found[1]),
+        start=int(found[2]),
+        stop=int(found[3]),
+        arrays=None if arrays is None else arrays.decode(),
+        wait=0.0,
+        fingerprint=None if fingerprint is None else fingerprint.decode(),
+    )
+
+
+def parse_query(kind: type[QueryT], request: Request) -> QueryT:
+    """Parse and check the query of a request. Raises RequestError, RequestValidationError."""
     text = request.scope["query_string"].decode("latin-1")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
@@ -359,7 +398,7 @@ async def _parse_lookup(
     request: Request,
 ) -> tuple[int, NDArray[np.int64], list[str] | None, float]:
     """Parse seed, samples, names of arrays and seconds to wait from the query and the body."""
-    query = _parse_query(LookupQuery, request)
+    query = parse_query(LookupQuery, request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if content_type == OCTETS:
@@ -501,12 +540,16 @@ class FrameResponse(Response):
         num_bytes = sum(len(piece) for piece, _ in self._pieces)
         joined = sum(len(piece) for piece, _ in self._pieces if isinstance(piece, bytes))
         self._copied_bytes = joined if is_mapped else num_bytes
-        own_headers = {
-            CHECKSUM_HEADER: f"{joined_crc32c(self._pieces):08x}",
-            "Content-Length": str(num_bytes),
-            "Vary": "Accept",
-        }
-        super().__init__(headers={**headers, **own_headers}, media_type=MEDIA_TYPE)
+        self.status_code = 200
+        self.background = None
+        # Made here: Starlette's own constructor takes longer than copying 64 rows.
+        self.raw_headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % num_bytes),
+            (b"vary", b"Accept"),
+            (CHECKSUM_HEADER.encode(), b"%08x" % joined_crc32c(self._pieces)),
+            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it; a HEAD request gets its headers only."""
@@ -517,6 +560,23 @@ class FrameResponse(Response):
         for number, body in enumerate(bodies, 1):
             more = number < len(bodies)
             await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class ViewResponse(Response):
+    """Bytes that lie in a memory map, sent as they are."""
+
+    def __init__(
+        self, body: memoryview, status: int, headers: Mapping[str, str], media_type: str
+    ) -> None:
+        self._view = body
+        super().__init__(None, status, headers, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it."""
+        scope.setdefault("state", {})[COPIED_BYTES] = 0
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._view})
 
 
 def _json_response(

@@ -13,22 +13,28 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from cache_service.api.http.catalog import OpenCache
+from cache_service.api.http.mapped import MappedObject
 from cache_service.api.http.problems import responses
 from cache_service.api.http.rows import (
     FINGERPRINT,
     OF_CACHE,
     Recorded,
+    ViewResponse,
     cache_control,
     matches,
+    parse_query,
+    path_and_query,
     read_recorded,
     refuse_other_cache,
 )
-from cache_service.api.http.service import Service, TheService
+from cache_service.api.http.service import Service
+from cache_service.config import Frozen
 from cache_service.errors import CorruptError, NotACacheError, RowsNotBuiltError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.group import ROOT_KEY, encode_group
@@ -45,6 +51,21 @@ PIECE_BYTES = 1 << 20
 _SHARD_OBJECT = re.compile(r"([a-z_]{1,32})/c/(0|[1-9]\d{0,9})/(0|[1-9]\d{0,9})(?:/0)*", re.ASCII)
 _COMMIT = re.compile(r"commits/(0|[1-9]\d{0,9})/(0|[1-9]\d{0,9})\.json", re.ASCII)
 _ONE_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.ASCII)
+
+KEY_PARAMETER = {
+    "name": "key",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "As in the stored Zarr group.",
+}
+
+
+class ObjectQuery(Frozen):
+    """The query of a stored object."""
+
+    fingerprint: Annotated[str | None, Field(pattern=FINGERPRINT, description=OF_CACHE)] = None
+
 
 _OBJECT: dict[str, Any] = {
     "description": "The object's bytes.",
@@ -64,24 +85,20 @@ _OBJECT: dict[str, Any] = {
         304: {"description": "Not Modified"},
         **responses(404, 409, 412, 416, 503),
     },
+    openapi_extra={"parameters": [*path_and_query(ObjectQuery), KEY_PARAMETER]},
 )
-async def zarr_key(
-    request: Request,
-    service: TheService,
-    name: str,  # noqa: ARG001  declared for OpenAPI; `read_recorded` takes it from the path
-    key: Annotated[str, Path(description="As in the stored Zarr group.")],
-    fingerprint: Annotated[str | None, Query(pattern=FINGERPRINT, description=OF_CACHE)] = None,
-) -> Response:
+async def zarr_key(request: Request) -> Response:
     """One stored object, whole or a range of it."""
-    place = shard_of_key(key)
-    seed, shard = (place.seed, place.shard) if place else (0, -1)
-    recorded = Recorded(seed, lambda _: [shard], wait_s=0.0, is_ready=lambda _: False)
-
-    def read(opened: OpenCache, _ready: bool) -> StoredObject:
+    service: Service = request.app.state.service
+    name, key = request.path_params["name"], request.path_params["key"]
+    fingerprint = parse_query(ObjectQuery, request).fingerprint
+    opened = service.catalog.if_open(name)
+    mapped = None if opened is None else opened.mapped_object(key)
+    if opened is not None and mapped is not None:
         refuse_other_cache(opened, fingerprint)
-        return find(opened, key)
-
-    stored = await read_recorded(service, request, recorded, read)
+        stored: StoredObject = mapped.stored
+    else:
+        mapped, stored = await _find_stored(service, request, key, fingerprint)
     headers = {
         "ETag": stored.etag,
         "Accept-Ranges": "bytes",
@@ -91,24 +108,52 @@ async def zarr_key(
         raise HTTPException(412, "the object does not have the ETag of If-Match.", headers)
     if matches(request, stored.etag):
         return Response(status_code=304, headers=headers)
-    span, status = Span(0, stored.size), 200
-    if request.headers.get("if-range") in (None, stored.etag):
-        try:
-            requested = parse_range(request.headers.get("range"), stored.size)
-        except BadRangeError:
-            headers["Content-Range"] = f"bytes */{stored.size}"
-            raise HTTPException(416, f"the object has {stored.size} bytes.", headers) from None
-        if requested is not None:
-            span, status = requested, 206
-            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{stored.size}"
+    span, status = _requested(request, stored, headers)
     headers["Content-Length"] = str(span.stop - span.start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=stored.media_type)
+    if mapped is not None:
+        if not mapped.is_ready(*span):
+            await service.limiter.read(request, mapped.touch, *span)
+        return ViewResponse(mapped.view(*span), status, headers, stored.media_type)
     if span.stop - span.start <= PIECE_BYTES:
         content = await service.limiter.read(request, _read, stored, span)
         return Response(content, status, headers, stored.media_type)
     pieces = _pieces(service, request, stored, span)
     return StreamingResponse(pieces, status, headers, stored.media_type)
+
+
+async def _find_stored(
+    service: Service, request: Request, key: str, fingerprint: str | None
+) -> tuple[MappedObject[StoredObject] | None, StoredObject]:
+    """Find an object in storage, and map it where that is possible."""
+    place = shard_of_key(key)
+    seed, shard = (place.seed, place.shard) if place else (0, -1)
+    recorded = Recorded(seed, lambda _: [shard], wait_s=0.0, is_ready=lambda _: False)
+
+    def read(
+        opened: OpenCache, _ready: bool
+    ) -> tuple[MappedObject[StoredObject] | None, StoredObject]:
+        refuse_other_cache(opened, fingerprint)
+        stored = find(opened, key)
+        mapped = opened.map_object(key, stored) if stored.content is None else None
+        return mapped, stored
+
+    return await read_recorded(service, request, recorded, read)
+
+
+def _requested(request: Request, stored: StoredObject, headers: dict[str, str]) -> tuple[Span, int]:
+    """The requested bytes and the status; adds to the headers. Raises HTTPException (416)."""
+    if request.headers.get("if-range") in (None, stored.etag):
+        try:
+            span = parse_range(request.headers.get("range"), stored.size)
+        except BadRangeError:
+            headers["Content-Range"] = f"bytes */{stored.size}"
+            raise HTTPException(416, f"the object has {stored.size} bytes.", headers) from None
+        if span is not None:
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{stored.size}"
+            return span, 206
+    return Span(0, stored.size), 200
 
 
 async def _pieces(
