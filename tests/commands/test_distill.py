@@ -397,6 +397,22 @@ def test_a_file_of_labels_for_evaluation_is_passed_on(photos, checkpoint, tmp_pa
     assert "90 in 3 classes to learn from, 3 for evaluation" in ended.err
 
 
+def test_other_images_for_evaluation_in_the_same_out_are_refused(photos, checkpoint, tmp_path):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    write_photos(root / "val", count=4)
+    words = ("--teacher-checkpoint", checkpoint, "--no-baseline")
+    assert distill(root, tmp_path, *words).code == 0
+    before = kept(tmp_path / "out")
+    shutil.copy(photos / "digit-0" / "9.jpg", root / "val" / "digit-0")
+    ended = distill(root, tmp_path, *words)
+    assert (ended.code, ended.out) == (2, ""), ended.err
+    assert "are not those on which" in ended.err
+    assert kept(tmp_path / "out") == before
+    (root / "val" / "digit-0" / "9.jpg").unlink()
+    assert distill(root, tmp_path, *words).code == 0
+
+
 def test_what_the_folder_holds_and_was_not_taken_is_told(photos, checkpoint, tmp_path):
     root = tmp_path / "photos"
     shutil.copytree(photos, root)

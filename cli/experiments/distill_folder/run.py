@@ -48,6 +48,9 @@ HEADER = """\
 # By hand: kd-cache {command} {path}
 """
 
+EVALUATION_NAME = "evaluation.json"
+"""In the output folder: on which images everything in it is evaluated."""
+
 SCORE_NAME = "teacher.json"
 """In the folder of a recording: the teacher's accuracy on the images for evaluation."""
 
@@ -104,6 +107,7 @@ def run_distill(request: Request, *, dry_run: bool, on_message: OnMessage) -> Di
     config = planned.config
     check_experiment(config, where=WHERE)
     _refuse_other_runs(planned)
+    _refuse_other_evaluation(planned)
     on_message(f"images   {_describe_images(planned)}")
     opened = _open_teacher(planned)
     on_message(f"teacher  {_describe_teacher(planned, opened)}")
@@ -156,6 +160,27 @@ def _refuse_other_runs(planned: Planned) -> None:
                 if run in teachers
                 else "To train it beside the first one from the same recording, give it a --name.",
             ) from error
+
+
+def _evaluation_of(planned: Planned) -> dict[str, Any]:
+    """What decides which views the figures of the table are of."""
+    evaluate = next(_train_configs(planned.config)).evaluate
+    assert evaluate is not None
+    return {
+        "images": planned.held_out.id.sha256,
+        **evaluate.model_dump(mode="json", include={"augment"}),
+    }
+
+
+def _refuse_other_evaluation(planned: Planned) -> None:
+    """Refuse a folder whose students were evaluated on other images: figures would not compare."""
+    before = LocalStorage(planned.config.out).get(EVALUATION_NAME)
+    if before is not None and json.loads(before) != _evaluation_of(planned):
+        raise ConfigError(
+            f"the images for evaluation ({planned.division}) are not those on which what lies in "
+            f"{planned.config.out} was evaluated, so the figures would not compare.",
+            hint="Choose another folder with --out.",
+        )
 
 
 def _describe_images(planned: Planned) -> str:
@@ -278,6 +303,7 @@ def _write_files(planned: Planned) -> tuple[str, ...]:
         header = HEADER.format(command=command, path=path)
         storage.put(name, f"{header}{dump_yaml(document)}".encode())
         paths.append(path)
+    storage.put(EVALUATION_NAME, json.dumps(_evaluation_of(planned)).encode())
     storage.sweep()
     return tuple(paths)
 
@@ -307,11 +333,7 @@ def _teacher_accuracy(planned: Planned, opened: BuildContext) -> float:
         workers=train.workers,
         classes=opened.dataset.classes,
     )
-    key = {
-        "fingerprint": opened.spec.fingerprint,
-        "images": held_out.images.id.sha256,
-        "evaluate": train.evaluate.model_dump(mode="json", include={"augment"}),
-    }
+    key = {"fingerprint": opened.spec.fingerprint, **_evaluation_of(planned)}
     storage = LocalStorage(str(Path(opened.config.cache).parent))
     known: Mapping[str, Any] = json.loads(storage.get(SCORE_NAME) or b"{}")
     if key.items() <= known.items():
