@@ -15,11 +15,11 @@ class DistillationTrainer(Trainer):
     loss_is_scaled_for_ga = False  # compute_loss gives the mean of one batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(2 * inputs["views"] - 1)
-        logits = getattr(outputs, "logits", outputs)
+        answer = model(2 * inputs["views"] - 1)
+        logits = getattr(answer, "logits", answer)
         soft = kd_loss(logits, inputs["teacher_logits"], temperature=4.0)
         loss = 0.1 * cross_entropy(logits, inputs["labels"]) + 0.9 * soft
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 def collate(items):
@@ -28,10 +28,10 @@ def collate(items):
 
 
 def trainer_of(cache, images, student, kind=DistillationTrainer, **settings):
-    arguments = TrainingArguments(train_sampling_strategy="sequential", **settings)
-    optimizer = torch.optim.SGD(student.parameters(), lr=arguments.learning_rate, momentum=0.9)
+    settings |= {"train_sampling_strategy": "sequential", "label_names": ["labels"]}
+    optimizer = torch.optim.SGD(student.parameters(), settings["learning_rate"], momentum=0.9)
     data = CachedDataset(cache, images, seeds=cache.complete_seeds())
-    return kind(student, arguments, collate, data, optimizers=(optimizer, None))
+    return kind(student, TrainingArguments(**settings), collate, data, optimizers=(optimizer, None))
 
 
 if __name__ == "__main__":

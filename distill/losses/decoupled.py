@@ -17,6 +17,7 @@ from distill.losses.logspace import (
     kl_rows,
     log_probabilities,
     pick,
+    refuse_other_shape,
     scale_logits,
     without_target,
 )
@@ -40,6 +41,7 @@ def tckd_rows(
     student_logits_XC: Tensor, teacher_logits_XC: Tensor, labels_X: Tensor, *, temperature: float
 ) -> Tensor:
     """Return T**2 KL of the (target, rest) distributions, teacher || student, [X], in nats."""
+    refuse_other_shape(student_logits_XC, teacher_logits_XC)
     student_X2 = _two_way(student_logits_XC, labels_X, temperature=temperature)
     teacher_X2 = _two_way(teacher_logits_XC.detach(), labels_X, temperature=temperature)
     return temperature**2 * kl_rows(teacher_X2, student_X2)
@@ -49,6 +51,7 @@ def nckd_rows(
     student_logits_XC: Tensor, teacher_logits_XC: Tensor, labels_X: Tensor, *, temperature: float
 ) -> Tensor:
     """Return T**2 KL of the distributions without the target class, [X], in nats."""
+    refuse_other_shape(student_logits_XC, teacher_logits_XC)
     student_XC = log_probabilities(
         without_target(student_logits_XC, labels_X), temperature=temperature
     )
@@ -118,6 +121,7 @@ def nkd_rows(
     teacher_at_1_XC: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of both terms of NKD of each row, [X]; arguments as in `nkd_loss`."""
+    refuse_other_shape(student_logits_XC, teacher_logits_XC)
     teacher_logits_XC = teacher_logits_XC.detach()
     whole_XC = teacher_logits_XC if teacher_at_1_XC is None else teacher_at_1_XC.detach()
     target_X = pick(log_probabilities(whole_XC), labels_X).exp() * pick(

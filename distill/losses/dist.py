@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.losses.logspace import log_probabilities
+from distill.losses.logspace import log_probabilities, refuse_other_shape
 
 EPS = 1e-8
 """Added to the product of two norms, as published. Rows and columns whose norm is well under 1e-4,
@@ -28,6 +28,7 @@ def pearson(a: Tensor, b: Tensor, *, dim: int, eps: float = EPS) -> Tensor:
 def _correlation_loss(
     student_BC: Tensor, teacher_BC: Tensor, temperature: float, *, dim: int
 ) -> Tensor:
+    refuse_other_shape(student_BC, teacher_BC)
     q_BC = log_probabilities(student_BC, temperature=temperature).exp()
     p_BC = log_probabilities(teacher_BC.detach(), temperature=temperature).exp()
     return temperature**2 * (1.0 - pearson(q_BC, p_BC, dim=dim)).mean()

@@ -9,7 +9,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from distill.losses.logspace import kl_rows, log_probabilities, scale_logits, widen
+from distill.losses.logspace import (
+    kl_rows,
+    log_probabilities,
+    refuse_other_shape,
+    scale_logits,
+    widen,
+)
 
 Direction = Literal["forward", "reverse"]
 """forward: KL(teacher || student), covers the teacher. reverse: KL(student || teacher)."""
@@ -26,6 +32,7 @@ def kd_rows(
     direction: Direction = "forward",
 ) -> Tensor:
     """Return T**2 times the KL at temperature T of each row, [X]; see `kd_loss`."""
+    refuse_other_shape(student_logits_XC, teacher_logits_XC)
     student_XC = log_probabilities(student_logits_XC, temperature=temperature)
     teacher_XC = log_probabilities(teacher_logits_XC.detach(), temperature=temperature)
     order = {"forward": (teacher_XC, student_XC), "reverse": (student_XC, teacher_XC)}
@@ -62,6 +69,7 @@ def logit_matching_loss(student_logits_XC: Tensor, teacher_logits_XC: Tensor) ->
     Source: Hinton et al. 2015, section 2.1, the limit of high temperature. They write 1/2 of the
     squared difference summed over classes; the constants belong to the weight.
     """
+    refuse_other_shape(student_logits_XC, teacher_logits_XC)
     gap_XC = widen(student_logits_XC) - widen(teacher_logits_XC.detach())
     return (gap_XC - gap_XC.mean(dim=-1, keepdim=True)).square().mean()
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from cache_service.errors import ConfigError
+
 
 def widen(values: Tensor) -> Tensor:
     """Return `values` in float32, or in float64 where they already are.
@@ -35,6 +37,21 @@ def scale_logits(logits_XC: Tensor, *, temperature: float) -> Tensor:
 def log_probabilities(logits_XC: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return log softmax(logits / T), [X, C], in nats."""
     return log_softmax(scale_logits(logits_XC, temperature=temperature), dim=-1)
+
+
+def refuse_other_shape(student_logits_XC: Tensor, teacher_logits_XC: Tensor) -> None:
+    """Refuse logits that would be broadcast against each other, a view against those of others.
+
+    Raises:
+        ConfigError: the shapes differ.
+    """
+    if student_logits_XC.shape != teacher_logits_XC.shape:
+        raise ConfigError(
+            f"logits of the student are {list(student_logits_XC.shape)}, those of the teacher "
+            f"{list(teacher_logits_XC.shape)}.",
+            hint="A cache with cells gives [batch, cells, classes]: compare the whole image with "
+            "teacher_logits[:, 0], or cells with an sdd loss and cell_logits of the student.",
+        )
 
 
 def kl_rows(log_p_XC: Tensor, log_q_XC: Tensor) -> Tensor:

@@ -107,6 +107,22 @@ def test_huggingface_trainer(cache, images, wanted, tmp_path):
     check(losses, wanted)
 
 
+def test_huggingface_trainer_evaluates_on_every_view_of_a_recording(cache, images, tmp_path):
+    loop = example("huggingface_trainer", "transformers")
+    trainer = watched_trainer(loop, cache, images, tmp_path, [], per_device_eval_batch_size=100)
+    trainer.compute_metrics = lambda answers: {
+        "rows": len(answers.predictions),
+        "top1": float((answers.predictions.argmax(1) == answers.label_ids).mean()),
+    }
+    scores = trainer.evaluate(CachedDataset(cache, images, seed=1))
+    assert scores["eval_rows"] == 1442
+    data = CachedDataset(cache, images, seed=1)
+    views, labels, _ = zip(*data.__getitems__(list(range(1442))), strict=True)
+    with torch.no_grad():
+        right = student().eval()(2 * torch.stack(views) - 1).argmax(1) == torch.tensor(labels)
+    assert scores["eval_top1"] == pytest.approx(right.float().mean().item())
+
+
 LOOPS = ["own_loop", "accelerate_loop", "huggingface_trainer", "lightning_module", "timm_task"]
 
 

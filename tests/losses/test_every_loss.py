@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import distill.losses as L
+from cache_service.errors import ConfigError
 
 SUBSET = [0, 2]
 
@@ -224,3 +225,22 @@ def test_a_divergence_is_positive_and_nothing_at_equality(draw, name, dtype):
 def test_no_loss_makes_a_tensor_on_another_device(draw, loss):
     s, t, y = (x.to("meta") for x in draw(dtype=torch.float32))
     assert loss(s, t, y, 4.0).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        L.kd_loss,
+        L.logit_matching_loss,
+        L.dist_loss,
+        lambda student, teacher: L.dkd_loss(student, teacher, torch.zeros(5, dtype=torch.int64)),
+        lambda student, teacher: L.nkd_loss(student, teacher, torch.zeros(5, dtype=torch.int64)),
+    ],
+    ids=["kd", "logits", "dist", "dkd", "nkd"],
+)
+def test_logits_that_would_be_broadcast_over_other_views_are_refused(loss):
+    # A batch of five views, and a recording of five cells, which fit each other by chance.
+    student, teacher = torch.randn(5, 10), torch.randn(5, 5, 10)
+    with pytest.raises(ConfigError, match=r"are \[5, 10\], those of the teacher \[5, 5, 10\]"):
+        loss(student, teacher)
+    assert torch.isfinite(loss(student, teacher[:, 0]))

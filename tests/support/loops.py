@@ -105,9 +105,9 @@ def watched_trainer(
 
     class Watched(loop.DistillationTrainer):
         def compute_loss(self, *arguments: Any, **options: Any) -> Any:
-            loss = super().compute_loss(*arguments, **options)
-            losses.append(loss.item())
-            return loss
+            answer = super().compute_loss(*arguments, **options)
+            losses.append((answer[0] if isinstance(answer, tuple) else answer).item())
+            return answer
 
     settings = {
         "per_device_train_batch_size": BATCH,
