@@ -118,7 +118,9 @@ def other_outputs(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Si
     """
     other = [key for key in weights if weights[key].shape != expected[key]]
     layers = {key.rpartition(".")[0] for key in other}
-    rows = {tuple(weights[key].shape[:1]) for key in other}
+    rows = {
+        tuple(value.shape[:1]) for key, value in weights.items() if key.rpartition(".")[0] in layers
+    }
     same_inputs = all(weights[key].shape[1:] == expected[key][1:] for key in other)
     if len(layers) != 1 or len(rows) != 1 or not same_inputs:
         return None
