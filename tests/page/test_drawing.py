@@ -204,7 +204,10 @@ def test_drawings_are_well_formed_at_every_scale():
     [
         ("Run `kd-cache info`.", "Run <code>kd-cache info</code>."),
         ("`<b>` & <i>", "<code>&lt;b&gt;</code> &amp; &lt;i&gt;"),
-        ("a lone ` stays", "a lone ` stays"),
+        ("a lone ` stays", "A lone ` stays"),
+        ("there is no cache.", "There is no cache."),
+        ("augment.size is wrong.", "augment.size is wrong."),
+        ("c/zarr.json is gone.", "c/zarr.json is gone."),
         ("", ""),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from html import escape
 
 from markupsafe import Markup
+
+_WORD = re.compile(r"[a-z]+[ ,']")
+"""An ordinary word, and no path, setting or name, at the beginning of a message."""
 
 UNKNOWN = "\N{EN DASH}"
 """Shown in place of a figure that is not known."""
@@ -57,7 +61,9 @@ def moment(unix_s: float | None, *, now_s: float | None = None) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """A message in which the parts in backticks are set as code."""
+    """A message as sentences: with a capital letter, and the parts in backticks set as code."""
+    if _WORD.match(text):
+        text = text[0].upper() + text[1:]
     parts = escape(text).split("`")
     if len(parts) % 2 == 0:  # a single backtick is an ordinary character
         return safe("`".join(parts))

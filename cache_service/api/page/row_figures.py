@@ -16,6 +16,7 @@ from cache_service.errors import CorruptError, RowsNotBuiltError
 from cache_service.format.cells import expand_cells
 from cache_service.format.codecs import Arrays, Head
 from cache_service.format.seeds import describe_seeds
+from cache_service.format.shard import REPAIR
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
 from cache_service.views.order import epoch_order
@@ -74,7 +75,8 @@ def find_row(cache: Cache, commits: Commits, seed: int, sample: int) -> Row:
     arrays = cache.gather(seed, np.array([position], np.int64))
     if int(arrays["sample"][0]) != sample:
         raise CorruptError(
-            f"position {position} of seed {seed} holds sample {arrays['sample'][0]}, not {sample}."
+            f"position {position} of seed {seed} holds sample {arrays['sample'][0]}, not {sample}.",
+            hint=REPAIR,
         )
     return Row(
         seed,
