@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cache_service.errors import ConfigError
 from cache_service.human_format import human_bytes, human_seconds
 from cli.options import File, Json, Settings, emit
 
 if TYPE_CHECKING:
     from cache_service.progress import ProgressDisplay
+    from cache_service.recording.build_config import BuildConfig
     from cache_service.recording.plan import BuildPlan
-    from cache_service.recording.shards import OnProgress, Progress
+    from cache_service.recording.shards import OnProgress, Part, Progress
 
 
 class Engine(StrEnum):
@@ -77,8 +79,15 @@ def build(
         str | None, typer.Option(help="Record only these seeds of the file, such as 0:8.")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Run worker processes here or as Ray tasks.")
+        Engine, typer.Option(help="Run worker processes here or as Ray actors.")
     ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Ray cluster; by default RAY_ADDRESS, or one of this machine for the build.",
+        ),
+    ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Record the I-th of N parts, one per machine.")
     ] = "0/1",
@@ -90,30 +99,74 @@ def build(
     from cache_service.format.seeds import describe_seeds
     from cache_service.progress import ProgressDisplay
     from cache_service.recording.build_config import BuildConfig
-    from cache_service.recording.context import open_build
-    from cache_service.recording.engines import prepare, run_local, run_ray
     from cache_service.recording.shards import Part
 
     config = load_yaml_config(BuildConfig, file, settings or [])
     chosen, config = config.choose_seeds(seeds)
     part = Part.parse(shard)
-    opened = open_build(config)
+    if address is not None and engine is not Engine.RAY:
+        raise ConfigError(
+            f"--address {address} names a Ray cluster, and this build runs here.",
+            hint="Add --engine ray.",
+        )
+    run = _build_here if engine is Engine.LOCAL else _build_on_ray
     with ProgressDisplay() as display:
-        prepare(opened, on_message=display.show_message)
-        run = run_local if engine is Engine.LOCAL else run_ray
-        committed = run(opened, seeds=chosen, part=part, on_progress=_progress_on(display))
-    result = {
-        "cache": config.cache,
-        "fingerprint": opened.spec.fingerprint,
-        "seeds": list(chosen),
-        "shards_committed": committed,
-    }
+        result = run(config, chosen, part, display, address)
+    committed = result["shards_committed"]
     emit(
         result,
         as_json=json,
         text=f"{config.cache}: {committed} shards recorded, seeds {describe_seeds(chosen)} "
         f"{'done' if part.count == 1 else f'part {part.index}/{part.count} done'}",
     )
+
+
+def _build_here(
+    config: BuildConfig,
+    seeds: tuple[int, ...],
+    part: Part,
+    display: ProgressDisplay,
+    _address: str | None,
+) -> dict[str, Any]:
+    from cache_service.recording.context import open_build
+    from cache_service.recording.engines import prepare, run_local
+
+    opened = open_build(config)
+    prepare(opened, on_message=display.show_message)
+    committed = run_local(opened, seeds=seeds, part=part, on_progress=_progress_on(display))
+    return _build_result(config, seeds, opened.spec.fingerprint, committed)
+
+
+def _build_on_ray(
+    config: BuildConfig,
+    seeds: tuple[int, ...],
+    part: Part,
+    display: ProgressDisplay,
+    address: str | None,
+) -> dict[str, Any]:
+    from cache_service.recording.ray_engine import run_ray
+
+    done = run_ray(
+        config,
+        seeds=seeds,
+        part=part,
+        address=address,
+        on_message=display.show_message,
+        on_progress=_progress_on(display),
+    )
+    result = _build_result(config, seeds, done.fingerprint, done.committed)
+    return result | {"deaths": done.deaths}
+
+
+def _build_result(
+    config: BuildConfig, seeds: tuple[int, ...], fingerprint: str, committed: int
+) -> dict[str, Any]:
+    return {
+        "cache": config.cache,
+        "fingerprint": fingerprint,
+        "seeds": list(seeds),
+        "shards_committed": committed,
+    }
 
 
 def _progress_on(display: ProgressDisplay) -> OnProgress:

@@ -20,6 +20,30 @@ SDD_SCALES = (1, 2, 4)
 """Grids of the published code of SDD, which pools the finest one whichever of them are used."""
 
 
+class RayConfig(Frozen):
+    """What `--engine ray` needs to know of its cluster. It changes no recorded byte."""
+
+    num_cpus: Annotated[
+        float | None, Field(gt=0, le=4096, description="CPUs a process. Null: 1 + `workers`.")
+    ] = None
+    num_gpus: Annotated[
+        float | None,
+        Field(ge=0, le=64, description="GPUs a process. Null: 1 if `device` wants one, else 0."),
+    ] = None
+    env: Annotated[
+        tuple[str, ...],
+        Field(description="Environment variables to pass on, such as AWS_ACCESS_KEY_ID."),
+    ] = ()
+    working_dir: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Folder that Ray copies to every machine, with modules of your own.",
+        ),
+        EXPANDED,
+    ] = None
+
+
 class BuildConfig(Frozen):
     """The settings of a recording.
 
@@ -54,7 +78,8 @@ class BuildConfig(Frozen):
         int | None, Field(ge=1, le=1024, description="CPU threads of the teacher.")
     ] = None
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda, cuda:1, ...")] = "auto"
-    processes: Annotated[int, Field(ge=1, le=64, description="Worker processes.")] = 1
+    processes: Annotated[int, Field(ge=1, le=1024, description="Worker processes.")] = 1
+    ray: RayConfig = RayConfig()
     stall_s: Annotated[
         float, Field(gt=0, description="Restart workers after this time without progress, s.")
     ] = 600.0

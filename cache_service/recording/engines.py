@@ -1,23 +1,20 @@
-"""Runs a build in this process, in several worker processes, or as Ray tasks.
+"""Runs a build in this process or in several worker processes of this machine.
 
-All engines record parts of the shards with `record`, which skips committed shards. A part can
-therefore be interrupted at any time and run again without harm.
+All engines, that of `ray_engine` too, record parts of the shards and skip committed shards. A part
+can therefore be interrupted at any time and run again without harm.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from cache_service.errors import ConfigError
 from cache_service.format.group import ROOT_KEY
 from cache_service.interrupts import stop_on_signal
-from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.comparison import check_teacher
-from cache_service.recording.context import BuildContext, open_build, resolve_device
+from cache_service.recording.context import BuildContext, resolve_device
 from cache_service.recording.pool import RecordingWorker
 from cache_service.recording.record import open_writer, record
 from cache_service.recording.shards import WHOLE, OnProgress, Part, Progress
@@ -26,9 +23,6 @@ from cache_service.teacher.score import require_trained
 
 POLL_S = 0.2
 """Interval between checks of the worker processes, seconds."""
-
-MAX_RETRIES = 3
-"""Number of times that Ray restarts a task after its worker is lost."""
 
 
 def prepare(build: BuildContext, *, on_message: Callable[[str], None] = lambda _: None) -> None:
@@ -99,49 +93,3 @@ def run_local(
             worker.stop()
         open_storage(config.cache).sweep()
     return sum(worker.committed for worker in workers)
-
-
-def run_ray(
-    build: BuildContext,
-    *,
-    seeds: tuple[int, ...],
-    part: Part = WHOLE,
-    on_progress: OnProgress = lambda _: None,
-) -> int:
-    """Record a part as `config.processes` Ray tasks and return the number of committed shards.
-
-    Every node must be able to access the cache. `on_progress` is not called; tasks write to the log
-    of Ray.
-
-    Raises:
-        ConfigError: Ray is not installed.
-        KdCacheError: the error that stopped a task.
-    """
-    del on_progress
-    try:
-        import ray
-    except ImportError as missing:
-        raise ConfigError(
-            "--engine ray: Ray is not installed.", hint="pip install 'kd-cache[ray]'"
-        ) from missing
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    gpus = 1 if resolve_device(build.config.device).startswith("cuda") else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_record_part)
-    try:
-        results: list[Any] = [
-            task.remote(build.config, seeds, each) for each in part.split(build.config.processes)
-        ]
-        return sum(ray.get(results))
-    except ray.exceptions.RayTaskError as problem:
-        raise problem.cause from problem
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _record_part(config: BuildConfig, seeds: tuple[int, ...], part: Part) -> int:
-    build = open_build(config.model_copy(update={"processes": 1}))
-    check_teacher(build)  # another machine may have a different checkpoint at the same path
-    return record(build, open_writer(build), seeds=seeds, part=part)

@@ -134,6 +134,34 @@ def record(
     return meter.shards_committed
 
 
+def record_handed_out(
+    build: BuildContext,
+    writer: CacheWriter,
+    order: ShardOrder,
+    expected: list[Shard],
+    *,
+    on_progress: OnProgress,
+) -> None:
+    """Record the shards that an order hands out, once, without awaiting those of other builders.
+
+    Args:
+        build: the opened build.
+        writer: its cache.
+        order: hands out shards.
+        expected: shards that may be handed out, for the number of renderers and the progress.
+        on_progress: called as `record` does. It may raise KeyboardInterrupt.
+
+    Raises:
+        KeyboardInterrupt, KdCacheError: see `record`.
+    """
+    meter = ProgressMeter(build.spec, part=expected, pending=expected, on_progress=on_progress)
+    with stop_on_signal() as stop:
+        run = _Run(meter, stop, order)
+        with closing(_record_shards(build, writer, expected, run)) as committed:
+            for shard in committed:
+                meter.add_commit(shard)
+
+
 def _record_shards(
     build: BuildContext, writer: CacheWriter, pending: list[Shard], run: _Run
 ) -> Generator[Shard]:

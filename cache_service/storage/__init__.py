@@ -112,6 +112,11 @@ def is_server_url(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
+def is_url(url: str) -> bool:
+    """Whether this has a scheme, so that it means the same place on every machine."""
+    return "://" in url
+
+
 def open_storage(url: str) -> Storage:
     """Opens the storage at a path or a `file://`, `s3://`, `http://` or `https://` URL.
 

@@ -142,17 +142,3 @@ def test_a_builder_that_refuses_stops_the_pool_with_its_reason(tmp_path):
         run_local(build, seeds=(0, 1))
     assert open_cache(str(tmp_path / "c")).commits() == {}
     assert not (tmp_path / "c" / ".scratch").exists()
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore")
-def test_ray_records_the_same_bytes(tmp_path):
-    pytest.importorskip("ray", reason="the ray extra is not installed")
-    from cache_service.recording.engines import run_ray
-
-    record_toy(str(tmp_path / "local"))
-    build = open_toy(str(tmp_path / "ray"), processes=2)
-    prepare(build)
-    assert run_ray(build, seeds=build.config.seeds) == 6
-    assert tree_bytes(tmp_path / "ray") == tree_bytes(tmp_path / "local")

@@ -1,0 +1,242 @@
+"""Builds on a Ray cluster whose processes start in another folder; actors and drivers are killed.
+
+The cluster is real and runs on this machine: starting it takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from support.builds import build_document, record_toy, tree_bytes, write_file
+
+from cache_service.errors import StorageError
+from cache_service.recording.build_config import BuildConfig
+from cache_service.recording.ray_engine import MAX_DEATHS, Dispatcher
+from cache_service.recording.shards import Progress, Shard
+from cache_service.rows.reader import open_cache
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes behind
+SHARDS = [Shard(0, n) for n in range(4)]
+
+
+def test_shards_of_an_actor_that_died_are_handed_out_again_and_first():
+    dispatcher = Dispatcher(SHARDS)
+    dispatcher.begin(0)
+    dispatcher.begin(1)
+    assert [dispatcher.take(0), dispatcher.take(1), dispatcher.take(0)] == SHARDS[:3]
+    assert dispatcher.begin(0) == [SHARDS[0], SHARDS[2], SHARDS[3]]
+    assert dispatcher.take(1) == SHARDS[0]
+    assert sorted(dispatcher.remaining()) == sorted(SHARDS)
+    assert dispatcher.deaths() == 1
+
+
+def test_a_stopped_build_hands_out_nothing_and_tells_its_actors():
+    dispatcher = Dispatcher(SHARDS)
+    dispatcher.begin(0)
+    assert not dispatcher.note(0, Progress())
+    dispatcher.stop()
+    assert dispatcher.take(0) is None
+    assert dispatcher.note(0, Progress())
+
+
+def test_deaths_count_only_without_a_commit_between_them():
+    dispatcher = Dispatcher(SHARDS)
+    dispatcher.begin(0)
+    for _ in range(3 * MAX_DEATHS):
+        dispatcher.note(0, Progress(shards_committed=1))
+        dispatcher.begin(0)
+    for _ in range(MAX_DEATHS - 2):
+        dispatcher.begin(0)
+    with pytest.raises(StorageError, match=f"died {MAX_DEATHS} times without committing"):
+        dispatcher.begin(0)
+
+
+def test_ray_settings_have_bounds():
+    for settings in ({"num_cpus": 0}, {"num_gpus": -1}, {"cpus": 1}, {"working_dir": ""}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            BuildConfig.model_validate(build_document("cache", ray=settings))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Address of a head with three CPUs whose current folder is another one."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("head")
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
+    ray = str(Path(sys.executable).parent / "ray")
+    head = subprocess.Popen(
+        [ray, "start", *options, "--disable-usage-stats", "--node-ip-address=127.0.0.1"],
+        cwd=folder,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.5)
+    yield f"127.0.0.1:{port}"
+    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait(30)
+
+
+def start(folder, cluster, *, before=(), **changes):
+    """`kd-cache build --engine ray` in a folder, with a relative cache; a command may run it."""
+    file = write_file(folder / "build.yaml", build_document("cache", **changes))
+    code = "from cli.main import run; run()"
+    arguments = ["build", file.name, "--engine", "ray", "--address", cluster, "--json"]
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+
+
+def finish(process, seconds):
+    """Output, messages and exit status."""
+    out, err = process.communicate(timeout=seconds)
+    assert "Traceback" not in err
+    return out, err, process.returncode
+
+
+def recorders():
+    """Processes of actors that record."""
+    return [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if "ray::Recorder" in " ".join(each.info["cmdline"] or ())
+    ]
+
+
+def wait_for(condition, seconds=100):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(200)
+def test_a_relative_cache_is_recorded_here_with_the_bytes_of_the_local_engine(tmp_path, cluster):
+    record_toy(str(tmp_path / "local"))
+    out, err, code = finish(start(tmp_path, cluster, processes=2), 150)
+    assert code == 0, err
+    result = json.loads(out)  # nothing else is on stdout
+    assert result["shards_committed"] == 6
+    assert result["deaths"] == 0
+    assert tree_bytes(tmp_path / "cache") == tree_bytes(tmp_path / "local")
+    shown = [json.loads(line) for line in err.splitlines() if line.startswith('{"event": "shard"')]
+    assert shown[-1]["shards_done"] == 6
+
+
+KILLS = 2
+"""Of recording processes, before and after the kill of the driver."""
+
+SLOW = {
+    "processes": 2,
+    "dataset__args": {"num_samples": 640},
+    "dataset__name": "support.slow:slow_patches",
+}
+"""Twenty shards a seed that take about half a second each."""
+
+
+def kill_between_commits(folder, times):
+    """Kill one recording process after another, each after a further shard was committed."""
+    commits = folder / "cache" / "commits"
+    before = len(list(commits.rglob("*.json")))
+    for number in range(times):
+        wait_for(lambda n=number: len(list(commits.rglob("*.json"))) > before + n)
+        victims = wait_for(recorders)
+        victims[number % len(victims)].kill()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_kills_of_actors_and_of_the_driver_change_no_byte(tmp_path, cluster):
+    plain = {"dataset__args": {"num_samples": 640, "delay_s": 0.0}}
+    record_toy(str(tmp_path / "local"), **(SLOW | {"processes": 1} | plain))
+    killed = start(tmp_path, cluster, **SLOW)
+    kill_between_commits(tmp_path, KILLS)
+    killed.kill()
+    killed.communicate()  # closes its pipes
+    wait_for(lambda: not recorders())  # the cluster ends the actors of a driver that is gone
+    running = start(tmp_path, cluster, **SLOW)
+    kill_between_commits(tmp_path, KILLS)
+    out, err, code = finish(running, 300)
+    assert code == 0, err
+    assert json.loads(out)["deaths"] >= 1
+    ours, theirs = (rows_of(tmp_path / name) for name in ("cache", "local"))
+    assert ours == theirs
+
+
+def rows_of(folder):
+    """Every object but the root document, which names the arguments of the dataset."""
+    return {key: body for key, body in tree_bytes(folder).items() if key != "zarr.json"}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(200)
+def test_ctrl_c_keeps_the_committed_shards_and_leaves_no_actor(tmp_path, cluster):
+    running = start(tmp_path, cluster, **SLOW)
+    commits = tmp_path / "cache" / "commits"
+    wait_for(lambda: len(list(commits.rglob("*.json"))) > 1)
+    running.send_signal(signal.SIGINT)
+    _, err, code = finish(running, 60)
+    assert code == 130, err
+    assert open_cache(str(tmp_path / "cache")).commits()
+    wait_for(lambda: not recorders())
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(100)
+def test_no_cluster_is_one_line(tmp_path):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    _, err, code = finish(start(tmp_path, "127.0.0.1:1"), 90)
+    assert code == 2, err
+    assert "no connection to a cluster at 127.0.0.1:1" in err
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(100)
+def test_a_cache_that_the_driver_cannot_see_is_not_reported_as_recorded(tmp_path, cluster):
+    (tmp_path / "cache").mkdir()
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none cache && exec "$@"', "sh"]
+    probe = subprocess.run([*hidden, "true"], cwd=tmp_path, capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("this user may not mount a folder")
+    _, err, code = finish(start(tmp_path, cluster, before=hidden), 90)
+    assert code == 4, err
+    assert "error[rows_not_built]: 6 shards were recorded into" in err
+    assert "does not have them" in err
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(100)
+def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(tmp_path, cluster):
+    _, err, code = finish(start(tmp_path, cluster, device="cuda"), 90)
+    assert code == 2, err
+    assert "1 GPUs, and the whole cluster has 0" in err
+    assert not (tmp_path / "cache").exists()
