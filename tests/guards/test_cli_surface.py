@@ -9,7 +9,7 @@ from support.program import program
 FROZEN = {
     "demo": {"--out", "--json"},
     "plan": {"FILE", "--set", "--json"},
-    "build": {"FILE", "--seeds", "--engine", "--shard", "--set", "--json"},
+    "build": {"FILE", "--seeds", "--engine", "--address", "--shard", "--set", "--json"},
     "info": {"CACHE", "--json"},
     "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--set", "--json"},
     "serve": {"ROOT", "--host", "--port", "--prefix", "--config", "--set", "--json"},
