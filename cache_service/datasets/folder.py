@@ -3,22 +3,27 @@ folder with a file of labels (`cache_service.datasets.label_file`)."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from cache_service.datasets import pixels
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.image_file import open_image
 from cache_service.datasets.label_file import label_images
-from cache_service.datasets.pixels import PixelRange, to_rgb
+from cache_service.datasets.pixels import PixelRange
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error, printable_path
+
+to_rgb = functools.partial(pixels.to_rgb, owned=True)
+"""Decodes an image that was opened here, so that no copy is needed."""
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),  # torchvision's
@@ -59,7 +64,7 @@ class FolderSource:
     ) -> None:
         encoded = [os.fsencode(path) for path in paths]
         self._root = root
-        self._decoding = {} if pixel_range is None else {"pixel_range": pixel_range}
+        self._decoding: dict[str, Any] = {} if pixel_range is None else {"pixel_range": pixel_range}
         self._ends = np.cumsum([len(path) + 1 for path in encoded], dtype=np.int64)
         self.paths = b"\0".join(encoded)
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
@@ -69,7 +74,7 @@ class FolderSource:
     def read(self, sample: int) -> PIL.Image.Image:
         """Open and decode the file of a sample."""
         with open_image(self._path(sample)) as image:
-            return to_rgb(image, **self._decoding, owned=True)
+            return to_rgb(image, **self._decoding)
 
     def encoded(self, sample: int) -> bytes:
         """Return the content of the file of a sample."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import PIL.Image
@@ -28,6 +29,9 @@ from cache_service.plugins import errors_in_one_line
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 """Attributes with labels in the datasets of torchvision."""
 
+NUM_SEEN = 2
+"""Images that a process compares after it has opened the dataset again."""
+
 IMAGE_FOLDER = "torchvision.datasets.folder.ImageFolder"
 """A class whose loader converts images to RGB, which clips pixels of more than 8 bits."""
 
@@ -35,7 +39,8 @@ IMAGE_FOLDER = "torchvision.datasets.folder.ImageFolder"
 class MapSource:
     """A map-style dataset as a source.
 
-    With `reopen`, another process opens the dataset again instead of receiving a copy. CIFAR takes
+    With `reopen`, another process opens the dataset again instead of receiving a copy, and compares
+    a few images. CIFAR takes
     150 MB in memory, and classes from a file that was given by path cannot be pickled.
     """
 
@@ -48,6 +53,7 @@ class MapSource:
     ) -> None:
         self._pixel_range = pixel_range
         self._reopen = reopen
+        self._seen: dict[int, int] = {}
         with errors_in_one_line("the dataset cannot be listed", DatasetError):
             self._items: Any = _items_of(items, pixel_range)
             _refuse_repeated_folders(self._items)
@@ -67,7 +73,10 @@ class MapSource:
                 f"that sample gives label {label}."
             )
         opened_here = isinstance(self._items, _TimmItems | _FolderItems)
-        return to_rgb(image, self._pixel_range, owned=opened_here)
+        rgb = to_rgb(image, self._pixel_range, owned=opened_here)
+        if self._reopen is not None and len(self._seen) < NUM_SEEN:
+            self._seen.setdefault(sample, crc32(rgb.tobytes()))
+        return rgb
 
     def describe(self, sample: int) -> str:
         """Return the path that the dataset lists for the sample."""
@@ -89,6 +98,14 @@ class MapSource:
                     f"{len(items)} now."
                 )
             self._items = items
+            for sample, seen in self._seen.items():
+                if crc32(self.read(sample).tobytes()) != seen:
+                    raise DatasetError(
+                        f"opened again in another process, the dataset gives another image for "
+                        f"sample {sample}.",
+                        hint="Make random choices in its factory from a fixed seed; augmentation "
+                        "belongs in `augment`.",
+                    )
         return self._items
 
 

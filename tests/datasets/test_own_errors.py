@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 
 import pytest
@@ -57,6 +58,19 @@ class Unlisted(Broken):
 
 def unlisted(at=40, how="key"):
     return Unlisted(80, at, how)
+
+class Noisy:
+    # Makes its images when it is opened.
+    targets = [0, 1] * 4
+    def __init__(self):
+        self.images = np.random.default_rng().integers(0, 256, (8, 4, 4), np.uint8)
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return self.images[index], index % 2
+
+def noisy():
+    return Noisy()
 
 class Shapeless:
     def __len__(self):
@@ -137,3 +151,14 @@ def test_a_target_transform_that_fails_is_one_line(folder):
     with pytest.raises(DatasetError, match=r"target_transform failed: KeyError: 0 \(test_own_erro"):
         wrap_dataset(items)
     assert "mine" not in sys.modules
+
+
+def test_a_dataset_that_is_another_one_in_a_worker_is_refused_there(file):
+    dataset = opened(file, "noisy")
+    with pytest.raises(
+        DatasetError, match=r"opened again .* another image for sample 0"
+    ) as refusal:
+        pickle.loads(pickle.dumps(dataset)).image(5)
+    assert "fixed seed" in refusal.value.hint
+    same = pickle.loads(pickle.dumps(opened(file, "broken", at=39)))
+    assert same.image(5).getpixel((0, 0)) == (5, 5, 5)
