@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
+from support.builds import record_toy
+from support.toys import patches, tiny_net
 
 from cache_service.config import validate_config
 from cache_service.errors import ConfigError
 from cache_service.models.features import pool_cells
 from cache_service.recording.build_config import BuildConfig
 from distill.config import TrainConfig
+from distill.data import CachedDataset, load_cache
 from distill.methods import METHODS, MethodConfig
 from distill.methods.published import PUBLISHED, published_of
 from distill.methods.scale_decoupled import select_cells
@@ -248,6 +251,27 @@ def test_scales_sdd_gives_the_cells_of_its_networks_on_a_7_x_7_map(sides):
     for pooling in ("direct", "chained"):  # what a user would write without knowing of it
         other = pool_cells(map_BDHW, (1, 2), pooling=pooling)
         assert not torch.allclose(other, sdd_cells(map_BDHW, (1, 2)), atol=1e-3)
+
+
+@pytest.mark.parametrize("codec", [{"kind": "dense"}, {"kind": "features"}])
+def test_a_recording_with_scales_sdd_holds_the_logits_that_sdd_computes(tmp_path, codec):
+    toys = {"num_samples": 16, "side": 28}  # a map of 7 x 7, as of ImageNet's networks
+    view = {"augment__size": 28, "augment__preset": "none", "dataset__args": toys}
+    cache = record_toy(str(tmp_path / "cache"), scales="sdd", seeds="0", codec=codec, **view)
+    assert cache.spec.stored_scales == (4,)  # the coarser cells follow from it, and cost nothing
+    data = CachedDataset(load_cache(str(tmp_path / "cache")), images=patches(**toys), seed=0)
+    images, _, recorded = (
+        torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*data, strict=True)
+    )
+    preprocess, net = cache.spec.teacher.preprocess, tiny_net().eval()
+    mean, std = (torch.tensor(part)[:, None, None] for part in (preprocess.mean, preprocess.std))
+    with torch.no_grad():
+        map_BDHW = net.forward_features((images - mean) / std)
+        wanted = net.head(sdd_cells(map_BDHW, (1, 2, 4)))
+        direct = net.head(pool_cells(map_BDHW, (1, 2, 4)))
+    assert map_BDHW.shape[-2:] == (7, 7)
+    torch.testing.assert_close(recorded, wanted, rtol=2e-3, atol=2e-3)
+    assert (direct - wanted).abs().max() > 0.1
 
 
 def test_an_impulse_in_the_middle_is_spread_as_in_sdd():
