@@ -280,7 +280,7 @@ def test_without_its_dataset_the_predictions_are_shown_and_what_to_configure(roo
 def test_a_picture_that_fails_leaves_the_predictions_and_the_reason(root, make):
     page = make(PageService(root, ({"name": "support.toys:patches"},))).explore("plain", "0", "3")
     parsed(page)
-    assert "the rendering process ended" in page.html
+    assert "The rendering process ended" in page.html
     assert page.html.count("data-cell=") == 21
 
 
