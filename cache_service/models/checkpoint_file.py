@@ -370,6 +370,8 @@ def _unpicklable(file: Path, error: Exception) -> ConfigError:
         problem = f"it holds {name}, and unpickling that can run code"
     elif "TorchScript" in str(error):
         problem = "it is a TorchScript archive, which holds a program"
+    elif "Unsupported operand" in str(error) and zipfile.is_zipfile(file):
+        problem = "it was saved with another pickle_protocol than torch's own, 2"
     elif "Only persistent_load of storage" in str(error):
         problem = "it holds a network that torch before 1.6 pickled whole, with its source code"
     else:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_service.errors import ConfigError
-from cache_service.human_format import one_line
+from cache_service.human_format import describe_error
 from cache_service.models.checkpoint_file import checkpoint_path, read_checkpoint
 from cache_service.models.lookalikes import find_lookalikes, other_outputs
 from cache_service.models.state_dicts import (
@@ -113,11 +113,16 @@ def load_checkpoint(
     chosen = choose_weights(file, candidates, weights)
     if _misfits(expected, chosen.tensors):  # an average of the parameters only, chosen by name
         raise _misfit(file, model, chosen, model_name)
+    dense = {
+        key: value if value.layout is torch.strided else value.to_dense()
+        for key, value in chosen.tensors.items()
+    }
     try:
-        model.load_state_dict(chosen.tensors)
+        model.load_state_dict(dense)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"checkpoint {file} cannot be loaded into {type(model).__name__}: {one_line(error)}"
+            f"checkpoint {file} cannot be loaded into {type(model).__name__}: "
+            f"{describe_error(error)}."
         ) from error
     return chosen.describe(file)
 
@@ -269,7 +274,7 @@ def choose_weights(
         )
     if len(pool) > 1:
         kind = "several averages of the weights" if pool[0].averaged else "several networks"
-        hint = f"set `checkpoint_key` to one of them, such as `checkpoint_key: {pool[-1].name}`."
+        hint = f"set `checkpoint_key` to one of them, such as `checkpoint_key: {pool[0].name}`."
         if pool[0].averaged and raw:
             hint = f"{hint.rstrip('.')}, or `checkpoint_weights: raw`."
         raise ConfigError(

@@ -100,7 +100,7 @@ def test_several_averages_are_refused_by_name(raw, averaged, fresh, tmp_path):
         with pytest.raises(ConfigError, match=says) as refusal:
             load_checkpoint(fresh, tmp_path / "a.pth", weights=choice)
         assert "'ema_0.9', 'ema_0.99'" in refusal.value.message
-    assert "`checkpoint_key: ema_0.99`, or `checkpoint_weights: raw`" in refusal.value.hint
+    assert "`checkpoint_key: ema_0.9`, or `checkpoint_weights: raw`" in refusal.value.hint
     told = load_checkpoint(fresh, tmp_path / "a.pth", key="ema_0.9")
     assert told == "averaged weights, ema_0.9 of a.pth"
     assert weights_sha256(fresh) == weights_sha256(averaged)

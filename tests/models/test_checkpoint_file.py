@@ -171,6 +171,12 @@ def test_a_network_that_an_old_torch_pickled_whole_is_named(trained, fresh, tmp_
         load_checkpoint(fresh, tmp_path / "a.pth")
 
 
+def test_another_pickle_protocol_is_named(trained, fresh, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "a.pth", pickle_protocol=5)
+    with pytest.raises(ConfigError, match="saved with another pickle_protocol than torch's own"):
+        load_checkpoint(fresh, tmp_path / "a.pth")
+
+
 def test_an_average_that_was_pickled_whole_is_seen(trained, fresh, tmp_path):
     averaged = create_model("resnet8", num_classes=4, seed=3)
     torch.save({"model": trained, "ema": averaged}, tmp_path / "a.pt")

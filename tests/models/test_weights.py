@@ -175,7 +175,7 @@ def test_several_networks_that_fit_and_differ_are_refused_until_one_is_named(
     says = f"several networks that fit and differ: '{names[0]}', '{names[1]}'. "
     with pytest.raises(ConfigError, match=re.escape(says)) as refusal:
         load_checkpoint(fresh, tmp_path / "a.ckpt")
-    assert refusal.value.hint.endswith(f"such as `checkpoint_key: {names[1]}`.")
+    assert refusal.value.hint.endswith(f"such as `checkpoint_key: {names[0]}`.")
     assert weights_sha256(fresh) == before
     for name, network in zip(names, (trained, other), strict=True):
         load_checkpoint(fresh, tmp_path / "a.ckpt", key=name)
@@ -277,6 +277,7 @@ WRAPPED = {
     "parts": lambda w: by_part(w) | {"optimizer": {"fc": torch.zeros(1)}, "loss": 0.3},
     "parts of a part": lambda w: {"state": {"net": by_part(w)}, "epoch": 3},
     "parameters": lambda w: {key: torch.nn.Parameter(v, False) for key, v in w.items()},
+    "sparse": lambda w: w | {"fc.weight": w["fc.weight"].to_sparse()},
     "half": lambda w: {k: v.half() if v.is_floating_point() else v for k, v in w.items()},
 }
 
