@@ -226,6 +226,12 @@ def _bench_text(result: HttpBench) -> str:
         f"{kind}s reach {document['ratios'][kind]:.0%} of the constant (target {target:.0%})"
         for kind, target in document["targets"].items()
     ]
+    lines += ["", f"{'CPU a request':20}{'service':>10}{'nginx':>10}{'ratio':>7}{'constant':>10}"]
+    lines += [
+        f"{each.kind:20}{each.service:>7.0f} us{each.nginx:>7.0f} us"
+        f"{each.service / each.nginx if each.nginx else 0:>7.1f}{each.constant:>7.0f} us"
+        for each in result.cpu
+    ]
     before, after = result.before, result.after
     lines.append(
         f"memory of the service: {human_bytes(before.anonymous)} before, "

@@ -12,11 +12,11 @@ from support.command import kd_cache
 
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.rows.reader import open_cache
-from cli.experiments.bench import http
+from cli.experiments.bench import cpu, http
 from cli.experiments.bench.http import write_bench_cache
 from cli.experiments.bench.load import measure
 
-TINY = http.Plan(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8})
+TINY = http.Plan(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8}, cpu_requests=40)
 
 
 @pytest.fixture
@@ -42,6 +42,12 @@ def test_bench_http_reports_every_figure_as_one_document(ended):
     assert set(found["reached"]) == set(found["targets"]) == set(found["ratios"])
     assert found["kinds"]["lookup"]["rows"] == 256
     assert 0.9 * 2**23 < found["kinds"]["range"]["bytes"] <= 2**23
+    assert [each["kind"] for each in found["cpu_us"]] == [
+        *("range of 256 rows", "range of 64 rows", "raw key, 256 rows", "raw key, 64 rows"),
+    ]
+    for each in found["cpu_us"]:
+        assert each["service"] >= 0
+        assert (each["nginx"] is None) == (cpu.NGINX is None)
     memory = found["memory"]
     assert 0 < memory["before"]["anonymous"] <= memory["before"]["resident"]
 

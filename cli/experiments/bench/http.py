@@ -1,10 +1,11 @@
-"""`bench http`: the service against a route that returns a constant, in one run, round by round.
+"""`bench http`: the service against nginx and a route that returns a constant, round by round.
 
 The service serves a cache of random rows that is thrown away at the end.
 
 Ranges as long as a trainer asks for, and lookups of 256 random rows, over 1, 8 and 64 connections.
 Service and constant take turns, so that other load on the machine affects both; the ratio is the
-median of the rounds' ratios.
+median of the rounds' ratios. CPU time per request is compared with nginx that sends a static file
+of the same bytes, where it is installed: ranges of 256 and 64 rows, and raw keys.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from cache_service.remote.prefetch import rows_per_request
 from cache_service.rows.reader import open_cache
 from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage
+from cli.experiments.bench.cpu import CpuPerRequest, Target, cpu_per_request, static_files
 
 LOG = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ Load = Callable[[int, Sequence[bytes], int, int], Message]
 
 LOOKUP_ROWS = 256
 CONCURRENCY = (1, 8, 64)
+SMALL_ROWS = (256, 64)
+"""Ranges whose CPU time is measured: batches of usual sizes."""
 TARGETS = {"range": 0.70, "lookup": 0.18}
 """Fraction of the constant's requests a second that the service is to reach."""
 
@@ -71,17 +75,21 @@ class Plan(NamedTuple):
         num_samples: rows of the cache.
         rounds: turns of service and constant.
         requests: of one turn, by kind; never fewer than there are connections.
+        cpu_requests: of one turn of the measurement of CPU time.
     """
 
     num_samples: int
     rounds: int
     requests: dict[str, int]
+    cpu_requests: int
 
 
-FULL = Plan(num_samples=131_072, rounds=5, requests={"range": 140, "lookup": 1200})
+FULL = Plan(
+    num_samples=131_072, rounds=5, requests={"range": 140, "lookup": 1200}, cpu_requests=2000
+)
 """3 concurrencies * 5 rounds * 1,340: 20,100 requests to the service."""
 
-QUICK = Plan(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128})
+QUICK = Plan(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128}, cpu_requests=400)
 
 
 class Memory(NamedTuple):
@@ -135,6 +143,7 @@ class HttpBench(NamedTuple):
         requests: to the service.
         measured: each kind at each concurrency.
         before, after: memory of the service, warm, and after all requests.
+        cpu: CPU time per request of small ranges and raw keys.
     """
 
     kinds: dict[str, Kind]
@@ -142,6 +151,7 @@ class HttpBench(NamedTuple):
     measured: list[Measured]
     before: Memory
     after: Memory
+    cpu: list[CpuPerRequest]
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
@@ -156,6 +166,7 @@ class HttpBench(NamedTuple):
             "ratios": ratios,
             "targets": TARGETS,
             "reached": {kind: ratios[kind] >= TARGETS[kind] for kind in TARGETS},
+            "cpu_us": [each.document() for each in self.cpu],
             "memory": {"before": self.before._asdict(), "after": self.after._asdict()},
         }
 
@@ -186,11 +197,32 @@ def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
         spec = write_bench_cache(str(root / CACHE), plan.num_samples)
         kinds = {"range": _ranges(spec), "lookup": _lookups(spec)}
         service = [*KD_CACHE, "serve", str(root), "--port", "0", "--json"]
-        sizes = [str(kind.num_bytes) for kind in kinds.values()]
-        constant = [*module_command("cli.experiments.bench.constant"), *sizes]
-        with _serving(service) as measured, _serving(constant) as beside, _load() as load:
+        small = {f"range of {rows} rows": _small_ranges(spec, rows) for rows in SMALL_ROWS}
+        small |= {f"raw key, {rows} rows": _raw_ranges(spec, rows) for rows in SMALL_ROWS}
+        sizes = [kind.num_bytes for kind in (*kinds.values(), *small.values())]
+        constant = [*module_command("cli.experiments.bench.constant"), *map(str, sizes)]
+        with (
+            _serving(service) as measured,
+            _serving(constant) as beside,
+            static_files(folder, sizes) as static,
+            _load() as load,
+        ):
             _check_response(measured, str(root / CACHE), spec)
-            return _measure(plan, kinds, load, (measured, beside), on_message)
+            result = _measure(plan, kinds, load, (measured, beside), on_message)
+            cpu = []
+            for number, (label, kind) in enumerate(small.items(), len(kinds)):
+                on_message(f"CPU time of a {label}")
+                same = [_http("GET", f"/{number}")]
+                targets = (
+                    Target(measured.process.pid, measured.port, kind.requests),
+                    Target(beside.process.pid, beside.port, same),
+                    None if static is None else Target(*static, same),
+                )
+                times = cpu_per_request(
+                    load, targets, requests=plan.cpu_requests, rounds=plan.rounds
+                )
+                cpu.append(CpuPerRequest(label, kind.num_bytes, *times))
+            return result._replace(cpu=cpu)
 
 
 @contextlib.contextmanager
@@ -257,7 +289,7 @@ def _measure(
             ]
             measured.append(_summary(name, clients, turns))
             count += times * plan.rounds
-    return HttpBench(kinds, count, measured, before, service.memory())
+    return HttpBench(kinds, count, measured, before, service.memory(), [])
 
 
 def _summary(
@@ -289,6 +321,29 @@ def _ranges(spec: CacheSpec) -> Kind:
     return Kind(rows, len(head) + values_size(arrays, rows), requests)
 
 
+def _small_ranges(spec: CacheSpec, rows: int) -> Kind:
+    """Ranges as a trainer asks for that reads batch by batch, from one shard."""
+    arrays, within = CacheLayout(spec).arrays, _within_a_shard(spec)
+    head = frame_header(arrays, rows, range_metadata(spec.fingerprint, 0, 0, rows))
+    starts = [rows * n % (within - rows + 1) for n in range(DIFFERENT_REQUESTS)]
+    requests = [_http("GET", _rows_path(start, start + rows)) for start in starts]
+    return Kind(rows, len(head) + values_size(arrays, rows), requests)
+
+
+def _raw_ranges(spec: CacheSpec, rows: int) -> Kind:
+    """Ranges of the object of one shard's logits, of as many bytes as the frames of rows."""
+    num_bytes, layout = _small_ranges(spec, rows).num_bytes, CacheLayout(spec)
+    within = _within_a_shard(spec) * layout.by_name["logits"].row_bytes
+    path = f"/v1/caches/{CACHE}/zarr/{layout.object_key('logits', 0, 0)}"
+    starts = [num_bytes * n % max(within - num_bytes, 1) for n in range(DIFFERENT_REQUESTS)]
+    requests = [_http("GET", path, span=(start, start + num_bytes)) for start in starts]
+    return Kind(rows, num_bytes, requests)
+
+
+def _within_a_shard(spec: CacheSpec) -> int:
+    return min(spec.layout.shard_rows, spec.dataset.num_samples)
+
+
 def _lookups(spec: CacheSpec) -> Kind:
     """Samples drawn at random."""
     arrays = CacheLayout(spec).arrays
@@ -307,8 +362,12 @@ def _rows_path(start: int, stop: int) -> str:
     return f"/v1/caches/{CACHE}/rows?seed=0&start={start}&stop={stop}"
 
 
-def _http(method: str, path: str, body: bytes = b"") -> bytes:
+def _http(
+    method: str, path: str, body: bytes = b"", *, span: tuple[int, int] | None = None
+) -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"
+    if span is not None:
+        head += f"Range: bytes={span[0]}-{span[1] - 1}\r\n"
     if body:
         head += f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n"
     return f"{head}\r\n".encode() + body

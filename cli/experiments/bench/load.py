@@ -54,7 +54,7 @@ class _Connection:
         if end < 0:
             return
         length = _LENGTH.search(self._head[: end + 2])
-        if not self._head.startswith(b"HTTP/1.1 200") or length is None:
+        if not self._head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 206")) or length is None:
             raise ConnectionError(f"the server responded {self._head[:200]!r}")
         self._left = int(length[1]) - (len(self._head) - end - 4)
 
