@@ -49,6 +49,7 @@ def _plan_text(plan: BuildPlan) -> str:
         f"cache        {plan.cache} (fingerprint {plan.fingerprint[:12]})",
         f"dataset      {plan.dataset}",
         f"seeds        {plan.seeds}",
+        f"reuse        {plan.reuse}",
         f"rows         {plan.rows:,} views, {plan.rows_pending:,} not recorded yet",
         f"shards       {plan.shards} of {plan.shard_rows:,} rows",
         (

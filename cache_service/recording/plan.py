@@ -33,6 +33,7 @@ class BuildPlan:
         accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.
         class_order: probable order of the teacher's classes; empty if it is the dataset's.
         teacher_weights: description of the loaded weights.
+        reuse: how far the seeds go, in a sentence.
         dataset: what the dataset holds.
         left_out: files beside its samples that were not taken; may be empty.
     """
@@ -54,6 +55,7 @@ class BuildPlan:
     chance: float
     scored_samples: int
     teacher_weights: str
+    reuse: str
     class_order: str = ""
     dataset: str = ""
     left_out: str = ""
@@ -95,10 +97,35 @@ def make_plan(build: BuildContext) -> BuildPlan:
         scored_samples=score.num_samples,
         class_order=_describe_order(score.other_order),
         teacher_weights=build.teacher.weights_from,
+        reuse=describe_reuse(len(config.seeds), spec.recipe.repeats),
         dataset=f"{build.dataset.id.name} ({build.dataset.id.split}): "
         f"{build.dataset.id.num_samples:,} samples of {build.dataset.id.num_classes:,} classes",
         left_out=build.dataset.left_out,
     )
+
+
+def describe_reuse(num_seeds: int, repeats: int) -> str:
+    """How many epochs the seeds are good for, from `docs/results/seeds-cifar100.md`.
+
+    Args:
+        num_seeds: seeds to record.
+        repeats: of the recipe.
+    """
+    epochs = "1 epoch" if num_seeds == 1 else f"{num_seeds} epochs"
+    sentences = [f"{epochs} of new views; a longer run reads them again in other batches"]
+    if repeats == 1:
+        sentences.append("5 seeds were as good as 32 in a run of 32 short epochs")
+    elif num_seeds < repeats:
+        sentences.append(
+            f"with augment.repeats={repeats} they visit {num_seeds} of {repeats} parts of the "
+            f"images: record {repeats} seeds or a multiple"
+        )
+    elif num_seeds % repeats:
+        sentences.append(
+            f"with augment.repeats={repeats} some images are visited once more than others: "
+            f"record a multiple of {repeats} seeds"
+        )
+    return "; ".join(sentences)
 
 
 def _describe_order(other: OtherOrder | None) -> str:

@@ -21,7 +21,7 @@ from cache_service.format.cells import expand_cells
 from cache_service.recording.build_config import BuildConfig
 from cache_service.recording.context import open_build
 from cache_service.recording.engines import prepare
-from cache_service.recording.plan import make_plan
+from cache_service.recording.plan import describe_reuse, make_plan
 from cache_service.recording.record import open_writer, record
 from cache_service.recording.shards import Part
 from cache_service.rows.reader import open_cache
@@ -202,3 +202,21 @@ def test_an_interrupted_build_tells_of_every_shard_that_it_committed(tmp_path):
 def test_no_scratch_is_left_behind(tmp_path):
     record_toy(str(tmp_path / "c"))
     assert not [p for p in Path(tmp_path / "c").rglob("*") if "scratch" in p.name]
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "repeats", "says"),
+    [
+        (1, 1, "1 epoch of new views; a longer run reads them again in other batches; 5 seeds"),
+        (30, 1, "30 epochs of new views"),
+        (3, 4, "they visit 3 of 4 parts of the images: record 4 seeds or a multiple"),
+        (6, 4, "some images are visited once more than others: record a multiple of 4 seeds"),
+    ],
+)
+def test_a_plan_says_how_far_the_seeds_go(num_seeds, repeats, says):
+    assert says in describe_reuse(num_seeds, repeats)
+
+
+def test_a_multiple_of_the_repeats_needs_no_advice():
+    assert "repeats" not in describe_reuse(8, 4)
+    assert "multiple" not in describe_reuse(2, 2)

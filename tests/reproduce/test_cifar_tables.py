@@ -48,6 +48,18 @@ def training(epochs=3, **optimizer):
 CHANGES = {
     "sdd-cifar100": images(2) | {"train": training(2), "recordings": {"cells": {"seeds": "0:2"}}},
     "ddgsd-cifar100": images(4) | {"train": training(), "students": {"resnet18": RESNET}},
+    "seeds-cifar100": images(4)
+    | {
+        "train": training(2),
+        "teachers": {"teacher": {"student": RESNET}},
+        "recordings": {
+            "seeds-5": {"seeds": "0:2"},
+            "seeds-10": {"seeds": "0:2"},
+            "all": {"seeds": "0:2"},
+        }
+        | {"repeats": {"seeds": "0:2", "augment": {"size": 8}}},
+        "students": {"small": RESNET},
+    },
     "deit-cifar100": images(4)
     | {
         "train": training(2, name="adamw", lr=0.02),
