@@ -190,6 +190,16 @@ def test_without_the_dataset_rows_are_found_and_what_needs_it_says_so(without_im
     assert "This search needs the dataset." in by_name.html
 
 
+def test_without_cells_none_disagree(tmp_path):
+    write_cache(str(tmp_path / "c"), make_spec(scales=(1,)))
+    pages = PageService(tmp_path).pages(renderer=no_images())
+    page = pages.find("c", "disagree", "0", "", "")
+    pages.close()
+    assert "This cache holds no cells besides the whole view" in page.html
+    assert links_of(page, "sample=") == []
+    assert "needs the dataset" not in page.html
+
+
 def test_a_random_sample_is_a_recorded_one_and_another_one_each_time(root):
     with serving(root) as service:
         targets = set()

@@ -84,6 +84,9 @@ def find(
         ConfigError: there is no such class.
     """
     spec = cache.spec
+    if by == "disagree" and spec.num_cells == 1:
+        none = Note("This cache holds no cells besides the whole view, so none can disagree.")
+        return Found(scan, [], "", none, is_possible=False)
     partners_N = _partners(spec, seed, scan)
     samples = sorted({*scan.samples_N.tolist(), *partners_N.tolist()})
     document, note = rendered(cache, access, "labels", {"samples": samples})
