@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class BuildContext:
         teacher: the frozen network.
         spec: identity of the cache.
         views: renders views of the dataset by the recipe.
+        notes: what was found while opening, for people.
     """
 
     config: BuildConfig
@@ -42,7 +43,18 @@ class BuildContext:
     teacher: Teacher
     spec: CacheSpec
     views: Views
+    notes: tuple[str, ...] = ()
     _scores: list[Score] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def may_choose_outputs(self) -> bool:
+        """Whether the file names more outputs than the dataset has classes, and does not choose."""
+        config, classes = self.config.teacher, self.spec.dataset.num_classes
+        return (
+            config.classes is None
+            and self.spec.teacher.num_classes > classes
+            and not config.allow_untrained
+        )
 
     @property
     def head(self) -> Head | None:
@@ -95,12 +107,34 @@ class BuildContext:
 def open_build(config: BuildConfig) -> BuildContext:
     """Open the dataset and the teacher of a build file.
 
+    With `teacher.num_classes` above the dataset's number and no `teacher.classes`, the first
+    outputs are the dataset's classes. Where they are no better than guessing, and nearly all scored
+    views of every class have one other output of its own, those outputs are taken, and a note says
+    so.
+
     Raises:
         DatasetError, ConfigError, UnsupportedError: see the message.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = open_dataset(config.dataset)
+    build = _open(config, dataset)
+    if not build.may_choose_outputs:
+        return build
+    score = build.score()
+    outputs = score.other_order.outputs if score.other_order is not None else None
+    if outputs is None or score.accuracy >= score.needed:
+        return build
+    chosen = config.teacher.model_copy(update={"classes": outputs})
+    note = (
+        f"teacher: outputs {list(outputs)} are taken as the dataset's classes: the first "
+        f"{len(outputs)} are right on {score.accuracy:.1%} of {score.num_samples} views, these on "
+        f"nearly all of every class. teacher.classes says it without measuring."
+    )
+    return replace(_open(config.model_copy(update={"teacher": chosen}), dataset), notes=(note,))
+
+
+def _open(config: BuildConfig, dataset: ImageDataset) -> BuildContext:
     teacher = load_teacher(
         config.teacher,
         scales=config.scales,

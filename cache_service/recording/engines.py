@@ -37,6 +37,8 @@ def prepare(build: BuildContext, *, on_message: Callable[[str], None] = lambda _
         SpecMismatchError: the path holds a cache with another spec or of another teacher.
     """
     on_message(f"teacher: {build.config.teacher.model}, {build.teacher.weights_from}")
+    for note in build.notes:
+        on_message(note)
     if build.dataset.left_out:
         on_message(f"dataset: not taken: {build.dataset.left_out}")
     check_teacher(build)

@@ -44,6 +44,9 @@ one."""
 MIN_SAMPLES = 4
 """Fewest samples that must become right: fewer prove nothing."""
 
+CERTAIN_SHARE = 0.9
+"""Least share of a class's samples with the same output, for the output to be certain."""
+
 MAX_EXAMPLES = 3
 """Classes that a message shows."""
 
@@ -58,11 +61,14 @@ class OtherOrder(NamedTuple):
         description: what the teacher's classes look like, to follow "look like".
         accuracy: top-1 under that order; for a measured order, on samples that did not measure it.
         hint: the setting that gives the dataset this order.
+        outputs: the output of each class, for a teacher of more classes, where the samples leave no
+            doubt; else None.
     """
 
     description: str
     accuracy: float
     hint: str
+    outputs: tuple[int, ...] | None = None
 
 
 def find_other_order(
@@ -91,13 +97,30 @@ def find_other_order(
         and right_N[moved_N].sum() <= MAX_LOST * other_N[moved_N].sum()
     )
     if is_clear and _is_better(other_N, right_N, weights_N, MEASURED_DEVIATIONS):
-        hint = _hint(bool(names))
+        hint, outputs = _hint(bool(names)), None
         if expected_N.max() >= num_classes:
             hint = _choose_outputs_hint(_measure(predictions_N, labels_N), num_classes)
+            outputs = _certain_outputs(predictions_N, labels_N, num_classes)
         accuracy = float(other_N.mean())
-        measured = OtherOrder(_describe(predictions_N, labels_N, names), accuracy, hint)
+        measured = OtherOrder(_describe(predictions_N, labels_N, names), accuracy, hint, outputs)
         found.append((accuracy - MEASURED_HANDICAP, measured))
     return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def _certain_outputs(
+    predictions_N: Ints, labels_N: Ints, num_classes: int
+) -> tuple[int, ...] | None:
+    """The output of each class, where nearly all samples of every class have one of its own."""
+    outputs = []
+    for label in range(num_classes):
+        answers = predictions_N[labels_N == label]
+        if len(answers) < MIN_SAMPLES:
+            return None
+        output = int(np.bincount(answers).argmax())
+        if (answers == output).mean() < CERTAIN_SHARE:
+            return None
+        outputs.append(output)
+    return tuple(outputs) if len(set(outputs)) == num_classes else None
 
 
 class _Known(NamedTuple):

@@ -170,6 +170,58 @@ def test_folders_of_numbers_under_a_teacher_of_numbers_are_refused_or_read_in_it
         assert make_plan(build).class_order == ""
 
 
+def levels_build(folder, reds, **teacher):
+    """Grey images, four a class, under a network that answers class n for red value 8 n."""
+    for label, red in enumerate(reds):
+        (folder / "images" / f"class{label}").mkdir(parents=True)
+        for blue in range(4):
+            image = PIL.Image.new("RGB", (16, 16), (red[blue % len(red)], 0, 60 * blue))
+            image.save(folder / "images" / f"class{label}" / f"{blue}.png")
+    document = {
+        "cache": str(folder / "c"),
+        "dataset": {"name": "folder", "root": str(folder / "images")},
+        "augment": {"preset": "none", "size": 16},
+        "seeds": "0:1",
+        "teacher": {
+            "model": "support.toys:levels",
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "num_classes": 5,
+            **teacher,
+        },
+    }
+    return open_build(BuildConfig.model_validate(document))
+
+
+def test_outputs_of_a_wider_teacher_are_taken_where_the_views_leave_no_doubt_and_it_is_said(
+    tmp_path,
+):
+    build, told = levels_build(tmp_path, [[32], [8], [24]]), []
+    assert build.spec.teacher.classes == (4, 1, 3)
+    prepare(build, on_message=told.append)
+    assert "outputs [4, 1, 3] are taken as the dataset's classes" in " ".join(told)
+    assert build.score().accuracy == 1.0
+    named = levels_build(tmp_path / "named", [[32], [8], [24]], classes=[4, 1, 3])
+    assert named.spec.teacher == build.spec.teacher
+    assert build.provenance["teacher"]["classes"] == [4, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("reds", "teacher", "why"),
+    [
+        ([[0], [8], [16]], {}, "the first outputs are right"),
+        ([[32, 24], [8], [24, 32]], {}, "two classes share their outputs"),
+        ([[32, 0], [8], [24]], {}, "half of a class is another output"),
+        ([[32], [8], [24]], {"allow_untrained": True}, "an untrained teacher is asked for"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_outputs_of_a_wider_teacher_are_not_taken_otherwise(tmp_path, reds, teacher, why):
+    build = levels_build(tmp_path, reds, **teacher)
+    assert build.spec.teacher.classes is None, why
+    assert build.notes == ()
+
+
 def test_a_teacher_that_answers_nan_stops_the_build_and_names_samples(tmp_path):
     with pytest.raises(NonFiniteError, match=r"seed 0, positions \[0, 16\), samples \["):
         record_toy(str(tmp_path / "c"), teacher__model_args={"scale": 1e7})
