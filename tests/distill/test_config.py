@@ -229,3 +229,9 @@ def test_one_of_several_caches_is_set_by_its_number(tmp_path):
     assert refusal.value.hint == "Write caches.0.url=..., counted from 0."
     with pytest.raises(ConfigError, match="unknown key"):
         load_config(file, ["caches.0.uri=c"])
+
+
+def test_an_evaluation_sees_every_sample_once():
+    augment = {"preset": "none", "size": 16, "repeats": 2}
+    evaluation = {"dataset": {"name": "digits"}, "augment": augment}
+    refused({"evaluate": evaluation}, "augment.repeats must be 1 here")
