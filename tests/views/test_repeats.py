@@ -17,7 +17,7 @@ IN_PLACE = """
 import numpy as np
 def pipeline():
     def changed_in_place(image):
-        image.putpixel((0, 0), (255, np.random.randint(256), 0))
+        image.putpixel((np.random.randint(8), np.random.randint(8)), (255, 0, 255))
         return image
     return changed_in_place
 """
