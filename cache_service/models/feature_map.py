@@ -47,6 +47,10 @@ FINISHES: dict[str, Callable[[Tensor], Tensor]] = {
 MAX_PREFIX = 5
 """Class, distillation and register tokens in front of a map that are looked for."""
 
+MAX_TRIED = 64
+"""Maps that are tried where several have a mean that is fed to a module, as those of
+squeeze-and-excitation have."""
+
 SMALLEST_POOLED = 64
 """Side of an image, px, from which a map of one pixel is the result of pooling, not a map."""
 
@@ -217,6 +221,8 @@ def find_cut(
         _require_module(network, name)
     calls, answer_BC = _record(network, images_BKHW)
     found = list(_matches(calls, answer_BC, images_BKHW.shape[-1], module, fed))
+    # A classifier on pooled pixels answers maps of one pixel, too: larger maps come first.
+    found.sort(key=lambda each: each.height * each.width == 1)
     for each in found[:MAX_TRIED]:
         if each.height != each.width:
             raise not_square(network, f"{each.height} x {each.width}", images_BKHW)
@@ -235,10 +241,6 @@ def find_cut(
             if agrees(cut):
                 return cut
     raise _no_map(network, found, module, fed)
-
-
-MAX_TRIED = 4
-"""Maps that are tried where several have the mean that is classified."""
 
 
 def _require_module(network: nn.Module, name: str | None) -> None:
