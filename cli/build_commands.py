@@ -71,6 +71,8 @@ def _plan_text(plan: BuildPlan) -> str:
         lines.insert(2, f"not taken    {plan.left_out}")
     if plan.class_order:
         lines.append(f"class order  the teacher's classes look like {plan.class_order}")
+    if plan.normalization:
+        lines.append(f"normalized   {plan.normalization}")
     return "\n".join(lines)
 
 

@@ -33,6 +33,9 @@ from distill.optim import Constant, OptimizerConfig, ScheduleConfig
 LATER = frozenset({"channels", "output", "feature_map", "classifier"})
 """Keys of `student` that checkpoints of earlier versions do not have."""
 
+NEVER_PASSED_ON = frozenset({"channels", "output", "feature_map", "classifier"})
+"""Keys about a network that its constructor may use as names of its own arguments."""
+
 Unit = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -160,7 +163,8 @@ class StudentConfig(Frozen):
                     f"mean and std have {len(values)} numbers, and channels is {self.channels}: "
                     "give one number per channel"
                 )
-        taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
+        own = {"name", *type(self).model_fields} - NEVER_PASSED_ON
+        taken = sorted(self.model_args.keys() & own)
         if taken:
             raise ValueError(
                 f"model_args cannot hold {taken[0]}: that is said by student's own keys"

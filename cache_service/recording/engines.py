@@ -48,6 +48,12 @@ def prepare(build: BuildContext, *, on_message: Callable[[str], None] = lambda _
             f"teacher: {score.accuracy:.1%} of {score.num_samples} samples right "
             f"(chance {score.chance:.1%})"
         )
+        other = score.other_normalization
+        if other is not None:
+            on_message(
+                f"teacher: {other.right_now} of {other.num_views} samples right, "
+                f"{other.description} ({other.hint})"
+            )
         require_trained(score, build.config.teacher)
     open_writer(build)
 

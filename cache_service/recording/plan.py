@@ -16,6 +16,7 @@ from cache_service.recording.context import BuildContext
 from cache_service.recording.shards import all_shards, num_rows
 from cache_service.storage import open_storage
 from cache_service.teacher.class_order import OtherOrder
+from cache_service.teacher.normalization import OtherNormalization
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class BuildPlan:
         teacher_s: teacher time for the pending rows, seconds.
         accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.
         class_order: probable order of the teacher's classes; empty if it is the dataset's.
+        normalization: one under which the teacher knows the labels better; empty if there is none.
         teacher_weights: description of the loaded weights.
         reuse: how far the seeds go, in a sentence.
         dataset: what the dataset holds.
@@ -57,6 +59,7 @@ class BuildPlan:
     teacher_weights: str
     reuse: str
     class_order: str = ""
+    normalization: str = ""
     dataset: str = ""
     left_out: str = ""
 
@@ -96,6 +99,7 @@ def make_plan(build: BuildContext) -> BuildPlan:
         chance=score.chance,
         scored_samples=score.num_samples,
         class_order=_describe_order(score.other_order),
+        normalization=_describe_normalization(score.other_normalization),
         teacher_weights=build.teacher.weights_from,
         reuse=describe_reuse(len(config.seeds), spec.recipe.repeats),
         dataset=f"{build.dataset.id.name} ({build.dataset.id.split}): "
@@ -126,6 +130,13 @@ def describe_reuse(num_seeds: int, repeats: int) -> str:
             f"record a multiple of {repeats} seeds"
         )
     return "; ".join(sentences)
+
+
+def _describe_normalization(other: OtherNormalization | None) -> str:
+    if other is None:
+        return ""
+    counts = f"{other.right_now} of {other.num_views} samples are right"
+    return f"{counts}, {other.description}: {other.hint}"
 
 
 def _describe_order(other: OtherOrder | None) -> str:

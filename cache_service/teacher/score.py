@@ -5,7 +5,7 @@ A wrong normalization, wrong weights or another class order would otherwise be r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from cache_service.errors import UntrainedTeacherError
 from cache_service.format.cells import expand_cells
+from cache_service.models.preprocess import recorded_preprocess
 from cache_service.teacher.class_order import OtherOrder, find_other_order
+from cache_service.teacher.normalization import OtherNormalization, find_other_normalization
 from cache_service.teacher.settings import TeacherConfig
 from cache_service.teacher.teacher import Teacher
 
@@ -24,12 +26,18 @@ MIN_PER_CLASS = 4
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracy on labeled views, what guessing gives, and a better order of the classes."""
+    """Top-1 accuracy on labeled views, what guessing gives, and what would be better.
+
+    Attributes:
+        other_order: of the classes, under which the teacher is right far more often.
+        other_normalization: of its input, under which it knows the labels better.
+    """
 
     accuracy: float
     num_samples: int
     chance: float
     other_order: OtherOrder | None = None
+    other_normalization: OtherNormalization | None = None
 
     @property
     def needed(self) -> float:
@@ -39,7 +47,7 @@ class Score:
 
 def score_teacher(
     teacher: Teacher,
-    views: Iterable[Tensor],
+    views: Sequence[Tensor],
     labels: NDArray[np.int64],
     *,
     names: Sequence[str] = (),
@@ -69,6 +77,7 @@ def score_teacher(
             names=names,
             num_classes=max(num_classes, int(labels.max()) + 1),
         ),
+        other_normalization=find_other_normalization(teacher, views, labels),
     )
 
 
@@ -88,14 +97,19 @@ def samples_to_score(labels_N: NDArray[np.int64], count: int) -> NDArray[np.int6
 
 
 def require_trained(score: Score, config: TeacherConfig) -> None:
-    """Refuse a teacher that scores like a guess, or whose classes are in another order.
+    """Refuse a teacher that scores like a guess, or whose classes or input are not as assumed.
 
     Raises:
         UntrainedTeacherError: below twice chance, or right far more often under another order of
-            the classes; and `allow_untrained` is off.
+            the classes, or better under another normalization where nothing states the present
+            one; and `allow_untrained` is off.
     """
     other = score.other_order
-    if config.allow_untrained or (score.accuracy >= score.needed and other is None):
+    if config.allow_untrained:
+        return
+    if score.other_normalization is not None and other is None and not states_input(config):
+        raise _assumed_normalization(score.other_normalization, config)
+    if score.accuracy >= score.needed and other is None:
         return
     counts = f"teacher {config.model} is right on {score.accuracy:.1%} of {score.num_samples} views"
     regardless = "To record it all the same, set teacher.allow_untrained: true."
@@ -111,6 +125,23 @@ def require_trained(score: Score, config: TeacherConfig) -> None:
         f"class order in the dataset, or the wrong weights (teacher.checkpoint: "
         f"{config.checkpoint}).",
         hint=regardless,
+    )
+
+
+def states_input(config: TeacherConfig) -> bool:
+    """Whether the build file, the published weights or the checkpoint say how input is prepared."""
+    if config.mean is not None or config.pretrained:
+        return True
+    return config.checkpoint is not None and recorded_preprocess(config.checkpoint) is not None
+
+
+def _assumed_normalization(
+    other: OtherNormalization, config: TeacherConfig
+) -> UntrainedTeacherError:
+    return UntrainedTeacherError(
+        f"teacher {config.model} is right on {other.right_now} of {other.num_views} views, "
+        f"{other.description}. Nothing states how its input was normalized in its training.",
+        hint=f"Set {other.hint}, or set the present ones to keep them.",
     )
 
 

@@ -37,6 +37,12 @@ LATER = frozenset(
 """Keys that caches of earlier versions do not have."""
 
 
+NEVER_PASSED_ON = frozenset(
+    {"output", "answers", "classes", "channels", "feature_map", "classifier"}
+)
+"""Keys about a network that its constructor may use as names of its own arguments."""
+
+
 class ClassNames(Frozen):
     """The teacher's outputs by the names of the dataset's classes."""
 
@@ -194,7 +200,8 @@ class TeacherConfig(Frozen):
                     f"teacher.mean and teacher.std have {len(values)} numbers, and "
                     f"teacher.channels is {self.channels}: give one number per channel"
                 )
-        taken = sorted(self.model_args.keys() & {"name", *type(self).model_fields})
+        own = {"name", *type(self).model_fields} - NEVER_PASSED_ON
+        taken = sorted(self.model_args.keys() & own)
         if taken:
             raise ValueError(
                 f"model_args cannot hold {taken[0]}: the section has a key of its own for it"

@@ -67,3 +67,8 @@ def test_a_network_without_metadata_is_fed_by_the_statistics_of_imagenet(load, f
 def test_a_network_of_a_size_that_is_not_square_is_refused(load):
     with pytest.raises(ConfigError, match=r"32x64 px; views are square.*teacher\.input_size"):
         load("test_vit", model_args={"img_size": [32, 64]})
+
+
+def test_a_constructor_may_have_arguments_named_like_keys_about_its_answers():
+    given = {"classes": 10, "channels": 1, "output": 3}
+    assert TeacherConfig(model="a:b", model_args=given).model_args == given
