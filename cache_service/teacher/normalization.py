@@ -3,8 +3,8 @@
 A wrong mean and deviation cost a few percent of accuracy, which no bar on the accuracy notices: an
 ImageNet network that learned from -1 to 1 is right on 53 of 64 images under ImageNet's statistics
 instead of 59. So the label's likelihood is compared, view by view, after each set of logits was
-given its best temperature: a network that is merely more confident is no better. A normalization
-that is no better in accuracy is not reported.
+given its best temperature: a network that is merely more confident is no better. Both the
+likelihood and the accuracy must speak for another normalization before it is reported.
 
 Shape letters: N views, C classes, H W pixels.
 """
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_service.format.cells import expand_cells
 from cache_service.teacher.teacher import Teacher
 
 Floats = NDArray[np.float64]
@@ -27,11 +26,21 @@ Floats = NDArray[np.float64]
 NUM_COMPARED = 64
 """Views that are answered under every normalization."""
 
-MIN_DEVIATIONS = 4.0
-"""Standard deviations of a sign test by which another normalization must be better."""
+MIN_VIEWS = 16
+"""Fewest views from which anything is concluded."""
+
+MIN_DEVIATIONS = 3.0
+"""Standard deviations of a sign test by which labels must be more likely."""
+
+MIN_RIGHT_DEVIATIONS = 2.0
+"""The same for views that are classified correctly under one of the two only."""
 
 MAX_LOSS = 0.9
 """Most negative log-likelihood that it may have, as a part of that of the present one."""
+
+MIN_GAIN = 0.02
+"""Change of a negative log-likelihood, nats, that counts. Where a teacher is nearly certain of all
+labels, smaller ones have the same sign for all views and say nothing."""
 
 MAX_CHANGE = 1e-3
 """Largest difference of two normalizations that are the same."""
@@ -104,44 +113,51 @@ def find_other_normalization(
         labels_N: of all batches in their order.
     """
     labels_N = labels_N[:NUM_COMPARED]
-    if len(labels_N) < MIN_DEVIATIONS**2:  # too few for any sign test
+    if teacher.id.classes is not None:
+        labels_N = np.array(teacher.id.classes, np.int64)[labels_N]
+    if len(labels_N) < MIN_VIEWS:
         return None
     present = teacher.id.preprocess
-    now_NC = whole_images(teacher, views, len(labels_N))
+    now_NC = _whole_images(teacher, views, len(labels_N))
     if not np.isfinite(now_NC).all():
         return None
-    loss_N, right_now = _losses(now_NC, labels_N), _num_right(now_NC, labels_N)
+    loss_N, right_now_N = _losses(now_NC, labels_N), now_NC.argmax(axis=1) == labels_N
     found: list[OtherNormalization] = []
     for name, (mean, std) in USUAL[present.channels].items():
         if np.allclose((mean, std), (present.mean, present.std), rtol=0, atol=MAX_CHANGE):
             continue
         changed = present.model_copy(update={"mean": mean, "std": std})
         other = replace(teacher, id=teacher.id.model_copy(update={"preprocess": changed}))
-        then_NC = whole_images(other, views, len(labels_N))
+        then_NC = _whole_images(other, views, len(labels_N))
         if not np.isfinite(then_NC).all():
             continue
-        then_N, right = _losses(then_NC, labels_N), _num_right(then_NC, labels_N)
-        preferred = float((then_N < loss_N).mean())
-        deviations = (2 * preferred - 1) * np.sqrt(len(labels_N))
-        less = then_N.mean() <= MAX_LOSS * loss_N.mean()
-        if deviations >= MIN_DEVIATIONS and right > right_now and less:
-            found.append(
-                OtherNormalization(name, mean, std, right, right_now, preferred, len(labels_N))
-            )
+        then_N, right_N = _losses(then_NC, labels_N), then_NC.argmax(axis=1) == labels_N
+        is_clear = (
+            _deviations(right_N.astype(np.float64) - right_now_N) >= MIN_RIGHT_DEVIATIONS
+            and _deviations(loss_N - then_N) >= MIN_DEVIATIONS
+            and then_N.mean() <= MAX_LOSS * loss_N.mean()
+        )
+        if is_clear:
+            counts = int(right_N.sum()), int(right_now_N.sum())
+            preferred = float((then_N < loss_N).mean())
+            found.append(OtherNormalization(name, mean, std, *counts, preferred, len(labels_N)))
     return max(found, key=lambda one: (one.right, one.preferred), default=None)
 
 
-def whole_images(teacher: Teacher, views: Sequence[Tensor], count: int) -> Floats:
-    """Logits [N, C] of the first views, of the whole image."""
+def _deviations(gain_N: Floats) -> float:
+    """Of a sign test over the views that change by enough to mean anything."""
+    changed = gain_N[np.abs(gain_N) >= MIN_GAIN]
+    return float(np.sign(changed).sum() / max(len(changed), 1) ** 0.5)
+
+
+def _whole_images(teacher: Teacher, views: Sequence[Tensor], count: int) -> Floats:
+    """Logits [N, C] of the first views, of the whole image, for all outputs of the network."""
     answers: list[Floats] = []
     for batch in views:
         left = count - sum(map(len, answers))
         if left <= 0:
             break
-        stored_BRC = teacher.answer(batch[:left])
-        if teacher.stored_scales[0] != 1:
-            stored_BRC = expand_cells(stored_BRC, (1,), teacher.stored_scales)
-        answers.append(stored_BRC[:, 0].astype(np.float64))
+        answers.append(teacher.answer_whole(batch[:left]).astype(np.float64))
     return np.concatenate(answers)
 
 
@@ -156,7 +172,3 @@ def _log_losses(logits_NC: Floats, labels_N: NDArray[np.int64]) -> Floats:
     own_N = shifted_NC[np.arange(len(labels_N)), labels_N]
     losses_N: Floats = np.log(np.exp(shifted_NC).sum(axis=1)) - own_N
     return losses_N
-
-
-def _num_right(logits_NC: Floats, labels_N: NDArray[np.int64]) -> int:
-    return int((logits_NC.argmax(axis=1) == labels_N).sum())

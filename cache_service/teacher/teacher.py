@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cache_service.format.canonical import canonical_json
 from cache_service.format.cells import choose_stored_scales
 from cache_service.format.codecs import Head
 from cache_service.format.spec import TeacherId
+from cache_service.models.answers import ask
 from cache_service.models.create import TIMM_SOURCES, create_model
 from cache_service.models.features import (
     cell_features,
@@ -52,6 +54,8 @@ class Teacher:
     channels_last: bool
     run_logits: Callable[[Tensor], Tensor] = field(repr=False)
     run_features: Callable[[Tensor], Tensor] = field(repr=False)
+    run_whole: Callable[[Tensor], Tensor] = field(repr=False)
+    """All outputs for the whole image, also those that are not recorded."""
     weights_from: str = ""
     """Which weights were loaded, for people."""
 
@@ -72,6 +76,10 @@ class Teacher:
         if self.head is None:
             raise UnsupportedError(f"teacher {self.id.model} was loaded for logits, not features.")
         return _to_numpy(self._run(self.run_features, views_BHW3))
+
+    def answer_whole(self, views_BHW3: Tensor) -> NDArray[np.float32]:
+        """Logits [B, C] of all outputs for the whole image, where `answer` has the chosen ones."""
+        return _to_numpy(self._run(self.run_whole, views_BHW3))
 
     def _run(self, network: Callable[[Tensor], Tensor], views_BHW3: Tensor) -> Tensor:
         images_B3HW = prepare_views(
@@ -166,6 +174,7 @@ def load_teacher(
         fed.channels_last,
         run_logits,
         run_features,
+        partial(ask, model),
         weights_from,
     )
 
