@@ -94,6 +94,17 @@ def refuse_unknown_model(name: str) -> None:
         load_object(name)
 
 
+class _Scripted(nn.Module):
+    """A network of TorchScript, which takes no hooks itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BKHW: torch.Tensor) -> Any:
+        return self.network(images_BKHW)
+
+
 def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if name.startswith(TORCHVISION):
         model = _from_torchvision(name, pretrained, options)
@@ -106,7 +117,7 @@ def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
             f"{name} made a {type(model).__name__} where a torch.nn.Module is needed.",
             hint="Name a callable that returns the network.",
         )
-    return model
+    return _Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
 
 
 def _from_timm(name: str, pretrained: bool, options: dict[str, Any]) -> object:

@@ -323,6 +323,25 @@ def check_cells(
     return CellSupport(map_BDHW.shape[2], map_BDHW.shape[1], affine)
 
 
+def _rows_of_norms(model: nn.Module, run: Callable[[], object]) -> dict[str, list[int]]:
+    """How many rows every batch norm is fed, by name, in each of its calls."""
+    rows: dict[str, list[int]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+
+            def note(_module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                rows.setdefault(name, []).append(len(inputs[0]))
+
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
 def _has_pre_logits(model: Any) -> bool:
     if not is_cell_net(model) or getattr(model, CUT, None) is not None:
         return False
@@ -343,21 +362,12 @@ def _follows_convention(model: Any, images_BKHW: Tensor) -> bool:
 
 def _require_cells_apart(model: nn.Module, images_BKHW: Tensor) -> None:
     """Refuse batch norm behind the pooling: in training it would mix whole images and cells."""
-    mixing: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-
-            def note(_module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                if len(inputs[0]) != len(images_BKHW):
-                    mixing.append(name)
-
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        answer_cells(model, images_BKHW, lambda map_BDHW: pool_cells(map_BDHW, (1, 2)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    whole = _rows_of_norms(model, lambda: ask(model, images_BKHW))
+    cells = _rows_of_norms(
+        model,
+        lambda: answer_cells(model, images_BKHW, lambda map_BDHW: pool_cells(map_BDHW, (1, 2))),
+    )
+    mixing = [name for name, rows in cells.items() if rows != whole.get(name)]
     if mixing:
         raise UnsupportedError(
             f"{describe(model)} cannot be trained by cells: its batch norm {mixing[0]} comes after "

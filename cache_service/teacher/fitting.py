@@ -16,6 +16,9 @@ from cache_service.models.answers import (
 from cache_service.models.probe import Fed, anchor_of, answers_when_fed, probe, probing
 from cache_service.teacher.settings import TeacherConfig
 
+MIN_NUMBERS = 16
+"""Fewest answers to random images that show whether a network ends in a sigmoid."""
+
 
 def fit_input(config: TeacherConfig, model: nn.Module, preprocess: Preprocess) -> Fed:
     """What the network is fed. It computes in float32 from here on, whatever its weights were.
@@ -55,6 +58,11 @@ def fit_answers(config: TeacherConfig, model: nn.Module, fed: Fed) -> int:
     return answer_BC.shape[1]
 
 
+def _lie_between_0_and_1(answer_BC: Tensor) -> bool:
+    """Of many numbers: a few logits may lie there by chance."""
+    return answer_BC.numel() >= MIN_NUMBERS and bool(((answer_BC > 0) & (answer_BC < 1)).all())
+
+
 def _returns_one_tensor(model: nn.Module, fed: Fed) -> bool:
     with probing(model):
         return isinstance(ask_unread(model, fed.images(anchor_of(model))), Tensor)
@@ -68,6 +76,13 @@ def _check_kind(config: TeacherConfig, answer_BC: Tensor) -> None:
             "every row), and logits are recorded.",
             hint="Set teacher.answers: probabilities to record their logarithm, or return what "
             "goes into the softmax.",
+        )
+    if config.answers is None and _lie_between_0_and_1(answer_BC):
+        raise UnsupportedError(
+            f"teacher {config.model} answers numbers from 0 to 1 only, as a sigmoid does, and "
+            "logits are recorded.",
+            hint="Return what goes into the sigmoid, or set teacher.answers: logits to record "
+            "these numbers as they are.",
         )
     if not probabilities and config.answers == "probabilities":
         low, high = float(answer_BC.min()), float(answer_BC.max())

@@ -21,6 +21,7 @@ from cache_service.format.canonical import canonical_json
 from cache_service.format.cells import choose_stored_scales
 from cache_service.format.codecs import Head
 from cache_service.format.spec import TeacherId
+from cache_service.human_format import one_line
 from cache_service.models.answers import ask
 from cache_service.models.create import TIMM_SOURCES, create_model
 from cache_service.models.features import (
@@ -286,7 +287,15 @@ def _create(config: TeacherConfig, num_classes: int | None) -> tuple[nn.Module, 
             raise ConfigError(
                 f"teacher {config.model}{origin}: {error.message}", hint=error.hint
             ) from error
-    return model.eval().requires_grad_(False), weights_from
+    for parameter in model.parameters():  # TorchScript has no requires_grad_ of a module
+        parameter.requires_grad_(False)
+    try:
+        return model.eval(), weights_from
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"teacher {config.model} cannot be put into evaluation mode: {one_line(error)}",
+            hint="Make the network itself, or its TorchScript, rather than an exported program.",
+        ) from error
 
 
 def _check_outputs(

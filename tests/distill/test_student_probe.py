@@ -159,6 +159,23 @@ def test_bounds_are_enforced(settings):
         StudentConfig(model="resnet20", **settings)
 
 
+def test_batch_norm_over_tokens_in_front_of_the_pooling_is_no_obstacle():
+    from cache_service.models.features import check_cells
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 4, 4), nn.BatchNorm1d(8)
+            self.last, self.head = nn.Identity(), nn.Linear(8, 3)
+
+        def forward(self, images):
+            tokens = self.stem(images).flatten(2).transpose(1, 2)
+            tokens = self.norm(tokens.flatten(0, 1)).view(len(images), -1, 8)
+            return self.head(self.last(tokens).mean(1))
+
+    assert check_cells(Tokens(), 32, trains=True).map_side == 8
+
+
 def test_defaults_leave_no_trace_in_checkpoints():
     document = StudentConfig(model="resnet20").model_dump(mode="json")
     assert not {"channels", "output", "feature_map", "classifier"} & document.keys()

@@ -44,6 +44,7 @@ pair = kind(lambda z: (z, z + 1))
 single = kind(lambda z: [z])
 pixels = kind(lambda z: z[:, :, None, None])
 softmax = kind(lambda z: (50 * z).softmax(1))
+sigmoid = kind(lambda z: z.sigmoid())
 log_softmax = kind(lambda z: z.log_softmax(1))
 one = kind(lambda z: z[:, :1])
 flat = kind(lambda z: z[:, 0])
@@ -51,6 +52,17 @@ maps = kind(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2))
 labels = kind(lambda z: z.argmax(1, keepdim=True).expand(-1, 2))
 joined = kind(lambda z: torch.cat([z, z]))
 broken = kind(lambda z: z * float("nan"))
+class Sum(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, num_classes)
+    def forward(self, images):
+        return self.fc(self.conv(images).mean((2, 3)))
+def scripted(num_classes=10):
+    return torch.jit.script(Sum(num_classes))
+def program(num_classes=10):
+    example = torch.zeros(2, 3, 32, 32)
+    return torch.export.export(Sum(num_classes).eval(), (example,)).module()
 def grey(num_classes=10):
     return Plain(lambda z: z, num_classes, channels=1)
 def half(num_classes=10):
@@ -132,6 +144,19 @@ def test_probabilities_are_refused_until_they_are_named(load, module):
     with pytest.raises(UnsupportedError, match=r"numbers from .* do not sum to 1"):
         load(f"{module}:plain", answers="probabilities")
     assert load(f"{module}:softmax", answers="logits").id.answers == "logits"
+
+
+def test_a_sigmoid_is_noticed_and_can_be_recorded_as_it_is(load, module):
+    with pytest.raises(UnsupportedError, match=r"from 0 to 1 only.*teacher\.answers: logits"):
+        load(f"{module}:sigmoid")
+    load(f"{module}:sigmoid", answers="logits")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's remarks about TorchScript
+def test_torchscript_is_a_teacher_and_an_exported_program_says_why_not(load, views, module):
+    assert load(f"{module}:scripted").answer(views).shape == (6, 1, 10)
+    with pytest.raises(UnsupportedError, match="cannot be put into evaluation mode"):
+        load(f"{module}:program")
 
 
 def test_probabilities_are_recorded_as_their_logarithm(load, views, module):
