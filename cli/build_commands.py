@@ -54,13 +54,17 @@ def _plan_text(plan: BuildPlan) -> str:
         f"shards       {plan.shards} of {plan.shard_rows:,} rows",
         (
             f"bytes        {human_bytes(plan.bytes_total)} ({plan.bytes_per_row:,} B a view, "
-            f"stored scales {list(plan.stored_scales)})"
+            f"stored scales {list(plan.stored_scales)}) in {plan.objects:,} objects"
         ),
         f"weights      {plan.teacher_weights}",
-        f"rendering    {plan.render_rows_per_s:,.0f} views/s in one process",
         (
-            f"teacher      {plan.teacher_rows_per_s:,.0f} views/s, "
-            f"{human_seconds(plan.teacher_s)} for what is not recorded"
+            f"rendering    {plan.render_rows_per_s:,.0f} views/s in one process, "
+            f"{plan.workers or 'no'} rendering processes"
+        ),
+        f"teacher      {plan.teacher_rows_per_s:,.0f} views/s",
+        (
+            f"time         {human_seconds(plan.wall_s)} for what is not recorded; a kill costs at "
+            f"most {human_seconds(plan.kill_s)} of it"
         ),
         (
             f"score        {plan.accuracy:.1%} of {plan.scored_samples} samples right "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Annotated
 
@@ -62,7 +62,11 @@ for module in COMMANDS:
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        typer.echo(f"kd-cache {version('kd-cache')}")
+        try:
+            number = version("kd-cache")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        typer.echo(f"kd-cache {number}")
         raise typer.Exit
 
 
@@ -103,3 +107,7 @@ def run() -> None:
         if end.code == INTERRUPTED:
             typer.echo("interrupted; the same command resumes", err=True)
         raise
+
+
+if __name__ == "__main__":  # `python -m cli.main`, where the package is not installed
+    run()

@@ -85,6 +85,17 @@ class CacheLayout:
         """Zarr keys of the only chunk of each constant array, by array name."""
         return {name: f"{name}/c" + "/0" * len(shape) for name, shape in self.heads.items()}
 
+    def row_object_bytes(self, shard: int) -> int:
+        """Bytes of a shard's row objects as they are stored, without compression.
+
+        The last chunk is padded. A chunk has a CRC, and an object an index of 16 B a chunk.
+        """
+        start, stop = self.spec.shard_range(shard)
+        chunk_rows = self.spec.layout.chunk_rows
+        chunks = -(-(stop - start) // chunk_rows)
+        rows = chunks * chunk_rows * self.row_bytes
+        return rows + len(self.arrays) * (4 * chunks + 16 * self.num_chunks + 4)
+
     def witness_positions(self, shard: int) -> NDArray[np.int64]:
         """Positions whose views are kept, evenly spaced over the shard; repeated in a tiny one."""
         start, stop = self.spec.shard_range(shard)

@@ -167,7 +167,7 @@ def _record_shards(
 ) -> Generator[Shard]:
     """Yield each shard after its commit. The teacher runs on the next shard during a write."""
     jobs = teacher_batches(build.spec, run.order.through(pending), build.config.batch_size)
-    batches = load_ahead(Renderer(build.views), jobs, workers=_num_workers(build, pending))
+    batches = load_ahead(Renderer(build.views), jobs, workers=num_workers(build, pending))
     written: Future[Shard | None] | None = None
     # One thread per stage, so that batches are encoded and shards are committed in order.
     encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -197,7 +197,8 @@ def _record_shards(
             yield done
 
 
-def _num_workers(build: BuildContext, pending: list[Shard]) -> int:
+def num_workers(build: BuildContext, pending: list[Shard]) -> int:
+    """Rendering processes of a recording."""
     if build.config.workers is not None:
         return build.config.workers
     views = len(pending) * build.spec.layout.shard_rows

@@ -82,7 +82,7 @@ def recording_cost(build: BuildContext) -> RecordingCost:
     rows, rows_pending = len(seeds) * spec.dataset.num_samples, num_rows(spec, pending)
     if not rows_pending:
         return RecordingCost(rows, 0, rows * CacheLayout(spec).row_bytes, 0.0, None)
-    render, teacher = measure_rates(build)
+    render, teacher, _ = measure_rates(build)
     slowest = min(teacher, render * _processes(build.config.workers))
     return RecordingCost(
         rows, rows_pending, rows * CacheLayout(spec).row_bytes, rows_pending / slowest, render
