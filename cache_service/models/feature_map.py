@@ -288,7 +288,7 @@ def _record(network: nn.Module, images_BKHW: Tensor) -> tuple[list[_Call], Tenso
 
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                 stack.callback(module.register_forward_pre_hook(begin(name)).remove)
                 stack.callback(module.register_forward_hook(end(name)).remove)
         answer_BC = ask(network, images_BKHW)

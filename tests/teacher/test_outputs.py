@@ -155,6 +155,8 @@ def test_a_sigmoid_is_noticed_and_can_be_recorded_as_it_is(load, module):
 @pytest.mark.filterwarnings("ignore")  # torch's remarks about TorchScript
 def test_torchscript_is_a_teacher_and_an_exported_program_says_why_not(load, views, module):
     assert load(f"{module}:scripted").answer(views).shape == (6, 1, 10)
+    with pytest.raises(UnsupportedError, match="has no cells"):
+        load(f"{module}:scripted", given={"scales": (1, 2)})
     with pytest.raises(UnsupportedError, match="cannot be put into evaluation mode"):
         load(f"{module}:program")
 
