@@ -12,6 +12,7 @@ from support.toys import NUM_CLASSES
 from cache_service.format.spec import Preprocess
 from cache_service.models.create import create_model
 from cache_service.models.preprocess import recorded_preprocess
+from cache_service.models.weights import load_checkpoint
 from distill.export import export_student
 from distill.students import Student
 from distill.trainer import train
@@ -20,11 +21,8 @@ from distill.trainer import train
 def test_the_exported_student_is_the_one_that_was_trained(tmp_path):
     config = train_config(tmp_path, channels_last=True)
     result = train(config, stream=MemoryStream(config))
-    model = create_model(
-        "support.streams:plain_net",
-        num_classes=NUM_CLASSES,
-        checkpoint=tmp_path / "student.safetensors",
-    )
+    model = create_model("support.streams:plain_net", num_classes=NUM_CLASSES)
+    load_checkpoint(model, tmp_path / "student.safetensors")
     trained, loaded = result.student.model.state_dict(), model.state_dict()
     torch.testing.assert_close(dict(loaded), dict(trained), rtol=0, atol=0)
 

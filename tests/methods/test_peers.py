@@ -193,14 +193,14 @@ def test_a_student_with_another_method_is_nobodys_peer(tmp_path):
 
 
 class Mute(nn.Module):
-    """Its answers are no numbers."""
+    """Its answers are no numbers, but for two images, as a probe has."""
 
     def __init__(self, num_classes):
         super().__init__()
         self.net = plain_net(num_classes)
 
     def forward(self, images_B3HW):
-        return self.net(images_B3HW) * torch.nan
+        return self.net(images_B3HW) * (1.0 if len(images_B3HW) <= 2 else torch.nan)
 
 
 def mute_net(num_classes=NUM_CLASSES):

@@ -16,6 +16,7 @@ from support.toys import NUM_CLASSES
 from cache_service.errors import ConfigError, UnsupportedError
 from cache_service.models.create import create_model
 from cache_service.models.features import check_cells
+from cache_service.models.weights import load_checkpoint
 from distill.methods.multi_teacher import HeadedStudent
 from distill.tokens import TokenViT
 
@@ -121,9 +122,9 @@ def test_weights_come_back_from_their_file(images, tmp_path):
     rebuilt = create_model(
         NAME,
         num_classes=NUM_CLASSES,
-        checkpoint=tmp_path / "student.pt",
         **({"backbone": "vit_tiny_patch16_224", "num_tokens": 2} | SMALL),
     )
+    load_checkpoint(rebuilt, tmp_path / "student.pt")
     assert torch.equal(rebuilt.eval()(images), model.eval()(images))
     assert not torch.equal(vit(2, seed=2).eval()(images), model(images))
 

@@ -254,6 +254,7 @@ def test_every_reproduction_has_an_experiment_file():
         "sdd-cifar100",
         "deit-cifar100",
         "ddgsd-cifar100",
+        "seeds-cifar100",
     }
     for name in REPRODUCTIONS:
         assert read_shipped(name)["quick"]
