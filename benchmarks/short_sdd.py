@@ -1,8 +1,9 @@
 """`kd-cache reproduce sdd-cifar100 --pair resnet32x4:resnet8x4` with fewer epochs and one seed.
 
-For machines that are lent for minutes. It is the shipped experiment but for the length of the runs,
-the batch size (with the learning rate that belongs to it), bfloat16 and compiled networks; so the
-order of the methods can be compared with the published table, and the figures cannot.
+For a machine that is at hand for minutes only. It is the shipped experiment but for the length of
+the runs, the batch size (with the learning rate that belongs to it), bfloat16 and compiled
+networks; so the order of the methods can be compared with the published table, and the figures
+cannot.
 """
 
 from __future__ import annotations
