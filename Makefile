@@ -44,8 +44,9 @@ faults: $(STAMP)
 
 # On a machine with a GPU; each part writes its page to gpu-out. DATA: a folder with CIFAR-100.
 DATA ?= data/cifar100
-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py --out gpu-out --data $(DATA)
+# Installs nothing, because such machines often have no network: .venv if there is one, else $(PYTHON).
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py --out gpu-out --data $(DATA)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -114,8 +114,8 @@ def run_ray(
         left, deaths = before, 0
         try:
             while left:
-                crew = _Crew(ray, placed, prepared.spec, resources, left, config.processes)
-                deaths += crew.work(on_progress, done=len(mine) - len(left), total=mine)
+                actors = _Round(ray, placed, prepared.spec, resources, left, config.processes)
+                deaths += actors.work(on_progress, done=len(mine) - len(left), total=mine)
                 now = _missing(cache, mine, prepared)
                 if len(now) == len(left):
                     raise _unseen(cache, prepared, now)
@@ -178,8 +178,10 @@ def _no_connection(where: str, problem: Exception) -> ConfigError:
 def _runtime_env(config: BuildConfig) -> dict[str, Any]:
     """What Ray carries to the actors: folders of the user's modules, named variables."""
     settings = config.ray
-    folders = [str(Path(each).absolute()) for each in sys.path if each or each == ""]
-    chosen = {"PYTHONPATH": os.pathsep.join(dict.fromkeys([str(Path.cwd()), *folders]))}
+    # Not all of sys.path: the libraries of this machine must not hide those of another one.
+    listed = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    folders = [str(Path(each).absolute()) for each in (".", *listed)]
+    chosen = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}
     missing = [name for name in settings.env if name not in os.environ]
     if missing:
         raise ConfigError(
@@ -300,7 +302,7 @@ def _unseen(url: str, prepared: Prepared, shards: Sequence[Shard]) -> RowsNotBui
     )
 
 
-class _Crew:
+class _Round:
     """Actors that record the shards of one round."""
 
     def __init__(
