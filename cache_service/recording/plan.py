@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_service.format.commit import Commit, commit_key, encode_commit
+from cache_service.format.commit import Commit, encode_commit
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.shard import ChunkTable, pack
 from cache_service.recording.comparison import check_teacher
 from cache_service.recording.context import BuildContext
 from cache_service.recording.record import num_workers
-from cache_service.recording.shards import all_shards, num_rows
+from cache_service.recording.shards import all_shards, not_recorded, num_rows
 from cache_service.storage import open_storage
 from cache_service.teacher.class_order import OtherOrder
 from cache_service.teacher.normalization import OtherNormalization
@@ -90,8 +90,7 @@ def make_plan(build: BuildContext) -> BuildPlan:
     check_teacher(build)
     spec, config = build.spec, build.config
     shards = all_shards(spec, config.seeds)
-    storage = open_storage(config.cache)
-    pending = [s for s in shards if storage.size(commit_key(*s)) is None]
+    pending = not_recorded(open_storage(config.cache), spec, shards)
     rows_pending = num_rows(spec, pending)
     score = build.score()
     render_rate, teacher_rate, view_bytes = measure_rates(build)

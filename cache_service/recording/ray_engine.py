@@ -27,6 +27,7 @@ from cache_service.recording.shards import (
     Shard,
     ShardOrder,
     all_shards,
+    not_recorded,
     num_rows,
 )
 from cache_service.rows.reader import open_cache
@@ -285,12 +286,11 @@ def _missing(url: str, mine: list[Shard], prepared: Prepared) -> list[Shard]:
         cache = open_cache(url)
         if cache.fingerprint != prepared.spec.fingerprint:
             raise _unseen(url, prepared, mine)
-        committed = {Shard(seed, n) for seed, ns in cache.commits().items() for n in ns}
+        return not_recorded(cache.storage, prepared.spec, mine)
     except RowsNotBuiltError:
         raise
     except KdCacheError as problem:
         raise _unseen(url, prepared, mine) from problem
-    return [shard for shard in mine if shard not in committed]
 
 
 def _unseen(url: str, prepared: Prepared, shards: Sequence[Shard]) -> RowsNotBuiltError:

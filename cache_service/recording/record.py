@@ -36,6 +36,7 @@ from cache_service.recording.shards import (
     Shard,
     ShardOrder,
     all_shards,
+    not_recorded,
     teacher_batches,
 )
 from cache_service.rows.writer import CacheWriter, create_cache
@@ -114,9 +115,10 @@ def record(
         UnreadableSampleError: a sample cannot be decoded. The message names it.
     """
     shards = part.select(all_shards(build.spec, seeds))
-    pending = [shard for shard in shards if not writer.is_committed(*shard)]
+    pending = not_recorded(writer.storage, build.spec, shards)
     meter = ProgressMeter(build.spec, part=shards, pending=pending, on_progress=on_progress)
     order = order or ShardOrder()
+    mine: set[Shard] = set()
     writer.storage.sweep()
     try:
         while pending:
@@ -125,7 +127,9 @@ def record(
                 with closing(_record_shards(build, writer, pending, run)) as committed:
                     for shard in committed:
                         meter.add_commit(shard)
-            pending = [shard for shard in pending if not writer.is_committed(*shard)]
+                        mine.add(shard)
+            left = [shard for shard in pending if shard not in mine]
+            pending = [shard for shard in left if not writer.is_committed(*shard)]
             if pending:  # another process has locked them: wait until it commits or dies
                 time.sleep(POLL_S)
                 meter.add_answers(0)  # reports that this process is alive

@@ -16,6 +16,8 @@ from typing import NamedTuple
 from cache_service.errors import ConfigError
 from cache_service.format.layout import CacheLayout
 from cache_service.format.spec import CacheSpec
+from cache_service.rows.reader import list_commits
+from cache_service.storage import Storage
 
 
 class Shard(NamedTuple):
@@ -74,6 +76,13 @@ WHOLE = Part()
 def all_shards(spec: CacheSpec, seeds: Sequence[int]) -> list[Shard]:
     """List all shards of the seeds in the order of recording."""
     return [Shard(seed, shard) for seed in seeds for shard in range(spec.num_shards)]
+
+
+def not_recorded(storage: Storage, spec: CacheSpec, shards: Iterable[Shard]) -> list[Shard]:
+    """Those of the shards without a commit, in the same order, by one listing of the storage."""
+    commits = list_commits(storage, spec)
+    recorded = {Shard(seed, shard) for seed, shards in commits.items() for shard in shards}
+    return [shard for shard in shards if shard not in recorded]
 
 
 def num_rows(spec: CacheSpec, shards: Iterable[Shard]) -> int:

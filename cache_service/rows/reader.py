@@ -95,15 +95,7 @@ class Cache:
 
     def commits(self) -> dict[int, list[int]]:
         """Recorded shards by seed, both ascending, as the storage has them now."""
-        commits: dict[int, list[int]] = {}
-        for key in self.storage.list("commits/"):
-            seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
-            # Other keys do not count: 0/00.json, or a shard past the last one.
-            if not (seed.isdecimal() and shard.isdecimal()):
-                continue
-            if commit_key(int(seed), int(shard)) == key and int(shard) < self.spec.num_shards:
-                commits.setdefault(int(seed), []).append(int(shard))
-        return {seed: sorted(commits[seed]) for seed in sorted(commits)}
+        return list_commits(self.storage, self.spec)
 
     def num_seeds(self) -> int:
         """Length of the arrays' seed axis: one more than the largest seed that was planned."""
@@ -373,6 +365,22 @@ class Cache:
             f"seeds there: {describe_seeds(self.complete_seeds())}.",
             hint=f"Record them with `kd-cache build FILE --seeds {seed}:{seed + 1}`.",
         )
+
+
+def list_commits(storage: Storage, spec: CacheSpec) -> dict[int, list[int]]:
+    """Recorded shards by seed, both ascending: one listing of the storage, however many they are.
+
+    Empty where there is no cache.
+    """
+    commits: dict[int, list[int]] = {}
+    for key in storage.list("commits/"):
+        seed, _, shard = key.removeprefix("commits/").removesuffix(".json").partition("/")
+        # Other keys do not count: 0/00.json, or a shard past the last one.
+        if not (seed.isdecimal() and shard.isdecimal()):
+            continue
+        if commit_key(int(seed), int(shard)) == key and int(shard) < spec.num_shards:
+            commits.setdefault(int(seed), []).append(int(shard))
+    return {seed: sorted(commits[seed]) for seed in sorted(commits)}
 
 
 def open_cache(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import zarr
 from support import s3
-from support.builds import record_toy, tree_bytes
+from support.builds import open_toy, record_toy, tree_bytes
 from support.toys import Patches
 
 from cache_service.errors import CorruptError
+from cache_service.recording.plan import make_plan
+from cache_service.recording.record import open_writer, record
 from cache_service.rows.reader import open_cache
 from cache_service.storage import open_storage
 from distill import CachedDataset, load_cache
@@ -65,3 +67,17 @@ def test_zarr_python_opens_the_bucket_over_obstore(url):
     cache = record_toy(url, seeds="0:1")
     group = zarr.open_group(ObjectStore(from_url(url), read_only=True), mode="r")
     np.testing.assert_array_equal(group["logits"][0], cache.read(0, 0, 96)["logits"])
+
+
+def test_plan_and_build_list_the_commits_and_ask_for_no_shard(url, monkeypatch):
+    record_toy(url, scales=[1])
+    with s3.counted_bucket(monkeypatch) as bucket:
+        build = open_toy(url, scales=[1])
+        plan = make_plan(build)
+        asked = bucket.by_kind()
+        assert plan.rows_pending == 0
+        record(build, open_writer(build), seeds=build.config.seeds)
+    # Both look at what is recorded to check the teacher, by one more listing.
+    assert (asked["LIST"], asked["HEAD"]) == (2, 0)
+    assert bucket.by_kind()["LIST"] == 3
+    assert bucket.by_kind()["HEAD"] == 0

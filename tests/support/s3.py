@@ -14,9 +14,14 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+
+from support.counted import CountingProxy, counted
 
 BUCKET = "kd-cache-tests"
 SECRET = "canary-secret-3141"
@@ -47,6 +52,16 @@ def real_environment() -> dict[str, str]:
 def new_prefix() -> str:
     """A URL that nobody has written below."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@contextmanager
+def counted_bucket(patch: pytest.MonkeyPatch, *, latency_s: float = 0.0) -> Iterator[CountingProxy]:
+    """A proxy in front of the server in the environment, which then names the proxy instead."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    with counted(urlsplit(endpoint).port or 80, latency_s=latency_s) as proxy:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+    patch.setenv("AWS_ENDPOINT_URL", endpoint)
 
 
 def _environment(endpoint: str, key: str, secret: str) -> dict[str, str]:

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from cache_service.format.commit import commit_key
 from cache_service.format.layout import CacheLayout
 from cache_service.human_format import human_bytes, human_seconds
 from cache_service.recording.context import BuildContext
 from cache_service.recording.plan import measure_rates
-from cache_service.recording.shards import all_shards, num_rows
+from cache_service.recording.shards import all_shards, not_recorded, num_rows
 from cache_service.storage import open_storage
 from distill.config import TrainConfig
 from distill.reporting import read_metrics
@@ -77,8 +76,7 @@ class TrainingCost(NamedTuple):
 def recording_cost(build: BuildContext) -> RecordingCost:
     """Measure the teacher and the rendering on one batch. Writes nothing."""
     spec, seeds = build.spec, build.config.seeds
-    storage = open_storage(build.config.cache)
-    pending = [s for s in all_shards(spec, seeds) if storage.size(commit_key(*s)) is None]
+    pending = not_recorded(open_storage(build.config.cache), spec, all_shards(spec, seeds))
     rows, rows_pending = len(seeds) * spec.dataset.num_samples, num_rows(spec, pending)
     if not rows_pending:
         return RecordingCost(rows, 0, rows * CacheLayout(spec).row_bytes, 0.0, None)
