@@ -19,6 +19,7 @@ from pydantic import Field
 
 from cache_service.config import Frozen
 from cache_service.errors import NonFiniteError
+from cache_service.format.topk import summarize_rows
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -238,24 +239,18 @@ class TopKCodec(BaseCodec):
             )
 
     def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
-        ranked_BRC = answer_BRX.astype(np.float64)
-        labels_BRL = np.broadcast_to(
-            labels_BL[:, None, :], (*answer_BRX.shape[:2], labels_BL.shape[-1])
+        cells, num_classes = answer_BRX.shape[:2], answer_BRX.shape[2]
+        labels_BRL = np.broadcast_to(labels_BL[:, None, :], (*cells, labels_BL.shape[-1]))
+        top = summarize_rows(
+            answer_BRX.reshape(-1, num_classes), labels_BRL.reshape(-1, labels_BL.shape[-1]), self.k
         )
-        # Labels are lifted above everything, so they are kept whatever their logit.
-        np.put_along_axis(ranked_BRC, labels_BRL, np.inf, axis=-1)
-        order_BRC = np.argsort(-ranked_BRC, axis=-1, kind="stable")
-        # Sorted by class, so that the bytes do not depend on ties, and readers may search them.
-        kept_BRK = np.sort(order_BRC[..., : self.k], axis=-1)
-        dropped_BRX = order_BRC[..., self.k :]
-        tail_BRX = np.take_along_axis(answer_BRX, dropped_BRX, axis=-1).astype(np.float64)
         return {
-            "classes": kept_BRK.astype(class_dtype(answer_BRX.shape[-1])),
-            "values": np.take_along_axis(answer_BRX, kept_BRK, axis=-1).astype(np.float16),
-            "tail_mean": tail_BRX.mean(axis=-1).astype(np.float32),
-            "tail_var": tail_BRX.var(axis=-1).astype(np.float32),
-            "tail_max": tail_BRX.max(axis=-1).astype(np.float32),
-            "tail_lme": _log_mean_exp(tail_BRX).astype(np.float32),
+            "classes": top.kept_NK.astype(class_dtype(num_classes)).reshape(*cells, self.k),
+            "values": top.values_NK.astype(np.float16).reshape(*cells, self.k),
+            "tail_mean": top.mean_N.reshape(cells),
+            "tail_var": top.var_N.reshape(cells),
+            "tail_max": top.max_N.reshape(cells),
+            "tail_lme": top.lme_N.reshape(cells),
         }
 
     def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
@@ -332,9 +327,3 @@ def _refuse_non_finite(answer_BRX: Floats) -> None:
         f"the teacher answered NaN, infinity or beyond +-{FLOAT16_MAX:.0f} for {int(bad_B.sum())} "
         f"of {len(bad_B)} views (rows {first} of the batch)."
     )
-
-
-def _log_mean_exp(tail_BRX: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest_BR: NDArray[np.float64] = tail_BRX.max(axis=-1)
-    mean_BR: NDArray[np.float64] = np.exp(tail_BRX - largest_BR[..., None]).mean(axis=-1)
-    return largest_BR + np.log(mean_BR)
