@@ -97,8 +97,9 @@ def _summarize_block(logits_NC: Floats, labels_NL: NDArray[np.int64], k: int) ->
     # The largest of 0.0 and -0.0 may be either.
     unsure = np.flatnonzero(~(certain_N & (max_N != 0)))
     if unsure.size:
+        arrays: list[NDArray[Any]] = [*rows]
         exact = rank_rows(logits_NC[unsure], labels_NL[unsure], k)
-        for array, values in zip(rows, exact, strict=True):
+        for array, values in zip(arrays, exact, strict=True):
             array[unsure] = values
     return rows
 
@@ -114,11 +115,11 @@ def _kept_places(
         least_N1: the k-th largest of each row; infinite where there are k labels.
         k: classes to keep.
     """
-    kept_NC = logits_NC >= least_N1
+    kept_NC: NDArray[np.bool_] = logits_NC >= least_N1
     kept_NC.reshape(-1)[labels] = True
     places = np.flatnonzero(kept_NC)
     if places.size > k * len(logits_NC):  # several classes tie for the last places of a row
-        above_NC = logits_NC > least_N1
+        above_NC: NDArray[np.bool_] = logits_NC > least_N1
         above_NC.reshape(-1)[labels] = True
         tied = np.flatnonzero(np.count_nonzero(kept_NC, axis=-1) > k)
         above, equal = above_NC[tied], kept_NC[tied] & ~above_NC[tied]
