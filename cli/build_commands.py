@@ -73,6 +73,8 @@ def _plan_text(plan: BuildPlan) -> str:
     ]
     if plan.left_out:
         lines.insert(2, f"not taken    {plan.left_out}")
+    if plan.long_shards:
+        lines.append(f"long shards  {plan.long_shards}")
     if plan.class_order:
         lines.append(f"class order  the teacher's classes look like {plan.class_order}")
     if plan.normalization:

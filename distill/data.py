@@ -17,7 +17,7 @@ from cache_service.datasets import wrap_dataset
 from cache_service.errors import ConfigError, RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds, parse_seeds
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
+from cache_service.rows.reader import Cache
 from cache_service.storage import is_server_url
 from cache_service.views.order import pass_order
 from cache_service.views.replay import ViewBatch
@@ -262,7 +262,7 @@ def load_cache(
     wait_s: float = 0.0,
     disk_cache: str | None = None,
     disk_cache_bytes: int = DEFAULT_DISK_BYTES,
-    open_shards: int = DEFAULT_OPEN_SHARDS,
+    open_shards: int | None = None,
 ) -> Cache:
     """Open a cache by path or URL.
 
@@ -273,8 +273,8 @@ def load_cache(
         wait_s: longest time to wait for rows that are planned but not recorded yet, in seconds.
         disk_cache: folder in which rows from a server are cached.
         disk_cache_bytes: largest size of `disk_cache`, in bytes.
-        open_shards: number of shards of a local cache that may be mapped at the same time. A
-            sequential scan needs few; random access needs all shards.
+        open_shards: number of shards of a local cache that may be mapped at the same time; by
+            default 4, more where they are small. Random access needs all shards.
 
     Raises:
         NotACacheError, CorruptError, SpecMismatchError, StorageError, ConfigError: see the message.

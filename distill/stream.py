@@ -18,7 +18,7 @@ from torch import Tensor
 from cache_service.datasets import open_dataset
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.loading import STALLED_S, load_ahead
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache
+from cache_service.rows.reader import Cache
 from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
 from distill.data import load_cache, recorded_seeds
@@ -262,7 +262,7 @@ def open_stream(
             wait_s=cache.wait_s,
             disk_cache=cache.disk_cache,
             disk_cache_bytes=cache.disk_cache_bytes,
-            open_shards=SCATTERED_OPEN_SHARDS if requirements.other_views else DEFAULT_OPEN_SHARDS,
+            open_shards=SCATTERED_OPEN_SHARDS if requirements.other_views else None,
         )
         for cache in config.caches
     ]

@@ -28,6 +28,15 @@ CHUNK_BYTES = 512 << 10
 SHARD_BYTES = 64 << 20
 """64 MiB: what one kill can cost, and well under what object stores take in one request."""
 
+MIN_SHARDS = 16
+"""Shards a seed where the dataset allows: several builders share them, and a kill costs few."""
+
+MIN_SHARD_ROWS = 512
+"""Smaller shards are not made for MIN_SHARDS: files and fsyncs would cost more than they save."""
+
+MAX_SHARD_ROWS = 1 << 15
+"""Two minutes of a teacher that answers 273 views a second, however small a row is."""
+
 MAX_PIECE_BYTES = 256 << 20
 """256 MiB: what a reader decodes at a time at most, whatever a cache says of itself."""
 
@@ -167,13 +176,18 @@ class CacheLayout:
 
 
 def default_layout(bytes_per_row: int, num_samples: int) -> Layout:
-    """Powers of two near CHUNK_BYTES and SHARD_BYTES, no larger than the dataset needs."""
+    """Powers of two: chunks near CHUNK_BYTES, and shards within SHARD_BYTES and MAX_SHARD_ROWS.
+
+    A seed has at least MIN_SHARDS shards if that leaves MIN_SHARD_ROWS to each. A shard has no more
+    rows than the dataset needs. A measured rate must not matter: it would change the identity.
+    """
 
     def power(limit: float) -> int:
         return 1 << max(1, int(limit).bit_length() - 1)
 
     whole = 1 << max(1, (num_samples - 1).bit_length())
-    shard_rows = min(power(SHARD_BYTES / bytes_per_row), whole, 1 << 16)
+    shared = max(power(num_samples / MIN_SHARDS), MIN_SHARD_ROWS)
+    shard_rows = min(power(SHARD_BYTES / bytes_per_row), whole, shared, MAX_SHARD_ROWS)
     chunk_rows = min(power(CHUNK_BYTES / bytes_per_row), shard_rows, 1 << 12)
     return Layout(shard_rows=shard_rows, chunk_rows=chunk_rows)
 

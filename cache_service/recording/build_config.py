@@ -66,7 +66,11 @@ class BuildConfig(Frozen):
     ] = (1,)
     codec: Codec = DenseCodec()
     layout: Annotated[
-        Layout | None, Field(description="Rows per shard and chunk. Null: computed.")
+        Layout | None,
+        Field(
+            description="Rows per shard and chunk. Null: those of the cache that is there, else "
+            "at least 16 shards a seed of 512 to 32768 rows, and at most 64 MiB each."
+        ),
     ] = None
 
     seeds: Annotated[Seeds, Field(description="Seeds to record, such as 0:30.")]

@@ -11,10 +11,12 @@ import torch
 from cache_service.config import validate_config
 from cache_service.datasets import ImageDataset, open_dataset
 from cache_service.format.codecs import BaseCodec, Head
+from cache_service.format.group import ROOT_KEY, decode_group
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, Layout
 from cache_service.recording.build_config import BuildConfig
+from cache_service.storage import open_storage
 from cache_service.teacher.score import Score, samples_to_score, score_teacher
 from cache_service.teacher.teacher import Teacher, load_teacher
 from cache_service.views.order import epoch_order
@@ -171,5 +173,17 @@ def _spec(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> Cache
     # The size of a row does not depend on the layout, so it is computed with any valid layout.
     any_layout = Layout(shard_rows=2, chunk_rows=2)
     draft = validate_config(CacheSpec, {**parts, "layout": any_layout}, where="this build")
-    layout = config.layout or default_layout(CacheLayout(draft).row_bytes, len(dataset))
+    layout = config.layout or _recorded_layout(config.cache)
+    layout = layout or default_layout(CacheLayout(draft).row_bytes, len(dataset))
     return draft.model_copy(update={"layout": layout})
+
+
+def _recorded_layout(url: str) -> Layout | None:
+    """The layout of the cache that is there, so that a build goes on in it after the default
+    changed; None where there is no cache.
+
+    Raises:
+        NotACacheError, CorruptError: something else is there, or a damaged cache.
+    """
+    content = open_storage(url).get(ROOT_KEY)
+    return None if content is None else decode_group(content, url).spec.layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from cache_service.format.commit import Commit, encode_commit
+from cache_service.format.group import ROOT_KEY
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
 from cache_service.format.shard import ChunkTable, pack
+from cache_service.format.spec import CacheSpec
+from cache_service.human_format import human_seconds
 from cache_service.recording.comparison import check_teacher
 from cache_service.recording.context import BuildContext
 from cache_service.recording.record import num_workers
@@ -22,6 +26,9 @@ from cache_service.storage import open_storage
 from cache_service.teacher.class_order import OtherOrder
 from cache_service.teacher.normalization import OtherNormalization
 from cache_service.views.identity import library_versions
+
+MAX_SHARD_S = 120.0
+"""Longest time of a shard without a warning. A kill costs up to two shards."""
 
 MEASURED_VIEWS = 32
 """Views that are compressed to estimate the size of the stored ones."""
@@ -51,6 +58,8 @@ class BuildPlan:
         reuse: how far the seeds go, in a sentence.
         dataset: what the dataset holds.
         left_out: files beside its samples that were not taken; may be empty.
+        long_shards: how long a shard of a new cache takes and what to type, if that is more than
+            MAX_SHARD_S; else empty.
     """
 
     cache: str
@@ -78,6 +87,7 @@ class BuildPlan:
     normalization: str = ""
     dataset: str = ""
     left_out: str = ""
+    long_shards: str = ""
 
 
 def make_plan(build: BuildContext) -> BuildPlan:
@@ -90,7 +100,8 @@ def make_plan(build: BuildContext) -> BuildPlan:
     check_teacher(build)
     spec, config = build.spec, build.config
     shards = all_shards(spec, config.seeds)
-    pending = not_recorded(open_storage(config.cache), spec, shards)
+    storage = open_storage(config.cache)
+    pending = not_recorded(storage, spec, shards)
     rows_pending = num_rows(spec, pending)
     score = build.score()
     render_rate, teacher_rate, view_bytes = measure_rates(build)
@@ -124,6 +135,29 @@ def make_plan(build: BuildContext) -> BuildPlan:
         dataset=f"{build.dataset.id.name} ({build.dataset.id.split}): "
         f"{build.dataset.id.num_samples:,} samples of {build.dataset.id.num_classes:,} classes",
         left_out=build.dataset.left_out,
+        # The layout of a cache that is there cannot be changed.
+        long_shards="" if storage.get(ROOT_KEY) is not None else describe_long_shards(spec, rate),
+    )
+
+
+def describe_long_shards(spec: CacheSpec, rate: float) -> str:
+    """What to type if a shard takes longer than MAX_SHARD_S; else nothing.
+
+    Args:
+        spec: of a cache that is not there yet.
+        rate: of the recording, views per second.
+    """
+    start, stop = spec.shard_range(0)
+    seconds = (stop - start) / rate
+    # A shard of one pair takes what it takes.
+    if seconds <= MAX_SHARD_S or spec.layout.shard_rows == 2:
+        return ""
+    shard_rows = 1 << max(int(MAX_SHARD_S * rate).bit_length() - 1, 1)
+    chunk_rows = math.gcd(spec.layout.chunk_rows, shard_rows)
+    return (
+        f"one takes {human_seconds(seconds)}, and a kill costs up to two. For shorter ones add "
+        f"--set layout.shard_rows={shard_rows} --set layout.chunk_rows={chunk_rows} to plan and "
+        "build"
     )
 
 

@@ -8,7 +8,7 @@ from cache_service.errors import ConfigError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.disk import DiskCache
 from cache_service.remote.waiting import WaitingCache
-from cache_service.rows.reader import DEFAULT_OPEN_SHARDS, Cache, open_cache
+from cache_service.rows.reader import Cache, open_cache
 from cache_service.storage import is_server_url
 
 DEFAULT_DISK_BYTES = 10_000_000_000
@@ -28,7 +28,7 @@ def open_source(
     fingerprint: str | None = None,
     wait_s: float = 0.0,
     disk: DiskSettings | None = None,
-    open_shards: int = DEFAULT_OPEN_SHARDS,
+    open_shards: int | None = None,
 ) -> Cache:
     """Open a cache by path or URL.
 

@@ -32,7 +32,9 @@ LONGEST_POLL_S = 2.0
 class WaitingCache(Cache):
     """A cache that waits up to `wait_s` seconds for each shard that is planned, not recorded."""
 
-    def __init__(self, storage: Storage, group: Group, *, wait_s: float, open_shards: int) -> None:
+    def __init__(
+        self, storage: Storage, group: Group, *, wait_s: float, open_shards: int | None
+    ) -> None:
         super().__init__(storage, group, open_shards=open_shards)
         self.wait_s = wait_s
 

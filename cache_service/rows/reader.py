@@ -36,8 +36,15 @@ from cache_service.rows.sampler import PositionSampler
 from cache_service.rows.shard_reader import Piece, Rows, ShardReader
 from cache_service.storage import Storage, open_storage
 
-DEFAULT_OPEN_SHARDS = 4
+MIN_OPEN_SHARDS = 4
 """Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
+
+MAX_OPEN_SHARDS = 32
+"""Small shards kept mapped, all those of a small dataset's seed, so that rows in random order open
+none. Each has about five open files, and the usual limit of a process is 1024."""
+
+OPEN_BYTES = 16 << 20
+"""16 MiB: rows of the shards kept mapped beyond MIN_OPEN_SHARDS."""
 
 KEPT_ORDERS = 4
 """Seeds whose order is kept: one is 5 MB for 1.28 million samples."""
@@ -58,9 +65,7 @@ class Cache:
 
     wait_s: float = 0.0
 
-    def __init__(
-        self, storage: Storage, group: Group, *, open_shards: int = DEFAULT_OPEN_SHARDS
-    ) -> None:
+    def __init__(self, storage: Storage, group: Group, *, open_shards: int | None = None) -> None:
         self.url = storage.url
         self.storage = storage
         self.group = group
@@ -68,7 +73,7 @@ class Cache:
         self.spec: CacheSpec = group.spec
         self.versions = group.versions
         self.arrays = group.layout.arrays
-        self._open_shards = open_shards
+        self._open_shards = open_shards or _open_shards(group.layout)
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -384,14 +389,15 @@ def list_commits(storage: Storage, spec: CacheSpec) -> dict[int, list[int]]:
 
 
 def open_cache(
-    url: str, *, fingerprint: str | None = None, open_shards: int = DEFAULT_OPEN_SHARDS
+    url: str, *, fingerprint: str | None = None, open_shards: int | None = None
 ) -> Cache:
     """Open the cache at a path or URL, its metadata checked document by document.
 
     Args:
         url: a path, `s3://bucket/prefix`, ...
         fingerprint: refuse any other cache.
-        open_shards: how many shards may be mapped at a time.
+        open_shards: how many shards may be mapped at a time; by default MIN_OPEN_SHARDS, more
+            where they are small.
 
     Raises:
         NotACacheError: there is none, or one of a newer format.
@@ -405,7 +411,7 @@ def open_stored(
     storage: Storage,
     *,
     fingerprint: str | None = None,
-    open_shards: int = DEFAULT_OPEN_SHARDS,
+    open_shards: int | None = None,
 ) -> Cache:
     """As `open_cache`, of a storage that is open."""
     url = storage.url
@@ -423,6 +429,12 @@ def open_stored(
         )
     _check_documents(storage, group.layout)
     return Cache(storage, group, open_shards=open_shards)
+
+
+def _open_shards(layout: CacheLayout) -> int:
+    """How many shards are kept mapped where nothing is asked for."""
+    shard_bytes = layout.spec.layout.shard_rows * layout.row_bytes
+    return max(MIN_OPEN_SHARDS, min(OPEN_BYTES // shard_bytes, MAX_OPEN_SHARDS))
 
 
 def _check_documents(storage: Storage, layout: CacheLayout) -> None:

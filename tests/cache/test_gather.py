@@ -9,6 +9,7 @@ import pytest
 import support.repeatable  # noqa: F401  loads the profile of the property tests
 from hypothesis import given
 from hypothesis import strategies as st
+from support.caches import make_spec, write_cache
 
 from cache_service.format.canonical import crc32c
 from cache_service.rows.reader import open_cache
@@ -87,6 +88,15 @@ def test_a_lookup_is_ready_once_the_order_and_its_chunks_were_read(write_once):
     assert not cache.is_lookup_ready(0, np.array([3, 100]))
     assert not cache.is_lookup_ready(0, np.array([-1]))
     assert cache.lookup(0, samples)["logits"].tobytes() == wanted["logits"].tobytes()
+
+
+def test_small_shards_stay_open_for_rows_in_random_order(tmp_path):
+    spec = make_spec(num_samples=20 * 32, shard_rows=32)
+    write_cache(str(tmp_path), spec)
+    cache = open_cache(str(tmp_path))
+    positions = np.arange(spec.dataset.num_samples)[::-1]
+    cache.gather(0, positions)
+    assert cache.is_ready(0, 0, spec.dataset.num_samples)
 
 
 def test_a_lookup_with_one_chunk_unread_is_not_ready(write_once):

@@ -16,6 +16,9 @@ from cache_service.format.layout import (
     CHUNK_BYTES,
     COMMITS_KEY,
     MAX_PIECE_BYTES,
+    MAX_SHARD_ROWS,
+    MIN_SHARD_ROWS,
+    MIN_SHARDS,
     SHARD_BYTES,
     CacheLayout,
     default_layout,
@@ -34,10 +37,13 @@ def test_default_groups_are_powers_of_two_within_their_limits(bytes_per_row, num
     layout = default_layout(bytes_per_row, num_samples)
     assert is_power_of_two(layout.shard_rows)
     assert is_power_of_two(layout.chunk_rows)
-    assert 2 <= layout.chunk_rows <= layout.shard_rows <= 1 << 16
+    assert 2 <= layout.chunk_rows <= layout.shard_rows <= MAX_SHARD_ROWS
     assert layout.chunk_rows <= 1 << 12
     # A shard needs no more rows than the dataset has, to the next power of two.
     assert layout.shard_rows < max(2 * num_samples, 3)
+    # Enough shards for several builders, unless they would be tiny.
+    shards = -(-num_samples // layout.shard_rows)
+    assert shards >= MIN_SHARDS or layout.shard_rows <= MIN_SHARD_ROWS
     if layout.shard_rows > 2:
         assert layout.shard_rows * bytes_per_row <= SHARD_BYTES
     if layout.chunk_rows > 2:
@@ -47,9 +53,16 @@ def test_default_groups_are_powers_of_two_within_their_limits(bytes_per_row, num
 @pytest.mark.parametrize(
     ("bytes_per_row", "num_samples", "rows"),
     [
-        (4220, 50_000, (8192, 64)),  # CIFAR-100, 21 cells, dense
+        (220, 50_000, (2048, 2048)),  # CIFAR-100, one cell, dense
+        (4220, 50_000, (2048, 64)),  # CIFAR-100, 21 cells, dense
+        (40, 60_000, (2048, 2048)),  # MNIST, one cell, dense
         (2020, 1_281_167, (32768, 256)),  # ImageNet, one cell, dense
-        (20, 1797, (2048, 2048)),  # handwritten digits, one cell
+        (76, 1_281_167, (32768, 4096)),  # ImageNet, one cell, topk 10
+        (43_702, 14_197_122, (1024, 8)),  # ImageNet-21k, one cell, dense
+        (40, 8192, (512, 512)),
+        (40, 8191, (512, 512)),
+        (40, 1797, (512, 512)),  # handwritten digits, one cell
+        (40, 10, (16, 16)),
     ],
 )
 def test_layouts_of_known_datasets_stay_what_they_are(bytes_per_row, num_samples, rows):
