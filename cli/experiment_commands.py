@@ -162,17 +162,23 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="step, memory, build, total or http.", show_default=False
+            metavar="NAME", help="step, memory, build, total, views or http.", show_default=False
         ),
     ],
     pair: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEACHER:STUDENT",
-            help="Networks, such as resnet50:resnet18; repeatable. Not for http.",
+            help="Networks, such as resnet50:resnet18; repeatable. For step, memory, build, total.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda. Not for http.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda. For step, memory, build and total.")
+    ] = "cpu",
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of JPEGs for views; generated ones by default."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest sizes: seconds instead of minutes.")
     ] = False,
@@ -184,7 +190,8 @@ def bench(
     """Benchmark this machine: what a student costs from labels, from a cache and with its teacher.
 
     `step`, `memory`, `build` and `total` compare training from a cache with labels alone and with
-    a live teacher. `http` compares the service with a route that returns a constant.
+    a live teacher. `views` compares the rendering of views with torchvision, and `http` the
+    service with a route that returns a constant.
     """
     if name == "http":
         from cli.experiments.bench.http import FULL, QUICK, run_http_bench
@@ -195,7 +202,7 @@ def bench(
     from cli.experiments.bench.benchmarks import run_benchmark
     from cli.experiments.bench.page import BenchOptions
 
-    options = BenchOptions(tuple(pair or ()), device, quick, _on_message)
+    options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images)
     page, written = run_benchmark(name, options, out)
     emit(
         {**page.document(options), "written": written},

@@ -1,4 +1,4 @@
-"""`kd-cache bench` step, build, total and memory in their quick form: they work; never how fast."""
+"""`kd-cache bench` in its quick form: every benchmark works; never how fast it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 
 import pytest
 from support.command import kd_cache
+from support.photos import write_photos
 
 from cli.experiments.bench import pairs, step
-from cli.experiments.bench.page import BenchOptions
+from cli.experiments.bench.page import BenchOptions, Goal
 from cli.experiments.bench.pairs import TINY, find_pairs, noise
 from cli.experiments.bench.total import Seconds, figure_of
 
@@ -21,8 +22,8 @@ VARIANTS = [
 ]
 
 
-def bench(name, tmp_path):
-    ended = kd_cache("bench", name, "--quick", "--json", "--out", str(tmp_path))
+def bench(name, tmp_path, *options):
+    ended = kd_cache("bench", name, "--quick", "--json", "--out", str(tmp_path), *options)
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
     kept = json.loads((tmp_path / f"{name}.json").read_text())
@@ -41,7 +42,8 @@ def test_a_step_is_timed_in_every_variant_against_labels_alone(tmp_path):
     for each in figures:
         assert each["views_per_s"] > 0
         assert len(each["seconds_per_step"]) == step.QUICK.rounds
-    assert page.count("resnet8x4 -> resnet8x4") == len(VARIANTS)
+    assert page.count("| resnet8x4 -> resnet8x4 | ") == len(VARIANTS)
+    assert page.count("time of a step / labels alone") == 2
 
 
 def test_a_recording_is_compared_with_its_slowest_part(tmp_path):
@@ -57,6 +59,26 @@ def test_a_total_compares_numbers_of_students(tmp_path):
     figures, _ = bench("total", tmp_path)
     assert [each["students"] for each in figures] == [1, 2, 4, 8]
     assert all(value > 0 for each in figures for value in each["seconds_a_view"].values())
+
+
+def test_a_view_is_compared_with_torchvisions_and_with_several_of_one_decode(tmp_path):
+    photos = write_photos(tmp_path / "photos", count=6)
+    figures, page = bench("views", tmp_path, "--images", str(photos))
+    assert [each["images"] for each in figures] == [
+        *["32 px, in memory"] * 5,
+        *["32 px, PNG files"] * 5,
+        *["18 JPEG files"] * 7,
+    ]
+    by_name = {(each["images"], each["variant"]): each for each in figures}
+    for each in figures:
+        beside = by_name[each["images"], each["beside"]]
+        [own], [other] = each["cpu_seconds_a_view"], beside["cpu_seconds_a_view"]
+        assert own > 0
+        assert each["ratios"] == [own / other]
+    assert by_name["18 JPEG files", "step on a recording, repeats: 4"]["beside"] == (
+        "step on labels alone"
+    )
+    assert page.count("training, repeats: 4") == 3
 
 
 @pytest.mark.parametrize(
@@ -87,7 +109,7 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     ("arguments", "named"),
     [
         (["step", "--pair", "resnet50:resnet19"], "resnet50:resnet18"),
-        (["steps"], "step, memory, build, total, http"),
+        (["steps"], "step, memory, build, total, views, http"),
         (["step", "--device", "cuda:7"], "cuda:7"),
     ],
 )
@@ -111,6 +133,21 @@ def test_the_images_of_a_benchmark_are_the_same_in_every_process_and_large_ones_
     assert small[4][0].tobytes() == noise(num_samples=9, size=32, num_classes=3)[4][0].tobytes()
     image, label = large[7]
     assert (image.format, image.size, label) == ("JPEG", pairs.JPEG_SIDES, 7 % 3)
+
+
+@pytest.mark.parametrize(
+    ("measured", "at_least", "result"),
+    [
+        (1.0504, False, "met"),
+        (1.06, False, "missed by 0.010"),
+        (1.0496, True, "met"),
+        (1.04, True, "missed by 0.010"),
+    ],
+)
+def test_a_goal_is_met_or_missed_by_what_is_printed(measured, at_least, result):
+    goal = Goal("a / b", 1.05, measured, at_least)
+    assert goal.row[-1] == result
+    assert goal.is_met == (result == "met")
 
 
 def test_a_page_names_the_number_types_of_its_networks():

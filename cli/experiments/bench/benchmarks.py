@@ -1,29 +1,42 @@
-"""The benchmarks of training and recording, by name."""
+"""The benchmarks by name. The one of the service is `cli.experiments.bench.http`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cache_service.errors import ConfigError
-from cli.experiments.bench import build, memory, step, total
+from cli.experiments.bench import build, memory, step, total, views
 from cli.experiments.bench.page import BenchOptions, BenchPage, Figures, write_page
 from cli.experiments.bench.pairs import Pair, find_pairs
 from distill.students import choose_device
 
 
 class Benchmark(NamedTuple):
-    """A benchmark: what it measures of one pair, and its page of all figures so far."""
+    """A benchmark: its figures, part by part, and its page of all figures so far."""
 
-    measure: Callable[[Pair, BenchOptions], Figures]
+    measure: Callable[[BenchOptions], Iterator[Figures]]
     page: Callable[[Figures, BenchOptions], BenchPage]
 
 
+def _each_pair(
+    measure: Callable[[Pair, BenchOptions], Figures],
+) -> Callable[[BenchOptions], Iterator[Figures]]:
+    """A benchmark of pairs of networks, one pair a part."""
+
+    def parts(options: BenchOptions) -> Iterator[Figures]:
+        for pair in find_pairs(options.pairs, quick=options.quick, on_gpu=options.on_gpu):
+            yield measure(pair, options)
+
+    return parts
+
+
 BENCHMARKS = {
-    "step": Benchmark(step.measure_step, step.step_page),
-    "memory": Benchmark(memory.measure_memory, memory.memory_page),
-    "build": Benchmark(build.measure_build, build.build_page),
-    "total": Benchmark(total.measure_total, total.total_page),
+    "step": Benchmark(_each_pair(step.measure_step), step.step_page),
+    "memory": Benchmark(_each_pair(memory.measure_memory), memory.memory_page),
+    "build": Benchmark(_each_pair(build.measure_build), build.build_page),
+    "total": Benchmark(_each_pair(total.measure_total), total.total_page),
+    "views": Benchmark(views.measure_views, views.views_page),
 }
 
 
@@ -32,8 +45,8 @@ def run_benchmark(name: str, options: BenchOptions, out: str | None) -> tuple[Be
 
     Args:
         name: of the benchmark.
-        options: pairs, device and size.
-        out: folder of the page, which is written after every pair, so that a run that is
+        options: what is measured, on what device, and how much.
+        out: folder of the page, which is written after every part, so that a run that is
             interrupted leaves what it has measured; None to write nothing.
 
     Raises:
@@ -48,8 +61,8 @@ def run_benchmark(name: str, options: BenchOptions, out: str | None) -> tuple[Be
     benchmark = BENCHMARKS[name]
     figures: Figures = []
     written: list[str] = []
-    for pair in find_pairs(options.pairs, quick=options.quick, on_gpu=options.on_gpu):
-        figures += benchmark.measure(pair, options)
+    for part in benchmark.measure(options):
+        figures += part
         page = benchmark.page(figures, options)
         if out is not None:
             written = write_page(page, options, out)

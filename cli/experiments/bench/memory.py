@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cache_service.human_format import human_bytes
 from cache_service.recording.build_config import BuildConfig
-from cli.experiments.bench.page import BenchOptions, BenchPage, Figures
-from cli.experiments.bench.pairs import Pair, train_file
+from cli.experiments.bench.page import BenchOptions, BenchPage, Figures, Goal
+from cli.experiments.bench.pairs import Pair, pair_title, train_file
 from cli.experiments.bench.step import record_batches
 from cli.experiments.bench.variants import CACHE_KD, CACHE_SDD, Variant, variants_of
 from cli.experiments.measure import MeasuringProcesses, VariantJob
@@ -68,7 +68,6 @@ def _job(pair: Pair, build: BuildConfig, variant: Variant, folder: Path) -> Vari
 
 def memory_page(figures: Figures, options: BenchOptions) -> BenchPage:
     """The page of the figures."""
-    goals = ", ".join(f"{name} at most {goal}" for name, goal in GOALS.items())
     counted = (
         "Peak of what torch allocates on the device."
         if options.on_gpu
@@ -78,16 +77,13 @@ def memory_page(figures: Figures, options: BenchOptions) -> BenchPage:
         name="memory",
         title="Memory of training, by where the teacher's logits come from",
         notes=[
-            (
-                f"{counted} Each variant trains for one short epoch in a process of its own. "
-                f"Goals, of labels alone: {goals}."
-            ),
+            (f"{counted} Each variant trains for one short epoch in a process of its own."),
             options.arithmetic,
         ],
         header=("teacher -> student", "px", "batch", "variant", "peak", "of labels alone"),
         rows=[
             [
-                figure["pair"].replace(":", " -> "),
+                pair_title(figure),
                 str(figure["size"]),
                 str(figure["batch_size"]),
                 figure["variant"],
@@ -97,4 +93,14 @@ def memory_page(figures: Figures, options: BenchOptions) -> BenchPage:
             for figure in figures
         ],
         figures=figures,
+        goals=[
+            Goal(
+                f"{pair_title(figure)}, {figure['size']} px, {figure['variant']}: "
+                "memory / labels alone",
+                GOALS[figure["variant"]],
+                figure["of_labels_alone"],
+            )
+            for figure in figures
+            if figure["variant"] in GOALS
+        ],
     )

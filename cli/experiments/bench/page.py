@@ -25,12 +25,14 @@ class BenchOptions(NamedTuple):
         device: cpu or cuda.
         quick: small sizes: whether it works, not how fast it is.
         on_message: called with a line about what runs now.
+        images: folder of photographs; None for generated ones.
     """
 
     pairs: tuple[str, ...]
     device: str
     quick: bool
     on_message: OnMessage
+    images: str | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -48,6 +50,36 @@ class BenchOptions(NamedTuple):
 Figures = list[dict[str, Any]]
 
 
+class Goal(NamedTuple):
+    """A figure that is wanted, and what was measured.
+
+    Attributes:
+        what: is measured, and beside what.
+        bound: of the figure.
+        measured: the figure.
+        at_least: whether the bound is the smallest wanted figure, and not the largest.
+    """
+
+    what: str
+    bound: float
+    measured: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is on the right side of the bound, as printed."""
+        own = round(self.measured, 3)
+        return own >= self.bound if self.at_least else own <= self.bound
+
+    @property
+    def row(self) -> list[str]:
+        """The goal, the figure, and by how much the goal is missed if it is."""
+        bound = f"at {'least' if self.at_least else 'most'} {self.bound:.2f}"
+        missed = f"missed by {abs(self.measured - self.bound):.3f}"
+        result = "met" if self.is_met else missed
+        return [self.what, bound, f"{self.measured:.3f}", result]
+
+
 class BenchPage(NamedTuple):
     """The result of a benchmark.
 
@@ -58,6 +90,7 @@ class BenchPage(NamedTuple):
         header: of the table.
         rows: of the table, as people read them.
         figures: every figure, for programs.
+        goals: what of it was wanted.
     """
 
     name: str
@@ -66,6 +99,7 @@ class BenchPage(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     figures: Sequence[dict[str, Any]]
+    goals: Sequence[Goal] = ()
 
     def document(self, options: BenchOptions) -> dict[str, Any]:
         """Return a JSON document with the machine and the versions."""
@@ -74,6 +108,7 @@ class BenchPage(NamedTuple):
             "quick": options.quick,
             "machine": describe_machine(options.device),
             "versions": library_versions(),
+            "goals": [{**each._asdict(), "is_met": each.is_met} for each in self.goals],
             "figures": list(self.figures),
         }
 
@@ -86,15 +121,22 @@ class BenchPage(NamedTuple):
                 f"# {self.title}",
                 "",
                 f"`kd-cache bench {self.name}` on {machine['device']}, {machine['cores']} CPU "
-                f"cores; torch {versions['torch']}, Python {machine['python']}."
+                f"cores; torch {versions['torch']}, Python {machine['python']}; load average "
+                f"{machine['load']} at the end."
                 + (" Quick form: it shows that the benchmark works." if options.quick else ""),
                 "",
                 *_table(self.header, self.rows),
                 "",
                 *self.notes,
                 "",
+                *self._goal_lines(),
             ]
         )
+
+    def _goal_lines(self) -> list[str]:
+        if not self.goals:
+            return []
+        return [*_table(("ratio", "goal", "measured", ""), [each.row for each in self.goals]), ""]
 
 
 def write_page(page: BenchPage, options: BenchOptions, out: str) -> list[str]:
@@ -108,12 +150,16 @@ def write_page(page: BenchPage, options: BenchOptions, out: str) -> list[str]:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Return the device, the number of CPU cores and the versions of Python and the system."""
+    """Return the device, CPU cores, versions of Python and the system, and the load.
+
+    A load far above the cores says that other programs ran, too.
+    """
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "system": platform.system(),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

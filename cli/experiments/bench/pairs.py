@@ -82,6 +82,11 @@ PAIRS = {
 }
 
 
+def pair_title(figure: dict[str, Any]) -> str:
+    """Return the pair of a figure as tables name it."""
+    return str(figure["pair"]).replace(":", " -> ")
+
+
 def find_pairs(names: tuple[str, ...], *, quick: bool, on_gpu: bool) -> list[Pair]:
     """Return the requested pairs.
 
@@ -117,14 +122,14 @@ class Noise:
     def __getitem__(self, sample: int) -> tuple[Image.Image, int]:
         """Image and label."""
         if self._size > SMALL_SIDE:
-            return Image.open(io.BytesIO(_jpeg(sample % NUM_JPEGS))), self.targets[sample]
+            return Image.open(io.BytesIO(jpeg_file(sample % NUM_JPEGS))), self.targets[sample]
         rng = np.random.default_rng(sample)
         pixels = rng.integers(0, 256, (self._size, self._size, 3), dtype=np.uint8)
         return Image.fromarray(pixels), self.targets[sample]
 
 
 @lru_cache(maxsize=NUM_JPEGS)
-def _jpeg(number: int) -> bytes:
+def jpeg_file(number: int) -> bytes:
     """A JPEG file of about 110 kB, as ImageNet's are: large patches of color under fine grain."""
     rng = np.random.default_rng(number)
     patches = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))

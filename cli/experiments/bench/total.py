@@ -17,7 +17,7 @@ from cache_service.recording.engines import prepare
 from cli.experiments.bench.build import recording_rate
 from cli.experiments.bench.loops import StepLoop
 from cli.experiments.bench.page import BenchOptions, BenchPage, Figures
-from cli.experiments.bench.pairs import Pair, build_file
+from cli.experiments.bench.pairs import Pair, build_file, pair_title
 from cli.experiments.bench.variants import CACHE_KD, LIVE_KD
 
 STUDENTS = (1, 2, 4, 8)
@@ -113,7 +113,7 @@ def total_page(figures: Figures, options: BenchOptions) -> BenchPage:
 def _row(figure: dict[str, Any]) -> list[str]:
     passes = figure["passes_to_break_even"]
     return [
-        figure["pair"].replace(":", " -> "),
+        pair_title(figure),
         str(figure["students"]),
         f"{figure['recorded_over_live']:.2f}",
         "never here" if passes is None else str(passes),

@@ -32,6 +32,8 @@ LIVE_KD = Variant("live teacher, KD", "kd", "live")
 CACHE_SDD = Variant("cache, SD-KD", "sd-kd", "cache")
 LIVE_SDD = Variant("live teacher, SD-KD", "sd-kd", "live")
 
+FROM_CACHE = (CACHE_KD.title, CACHE_SDD.title)
+
 
 def variants_of(pair: Pair) -> list[Variant]:
     """Return the variants of a pair, that on labels alone first."""
