@@ -28,20 +28,25 @@ from cache_service.api.http.metrics import Metrics, RecentTraffic
 from cache_service.api.http.prefix import PrefixMiddleware
 from cache_service.api.http.problems import add_problem_handlers, describe
 from cache_service.api.http.service import Service, head_routes
-from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.settings import ServeConfig, ServiceLimits
 from cache_service.api.http.waiting import ShardWaiter
 from cache_service.api.page import routes as page_routes
 from cache_service.api.page import sign_in
 from cache_service.api.page.rendering import Pages
 
 
-def create_app(config: ServeConfig) -> FastAPI:
+def create_app(config: ServeConfig, limits: ServiceLimits | None = None) -> FastAPI:
     """Create the application of a configuration.
+
+    Args:
+        config: of the serve file.
+        limits: for tests; by default those of the configuration, and the constants.
 
     Raises:
         ConfigError: the root cannot be served.
     """
-    metrics, limits, stopping = Metrics(), config.limits, asyncio.Event()
+    limits = limits or ServiceLimits(**config.limits.model_dump())
+    metrics, stopping = Metrics(), asyncio.Event()
     catalog = Catalog(config.root, open_shards=limits.open_shards)
     builds = None
     if config.builds is not None:
@@ -51,6 +56,7 @@ def create_app(config: ServeConfig) -> FastAPI:
         builds.spec_of = catalog.spec_of
     service = Service(
         config=config,
+        limits=limits,
         catalog=catalog,
         waiter=ShardWaiter(catalog, stopping, limits),
         limiter=ConcurrencyLimiter(limits),
@@ -65,7 +71,21 @@ def create_app(config: ServeConfig) -> FastAPI:
         "kdcache_damaged_caches", "Caches in which reading found damage.", catalog.damage.count
     )
     pages = Pages(service, builds)
-    app = FastAPI(
+    app = _empty_app()
+    app.state.service, app.state.builds, app.state.pages = service, builds, pages
+    # Routes are matched in this order, one by one: the busiest first.
+    rooms = (rows, operations, caches, zarr, build_routes, page_routes, sign_in)
+    routers = [room.router for room in rooms]
+    for router in (*routers, head_routes(routers)):
+        app.include_router(router)
+    add_problem_handlers(app)
+    describe(app)
+    _add_middleware(app, service, pages)
+    return app
+
+
+def _empty_app() -> FastAPI:
+    return FastAPI(
         title="kd-cache",
         version=version("kd-cache"),
         docs_url=None,  # FastAPI's page loads scripts from another server
@@ -80,23 +100,13 @@ def create_app(config: ServeConfig) -> FastAPI:
         },
         lifespan=_lifespan,
     )
-    app.state.service, app.state.builds, app.state.pages = service, builds, pages
-    # Routes are matched in this order, one by one: the busiest first.
-    rooms = (rows, operations, caches, zarr, build_routes, page_routes, sign_in)
-    routers = [room.router for room in rooms]
-    for router in (*routers, head_routes(routers)):
-        app.include_router(router)
-    add_problem_handlers(app)
-    describe(app)
-    _add_middleware(app, service, pages)
-    return app
 
 
 def _add_middleware(app: FastAPI, service: Service, pages: Pages) -> None:
     # What is added last is the outermost: refused requests are logged and counted, too.
     config = service.config
     app.add_middleware(DirectRoutes)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=service.limits.max_body_bytes)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=service.limiter)
     login = partial(sign_in.sign_in_form, pages)
     app.add_middleware(AuthMiddleware, tokens=config.tokens, login=login)

@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cache_service.api.http.problems import MEDIA_TYPE, problem_response
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 
 MIN_BODY_RATE = 16_384
 """Bytes of a body that extend the deadline of its request by one second."""
@@ -36,7 +36,7 @@ REFUSALS = {
 """Status of a refusal -> code, detail and hint of its problem document."""
 
 
-def limited_protocol(limits: Limits, on_refusal: Callable[[str], None]) -> Any:
+def limited_protocol(limits: ServiceLimits, on_refusal: Callable[[str], None]) -> Any:
     """Create the protocol factory of a server, for the setting `http` of uvicorn.
 
     Args:
@@ -51,7 +51,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     """One connection. A request that arrives in one piece on an open connection needs no timer."""
 
     def __init__(
-        self, limits: Limits, on_refusal: Callable[[str], None], **uvicorn_arguments: Any
+        self, limits: ServiceLimits, on_refusal: Callable[[str], None], **uvicorn_arguments: Any
     ) -> None:
         super().__init__(**uvicorn_arguments)
         self.limits = limits

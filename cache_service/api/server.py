@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from cache_service.api.connections import limited_protocol
 from cache_service.api.http.log import set_up_logs
 from cache_service.api.http.service import Service
-from cache_service.api.http.settings import Limits, ServeConfig
+from cache_service.api.http.settings import ServeConfig
 from cache_service.errors import ConfigError
 
 GRACE_SECONDS = 4
@@ -42,27 +42,27 @@ def run(app: FastAPI, config: ServeConfig, *, announce: Callable[[str, int], Non
 
     Args:
         app: of `create_app`.
-        config: address and limits.
+        config: the address.
         announce: called with host and port once connections are accepted.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
     set_up_logs()
-    allow_open_files(config.limits.max_connections)
-    make_server(app, config.limits, announce=announce).run([listen(config.host, config.port)])
+    allow_open_files(app.state.service.limits.max_connections)
+    make_server(app, announce=announce).run([listen(config.host, config.port)])
     leave_stuck_threads()
 
 
 def make_server(
     app: FastAPI,
-    limits: Limits,
     *,
     announce: Callable[[str, int], None],
     stop_s: int = GRACE_SECONDS,
 ) -> Server:
     """Create the server of an application; see `run`. `app.state.service` is its service."""
     service: Service = app.state.service
+    limits = service.limits
     config = uvicorn.Config(
         app,
         http=limited_protocol(limits, service.metrics.count_refusal),

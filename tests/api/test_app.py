@@ -13,7 +13,12 @@ from support.serving import READ_TOKEN, TOKENS, serving, serving_process
 from cache_service.api import server
 from cache_service.api.app import create_app
 from cache_service.api.http.auth import token_sha256
-from cache_service.api.http.settings import ServeConfig, load_serve_config
+from cache_service.api.http.settings import (
+    Limits,
+    ServeConfig,
+    ServiceLimits,
+    load_serve_config,
+)
 from cache_service.errors import ConfigError
 from cache_service.rows.reader import open_cache
 
@@ -128,36 +133,16 @@ def test_an_open_address_with_tokens_is_allowed(tmp_path):
         *[
             ("limits", {name: value})
             for name, value in (
-                ("max_rows", 0),
-                ("max_rows", (1 << 20) + 1),
-                ("max_response_bytes", 1023),
-                ("max_response_bytes", (1 << 30) + 1),
                 ("max_answer_bytes", 65535),
                 ("max_answer_bytes", (1 << 40) + 1),
-                ("max_body_bytes", 1023),
-                ("max_body_bytes", (1 << 28) + 1),
-                ("max_header_bytes", 1023),
-                ("max_header_bytes", (1 << 24) + 1),
                 ("max_inflight", 0),
                 ("max_inflight", 65537),
-                ("max_waiting", -1),
-                ("max_waiting", 65537),
-                ("max_streams", 0),
-                ("max_streams", 65537),
                 ("max_connections", 0),
                 ("max_connections", 65537),
                 ("threads", 0),
                 ("threads", 257),
-                ("open_shards", 0),
-                ("open_shards", 4097),
                 ("wait_max_s", -1),
                 ("wait_max_s", 3601),
-                ("header_timeout_s", 0),
-                ("header_timeout_s", 601),
-                ("send_timeout_s", 0),
-                ("send_timeout_s", 3601),
-                ("keep_alive_s", 0),
-                ("keep_alive_s", 3601),
             )
         ],
     ],
@@ -168,6 +153,27 @@ def test_a_setting_beyond_its_bounds_is_refused(tmp_path, key, value):
     file.write_text(json.dumps({key: value}))
     with pytest.raises(ConfigError, match=key):
         load_serve_config(str(tmp_path), file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *sorted(set(ServiceLimits().model_dump().items()) - set(Limits().model_dump().items())),
+        ("max_waiting", "half of max_inflight"),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_a_constant_is_refused_with_its_value(tmp_path, key, value):
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"limits": {"threads": 2, key: 1}}))
+    with pytest.raises(ConfigError, match=f"limits: {key} is a constant .*, {value}; leave it out"):
+        load_serve_config(str(tmp_path), file)
+
+
+def test_limits_of_a_file_reach_the_service_and_half_of_the_slots_may_wait(root):
+    config = ServeConfig.model_validate({"root": str(root), "limits": {"max_inflight": 10}})
+    limits = create_app(config).state.service.limits
+    assert (limits.max_inflight, limits.max_waiting, limits.threads) == (10, 5, Limits().threads)
 
 
 def test_a_root_that_cannot_be_served_is_refused(tmp_path):
@@ -217,19 +223,19 @@ def test_two_servers_do_not_share_anything(root):
 
 def test_token_add_writes_the_serve_file_and_keeps_what_is_in_it(tmp_path):
     file = tmp_path / "serve.yaml"
-    file.write_text("# Mine.\nport: 0  # any\nlimits: {max_rows: 7}\n")
+    file.write_text("# Mine.\nport: 0  # any\nlimits: {max_inflight: 7}\n")
     first = json.loads(kd_cache("token", "--name", "a", "--add", str(file), "--json").out)
     options = ("--name", "b", "--scope", "read", "--scope", "build")
     second = json.loads(kd_cache("token", *options, "--add", str(file), "--json").out)
     text = file.read_text()
-    assert text.startswith("# Mine.\nport: 0  # any\nlimits: {max_rows: 7}\n")
+    assert text.startswith("# Mine.\nport: 0  # any\nlimits: {max_inflight: 7}\n")
     config = load_serve_config(str(tmp_path), file)
     assert [token.name for token in config.tokens] == ["a", "b"]
     assert [token.model_dump(mode="json") for token in config.tokens] == [
         first["config"],
         second["config"],
     ]
-    assert config.limits.max_rows == 7
+    assert config.limits.max_inflight == 7
     for made in (first, second):
         assert made["token"] not in text
     assert list(tmp_path.iterdir()) == [file]

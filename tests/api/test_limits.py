@@ -17,7 +17,7 @@ from support.sockets import connect, get, metric, probing
 from support.toyservice import toy_service
 
 from cache_service.api.http.limits import ConcurrencyLimiter
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_event_streams_have_places_of_their_own(tmp_path):
 
 
 def test_a_gate_counts_in_and_out():
-    limiter = ConcurrencyLimiter(Limits(max_inflight=1, max_streams=1, threads=1))
+    limiter = ConcurrencyLimiter(ServiceLimits(max_inflight=1, max_streams=1, threads=1))
     assert limiter.enter(stream=False)
     assert not limiter.enter(stream=False)
     assert limiter.enter(stream=True)
@@ -164,10 +164,9 @@ def test_one_answer_larger_than_the_bound_is_let_through_alone(tmp_path):
 
 
 def test_slow_clients_of_the_real_service_hold_no_more_than_allowed(tmp_path):
-    write_cache(str(tmp_path / "root" / "toy"), make_spec(), range(1))
-    limits = {"max_rows": 100_000, "max_answer_bytes": 20 << 20}
-    samples = (np.arange(24_000, dtype="<i4") % 100).tobytes()  # 8 MB of rows
-    with serving(tmp_path / "root", limits=limits) as server:
+    write_cache(str(tmp_path / "root" / "toy"), make_spec(num_classes=20), range(1))
+    samples = (np.arange(12_500, dtype="<i4") % 100).tobytes()  # 8 MB of rows
+    with serving(tmp_path / "root", limits=ServiceLimits(max_answer_bytes=20 << 20)) as server:
         port = int(server.url.rpartition(":")[2])
         slow = []
         for _ in range(6):
@@ -176,7 +175,7 @@ def test_slow_clients_of_the_real_service_hold_no_more_than_allowed(tmp_path):
             opened.connect(("127.0.0.1", port))
             opened.sendall(
                 b"POST /v1/caches/toy/lookup?seed=0 HTTP/1.1\r\nHost: localhost\r\n"
-                b"Content-Type: application/octet-stream\r\nContent-Length: 96000\r\n\r\n"
+                b"Content-Type: application/octet-stream\r\nContent-Length: 50000\r\n\r\n"
             )
             opened.sendall(samples)
             slow.append(opened)
@@ -190,10 +189,10 @@ def test_slow_clients_of_the_real_service_hold_no_more_than_allowed(tmp_path):
 
 
 def test_ranges_out_of_the_maps_take_no_memory_however_slowly_they_are_read(tmp_path):
-    spec = make_spec(num_samples=24_000, shard_rows=8192, chunk_rows=1024)
+    spec = make_spec(num_classes=20, num_samples=12_500, shard_rows=8192, chunk_rows=1024)
     write_cache(str(tmp_path / "root" / "toy"), spec, range(1))
-    limits = {"max_rows": 100_000, "max_answer_bytes": 20 << 20}
-    path = "/v1/caches/toy/rows?seed=0&start=0&stop=24000"
+    limits = {"max_answer_bytes": 20 << 20}
+    path = "/v1/caches/toy/rows?seed=0&start=0&stop=12500"
     with serving_process(tmp_path / "root", log=tmp_path / "log", limits=limits) as server:
         port = int(server.url.rpartition(":")[2])
         size = len(get(port, path)[2])

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cache_service.api.http.limits import ConcurrencyLimiter
 from cache_service.api.http.log import RequestRecord
 from cache_service.api.http.metrics import WINDOW_SECONDS, Metrics, RecentTraffic, quantile
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 
 
 def seen(route="/v1/caches/{name}/rows", status=200, code="", seconds=0.01, num_bytes=100):
@@ -30,7 +30,7 @@ def value(metrics, name, **labels):
 @pytest.fixture
 def metrics():
     made = Metrics()
-    made.watch(ConcurrencyLimiter(Limits(max_inflight=3, max_streams=2, threads=1)))
+    made.watch(ConcurrencyLimiter(ServiceLimits(max_inflight=3, max_streams=2, threads=1)))
     return made
 
 
@@ -61,7 +61,7 @@ def test_an_open_stream_does_not_count_as_a_slow_request(metrics):
 
 
 def test_gauges_show_the_gate_as_it_is():
-    limiter = ConcurrencyLimiter(Limits(max_inflight=3, max_streams=2, threads=1))
+    limiter = ConcurrencyLimiter(ServiceLimits(max_inflight=3, max_streams=2, threads=1))
     metrics = Metrics()
     metrics.watch(limiter)
     limiter.enter(stream=False)

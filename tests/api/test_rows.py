@@ -16,7 +16,7 @@ from support.serving import READ_TOKEN, TOKENS, serving
 from cache_service.api.app import create_app
 from cache_service.api.http.catalog import OpenCache
 from cache_service.api.http.limits import COPIED_BYTES
-from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.settings import ServeConfig, ServiceLimits
 from cache_service.format.frame import CHECKSUM_HEADER, MEDIA_TYPE, checksum_of
 from cache_service.rows.reader import Cache, open_cache
 
@@ -181,16 +181,17 @@ def test_a_request_that_waits_gets_the_rows_when_they_are_recorded(tmp_path):
         assert server.service.waiter.waiting == 0
 
 
-def test_waiting_requests_end_when_the_server_stops(tmp_path):
+def test_waiting_requests_take_half_of_the_slots_and_end_when_the_server_stops(tmp_path):
     open_writer(str(tmp_path / "growing"), make_spec(), 1)
     found = []
-    with serving(tmp_path) as server:
+    with serving(tmp_path, limits=ServiceLimits(max_inflight=2)) as server:
         path = "/v1/caches/growing/rows?seed=0&start=0&stop=4&wait=25"
         asking = threading.Thread(target=lambda: found.append(server.ask("GET", path).status))
         asking.start()
         while not server.service.waiter.waiting:
             time.sleep(0.01)
         begun = time.monotonic()
+        assert server.ask("GET", path).status == 503
     asking.join(10)
     assert found == [503]
     assert time.monotonic() - begun < 5
@@ -239,7 +240,7 @@ def test_behind_tokens_no_proxy_may_share_rows(root):
 
 
 def test_an_answer_is_bounded_in_rows_and_bytes(root):
-    with serving(root, limits={"max_rows": 16, "max_response_bytes": 4096}) as server:
+    with serving(root, limits=ServiceLimits(max_rows=16, max_response_bytes=4096)) as server:
         path = "/v1/caches/dense/rows?seed=0&start=0&stop="
         assert server.ask("GET", path + "9").status == 200
         for query in ("17", "13"):

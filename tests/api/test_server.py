@@ -16,6 +16,7 @@ from support.caches import make_spec, open_writer, write_cache
 from support.serving import KD_CACHE, serving, serving_process
 from support.sockets import connect, get, metric
 
+from cache_service.api.http.settings import ServiceLimits
 from cache_service.api.server import allow_open_files, listen, url_of
 from cache_service.errors import ConfigError
 
@@ -118,8 +119,8 @@ def test_a_wait_for_rows_ends_when_the_service_stops(root, tmp_path):
             assert time.monotonic() - begun < 5
 
 
-def test_the_real_service_has_the_connection_limits_of_its_file(root):
-    limits = {"header_timeout_s": 0.4, "max_header_bytes": 2048}
+def test_the_real_service_limits_its_connections(root):
+    limits = ServiceLimits(header_timeout_s=0.4, max_header_bytes=2048)
     with serving(root, limits=limits) as server:
         port = port_of(server)
         with connect(port) as opened:

@@ -77,7 +77,7 @@ def lookup_slowly(port):
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     opened.settimeout(20)
     opened.connect(("127.0.0.1", port))
-    samples = np.arange(24_000, dtype="<i4") % 100
+    samples = np.arange(12_500, dtype="<i4") % 100
     opened.sendall(
         b"POST /v1/caches/toy/lookup?seed=0 HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/octet-stream\r\n"
@@ -109,9 +109,9 @@ def take(opened, begun):
 def test_the_real_service_ends_whatever_is_open_within_five_seconds(tmp_path):
     """10 lookups being taken, 10 awaiting their rows, two kinds of event streams, a build."""
     folder = tmp_path / "root"
-    writer = write_cache(str(folder / "toy"), make_spec(), range(1))
+    writer = write_cache(str(folder / "toy"), make_spec(num_classes=20), range(1))
     open_writer(str(folder / "toy"), writer.spec, 2)  # a second seed, nothing of it recorded
-    limits = {"max_rows": 100_000, "max_answer_bytes": 1 << 30}
+    limits = {"max_answer_bytes": 1 << 30}
     settings = {"limits": limits, "builds": builds_document(batch_size=2)}
     log = tmp_path / "log.txt"
     with (
@@ -148,9 +148,9 @@ def test_the_real_service_ends_whatever_is_open_within_five_seconds(tmp_path):
 
 @pytest.mark.faults  # it waits for as long as a stop may take
 def test_clients_that_take_nothing_do_not_hold_the_stop(tmp_path):
-    write_cache(str(tmp_path / "root" / "toy"), make_spec(), range(1))
+    write_cache(str(tmp_path / "root" / "toy"), make_spec(num_classes=20), range(1))
     log = tmp_path / "log.txt"
-    with serving_process(tmp_path / "root", log=log, limits={"max_rows": 100_000}) as server:
+    with serving_process(tmp_path / "root", log=log) as server:
         port = int(server.url.rpartition(":")[2])
         held = [lookup_slowly(port)[0] for _ in range(3)]
         begun = time.monotonic()

@@ -17,7 +17,7 @@ import urllib3
 from cache_service.api.app import create_app
 from cache_service.api.http.auth import token_sha256
 from cache_service.api.http.service import Service
-from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.settings import ServeConfig, ServiceLimits
 from cache_service.api.server import listen, make_server, url_of
 
 READ_TOKEN, BUILD_TOKEN = "read-" + "r" * 38, "build-" + "b" * 37
@@ -57,19 +57,20 @@ class Serving(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(root: str | Path, **config: Any) -> Iterator[Serving]:
+def serving(
+    root: str | Path, *, limits: ServiceLimits | None = None, **config: Any
+) -> Iterator[Serving]:
     """A server of a root in a thread, on a free port of loopback; stopped at the end.
 
     Args:
         root: folder of caches.
+        limits: instead of those of the service.
         config: other keys of `ServeConfig`, as in its YAML file.
     """
     settings = ServeConfig.model_validate({"root": str(root), "port": 0, **config})
-    app = create_app(settings)
+    app = create_app(settings, limits)
     ready: queue.Queue[str] = queue.Queue()
-    server = make_server(
-        app, settings.limits, announce=lambda host, port: ready.put(url_of(host, port))
-    )
+    server = make_server(app, announce=lambda host, port: ready.put(url_of(host, port)))
     sockets = [listen("127.0.0.1", 0)]
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()

@@ -26,7 +26,7 @@ from fastapi.responses import StreamingResponse
 from cache_service.api.http.limits import ConcurrencyLimiter, ConcurrencyLimitMiddleware
 from cache_service.api.http.log import RequestLogMiddleware, log_request, set_up_logs
 from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 from cache_service.api.server import (
     allow_open_files,
     leave_stuck_threads,
@@ -49,8 +49,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def limits_of(settings: dict[str, Any]) -> Limits:
-    return Limits(
+def limits_of(settings: dict[str, Any]) -> ServiceLimits:
+    return ServiceLimits(
         header_timeout_s=settings["header_seconds"],
         max_header_bytes=settings["header_bytes"],
         send_timeout_s=settings["send_seconds"],
@@ -64,7 +64,8 @@ def limits_of(settings: dict[str, Any]) -> Limits:
 
 
 def toy_app(settings: dict[str, Any]) -> FastAPI:
-    limiter = ConcurrencyLimiter(limits_of(settings))
+    limits = limits_of(settings)
+    limiter = ConcurrencyLimiter(limits)
     metrics, traffic = Metrics(), RecentTraffic()
     metrics.watch(limiter)
 
@@ -74,7 +75,7 @@ def toy_app(settings: dict[str, Any]) -> FastAPI:
         sys.stderr.write("lifespan ended\n")
 
     app = FastAPI(lifespan=lifespan, max_body_size=settings["body_bytes"])
-    app.state.service = SimpleNamespace(metrics=metrics, stopping=asyncio.Event())
+    app.state.service = SimpleNamespace(metrics=metrics, stopping=asyncio.Event(), limits=limits)
     app.add_middleware(ConcurrencyLimitMiddleware, limiter=limiter)
     app.add_middleware(
         RequestLogMiddleware, observers=(metrics.observe, traffic.observe, log_request)
@@ -126,7 +127,7 @@ def main(settings: dict[str, Any]) -> None:
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()
 
-    server = make_server(app, limits_of(settings), announce=announce, stop_s=settings["stop"])
+    server = make_server(app, announce=announce, stop_s=settings["stop"])
     server.run([listen("127.0.0.1", 0)])
     leave_stuck_threads()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from cache_service.api.http.settings import BuildLimits, BuildsConfig, Name
+from cache_service.api.http.settings import MAX_OPS, MAX_SEEDS, MAX_VIEW_SIZE, BuildsConfig, Name
 from cache_service.config import Frozen, suggest, validate_config
 from cache_service.errors import ConfigError
 from cache_service.format.codecs import Codec, DenseCodec
@@ -15,15 +15,12 @@ from cache_service.format.seeds import parse_seeds
 from cache_service.format.spec import Layout, Scales
 from cache_service.recording.build_config import BuildConfig
 
-MAX_SEEDS = 100_000
-"""Largest number of seeds in one request. The limit of a server's own configuration is lower."""
-
 
 def parse_bounded_seeds(value: Any) -> tuple[int, ...]:
     """Do what `parse_seeds` does, but refuse a range of two billion before it costs memory.
 
     Raises:
-        ValueError: these are no seeds, or more than any server accepts.
+        ValueError: these are no seeds, or more than the service accepts.
     """
     parts = value if isinstance(value, list | tuple) else [value]
     count = len(parts)
@@ -89,7 +86,7 @@ def build_config(
         ConfigError: a name is not listed, a limit is exceeded, or the build is not possible. The
             message repeats names of the server's configuration and nothing else of it.
     """
-    _check_limits(request, builds.limits)
+    _check_limits(request)
     document = {
         "cache": cache_url,
         "teacher": _listed(request.teacher, builds.teachers, "teacher"),
@@ -118,7 +115,7 @@ def _listed(name: str, known: dict[str, Any], what: str) -> Any:
     return known[name]
 
 
-def _check_limits(request: BuildRequest, limits: BuildLimits) -> None:
+def _check_limits(request: BuildRequest) -> None:
     if request.augment.callable is not None:
         raise ConfigError(
             "augment.callable names code, which a request must not.",
@@ -126,9 +123,9 @@ def _check_limits(request: BuildRequest, limits: BuildLimits) -> None:
         )
     num_ops = len(request.augment.ops or ())
     for what, requested, limit in (
-        ("the largest seed", request.seeds[-1], limits.max_seeds - 1),
-        ("augment.size", request.augment.size, limits.max_view_size),
-        ("the number of augment.ops", num_ops, limits.max_ops),
+        ("the largest seed", request.seeds[-1], MAX_SEEDS - 1),
+        ("augment.size", request.augment.size, MAX_VIEW_SIZE),
+        ("the number of augment.ops", num_ops, MAX_OPS),
     ):
         if requested > limit:
             raise ConfigError(

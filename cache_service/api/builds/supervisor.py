@@ -18,7 +18,7 @@ from cache_service.api.builds.queue import Build, BuildQueue
 from cache_service.api.builds.request import BuildRequest, build_config
 from cache_service.api.builds.space import OutOfSpace, SpaceWatch
 from cache_service.api.builds.worker import BuildMetrics, DeviceWorker, WorkerSettings
-from cache_service.api.http.settings import BuildsConfig
+from cache_service.api.http.settings import MAX_KEPT, BuildsConfig
 from cache_service.errors import ConfigError, KdCacheError, OutOfSpaceError, SpecMismatchError
 from cache_service.format.spec import CacheSpec
 from cache_service.recording.build_config import BuildConfig
@@ -59,7 +59,7 @@ class Builds:
 
         Args:
             root: folder or bucket prefix of the caches.
-            config: teachers, datasets, devices and limits.
+            config: teachers, datasets and devices.
             registry: for the figures of Prometheus.
             command: starts a worker process; the real one if empty.
         """
@@ -150,10 +150,9 @@ class Builds:
             QueueFullError: too many builds wait.
         """
         self._refuse_taken(request, self._config_for(request, "auto"))
-        limits = self._config.limits
         try:
             build = self.queue.submit(
-                request, max_queued=limits.max_queued, max_kept=limits.max_kept
+                request, max_queued=self._config.max_queued, max_kept=MAX_KEPT
             )
         except OutOfSpaceError as problem:
             self._space.note_full(problem.message)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cache_service.api.http.log import CLIENT_GONE
 from cache_service.api.http.problems import problem_response
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class ConcurrencyLimiter:
         reading: limiter of the threads that read; health needs none of them.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServiceLimits) -> None:
         self._limits = limits
         self.in_flight = 0
         self.event_streams = 0

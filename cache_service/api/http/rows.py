@@ -454,7 +454,7 @@ def _select_arrays(
         RequestError: no array or an unknown one is requested, or too many rows as JSON.
         TooLargeError: too many rows, or too many bytes.
     """
-    arrays, limits = opened.cache.layout.by_name, service.config.limits
+    arrays, limits = opened.cache.layout.by_name, service.limits
     if names is not None:
         unknown = sorted(set(names) - arrays.keys())
         if unknown or not names:

@@ -18,7 +18,7 @@ from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.limits import ConcurrencyLimiter
 from cache_service.api.http.metrics import MEDIA_TYPE, Metrics, RecentTraffic
 from cache_service.api.http.problems import responses
-from cache_service.api.http.settings import ServeConfig
+from cache_service.api.http.settings import ServeConfig, ServiceLimits
 from cache_service.api.http.waiting import ShardWaiter
 from cache_service.config import Frozen
 from cache_service.errors import KdCacheError, StorageError
@@ -34,6 +34,7 @@ class Service:
     """One service, from start to stop.
 
     Attributes:
+        limits: those of the configuration, and the constants beside them.
         catalog: the caches below the root.
         waiter: waits for shards that are being recorded.
         limiter: limits what runs at a time, and runs reads on threads.
@@ -45,6 +46,7 @@ class Service:
     """
 
     config: ServeConfig
+    limits: ServiceLimits
     catalog: Catalog
     waiter: ShardWaiter
     limiter: ConcurrencyLimiter

@@ -23,18 +23,21 @@ from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.errors import ConfigError
 from cache_service.teacher.settings import TeacherConfig
 
+MAX_SEEDS = 1000
+"""Requested seeds are below this: more epochs than students train for, and a typo that adds digits
+would fill the disk."""
+
+MAX_VIEW_SIZE = 512
+"""Largest side of a requested view, px. The cost of a request grows with its square."""
+
+MAX_OPS = 16
+"""Ops of one requested recipe; the longest preset has six."""
+
+MAX_KEPT = 1000
+"""Finished builds that stay listed, a few kilobytes each."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
-
-
-class BuildLimits(Frozen):
-    """Limits of one request for a build, and of all of them together."""
-
-    max_queued: int = Field(100, ge=1, le=100_000, description="Builds in the queue.")
-    max_kept: int = Field(1000, ge=1, le=100_000, description="Finished builds that stay listed.")
-    max_seeds: int = Field(1000, ge=1, le=100_000, description="Requested seeds are below this.")
-    max_view_size: int = Field(512, ge=8, le=4096, description="Largest side of a view, px.")
-    max_ops: int = Field(16, ge=1, le=256, description="Ops of one recipe.")
 
 
 class BuildsConfig(Frozen):
@@ -60,7 +63,23 @@ class BuildsConfig(Frozen):
     stall_s: float = Field(
         600.0, gt=0, description="A worker without progress for this long is replaced, s."
     )
-    limits: BuildLimits = BuildLimits()
+    max_queued: int = Field(
+        100, ge=1, le=100_000, description="Builds in the queue; one more is refused with 429."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constants_are_not_set(cls, builds: Any) -> Any:
+        if isinstance(builds, dict) and "limits" in builds:
+            constants = {
+                "max_seeds": MAX_SEEDS,
+                "max_view_size": MAX_VIEW_SIZE,
+                "max_ops": MAX_OPS,
+                "max_kept": MAX_KEPT,
+            }
+            _without_constants(builds["limits"], constants)
+            raise ValueError("limits is no section of `builds`; write `builds: {max_queued: ...}`")
+        return builds
 
     @field_validator("devices")
     @classmethod
@@ -68,6 +87,14 @@ class BuildsConfig(Frozen):
         if len(set(devices)) != len(devices):
             raise ValueError(f"names a device twice: {', '.join(devices)}")
         return devices
+
+
+def _without_constants(section: Any, constants: Mapping[str, object]) -> Any:
+    """Refuse a section that sets what is a constant of the service, and say its value."""
+    for key, value in constants.items():
+        if isinstance(section, dict) and key in section:
+            raise ValueError(f"{key} is a constant of the service, {value}; leave it out")
+    return section
 
 
 Scope = Literal["read", "build"]
@@ -100,39 +127,66 @@ class TokenConfig(Frozen):
 
 
 class Limits(Frozen):
-    """Limits of one request, and of all of them together."""
+    """What this machine gives to all requests together. Limits of one request are constants."""
 
-    max_rows: int = Field(16384, ge=1, le=1 << 20, description="Rows of one response.")
-    max_response_bytes: int = Field(
-        64 << 20, ge=1 << 10, le=1 << 30, description="Bytes of one response with rows."
+    max_connections: int = Field(1000, ge=1, le=65536, description="Connections open at a time.")
+    max_inflight: int = Field(
+        128,
+        ge=1,
+        le=65536,
+        description="Requests in flight at a time; half of them may wait for a running build.",
     )
     max_answer_bytes: int = Field(
-        256 << 20, ge=1 << 16, le=1 << 40, description="Bytes of large responses at a time."
+        256 << 20, ge=1 << 16, le=1 << 40, description="Memory of large responses at a time, bytes."
     )
-    max_body_bytes: int = Field(
-        1 << 20, ge=1 << 10, le=1 << 28, description="Bytes of a request's body."
+    threads: int = Field(
+        8, ge=1, le=256, description="Threads that read storage; more help with a bucket."
     )
-    max_header_bytes: int = Field(
-        32 << 10, ge=1 << 10, le=1 << 24, description="Bytes of a request's address and headers."
-    )
-    max_inflight: int = Field(128, ge=1, le=65536, description="Requests in flight at a time.")
-    max_waiting: int = Field(
-        64, ge=0, le=65536, description="Of those, requests that wait for a running build."
-    )
-    max_streams: int = Field(64, ge=1, le=65536, description="Event streams open at a time.")
-    max_connections: int = Field(1000, ge=1, le=65536, description="Connections open at a time.")
-    threads: int = Field(8, ge=1, le=256, description="Threads that read storage.")
-    open_shards: int = Field(256, ge=1, le=4096, description="Shards of a cache that stay mapped.")
     wait_max_s: float = Field(
-        30.0, ge=0, le=3600, description="Longest wait for rows of a running build, s."
+        30.0,
+        ge=0,
+        le=3600,
+        description="Longest wait for rows of a running build, s; below the timeout of a proxy.",
     )
-    header_timeout_s: float = Field(
-        5.0, gt=0, le=600, description="For a request to arrive, s; a body gets more."
-    )
-    send_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="For a client to read a part of a response, s."
-    )
-    keep_alive_s: int = Field(30, ge=1, le=3600, description="An unused connection stays open, s.")
+
+
+class ServiceLimits(Limits):
+    """The limits of a serve file and the constants beside them, which only tests change."""
+
+    max_rows: int = 16_384
+    # Rows of one response: four times what the package's own client requests.
+    max_response_bytes: int = 64 << 20
+    # Of one response with rows: eight times what that client requests. Larger responses are not
+    # faster, and a connection that breaks costs all of it again.
+    max_body_bytes: int = 1 << 20
+    # A lookup of `max_rows` samples has 64 KiB in binary and less than 200 KiB as JSON.
+    max_header_bytes: int = 32 << 10
+    # Of an address and its headers together; those of the package's own client are below 1 KiB.
+    max_streams: int = 64
+    # Event streams open at a time. They are apart from `max_inflight`, because they stay open.
+    open_shards: int = 256
+    # Shards of one cache that stay mapped, one open file each.
+    header_timeout_s: float = 5.0
+    # For the address and headers to arrive, s. A body gets more, by its size.
+    send_timeout_s: float = 30.0
+    # For a client to take a part of a response, s.
+    keep_alive_s: int = 30
+    # An unused connection stays open, s; a student asks again sooner.
+
+    @property
+    def max_waiting(self) -> int:
+        """Requests that wait for a build; the other half of the slots stays for recorded rows."""
+        return self.max_inflight // 2
+
+
+_LIMIT_CONSTANTS: dict[str, object] = {
+    **{
+        name: field.default
+        for name, field in ServiceLimits.model_fields.items()
+        if name not in Limits.model_fields
+    },
+    "max_waiting": "half of max_inflight",
+}
 
 
 class ServeConfig(Frozen):
@@ -176,6 +230,11 @@ class ServeConfig(Frozen):
                 f"._~-, that does not begin with one of this service's own: {', '.join(OWN_PATHS)}"
             )
         return prefix
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _constants_are_not_set(cls, limits: Any) -> Any:
+        return _without_constants(limits, _LIMIT_CONSTANTS)
 
     @model_validator(mode="after")
     def _closed_or_local(self) -> Self:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from cache_service.api.http.catalog import Catalog
 from cache_service.api.http.log import CLIENT_GONE
-from cache_service.api.http.settings import Limits
+from cache_service.api.http.settings import ServiceLimits
 from cache_service.errors import KdCacheError, RowsNotBuiltError
 
 FIRST_POLL_S = 0.05
@@ -49,7 +49,7 @@ class ShardWaiter:
         self,
         catalog: Catalog,
         stopping: asyncio.Event,
-        limits: Limits,
+        limits: ServiceLimits,
     ) -> None:
         self._catalog = catalog
         self._stopping = stopping

@@ -13,9 +13,7 @@ from cache_service.api.builds.request import build_config
 from cache_service.api.http.settings import BuildsConfig
 from cache_service.errors import ConfigError
 
-BUILDS = BuildsConfig.model_validate(
-    builds_document(limits={"max_seeds": 100, "max_view_size": 64, "max_ops": 3}, threads=2)
-)
+BUILDS = BuildsConfig.model_validate(builds_document(threads=2))
 
 
 def config_of(**changes):
@@ -38,11 +36,11 @@ def test_a_request_becomes_the_build_file_that_the_operator_would_have_written()
         ({"teacher": "tinny"}, r"teacher 'tinny' is not one of this server's: did you mean tiny"),
         ({"teacher": "x"}, "known here: lost, tiny, wide"),
         ({"dataset": "imagenet"}, "dataset 'imagenet' is not one .*: known here: patches"),
-        ({"seeds": "99:101"}, "the largest seed is 100; this server takes at most 99"),
-        ({"augment": {"preset": "cifar", "size": 65}}, r"augment\.size is 65; .* at most 64"),
+        ({"seeds": "999:1001"}, "the largest seed is 1000; this server takes at most 999"),
+        ({"augment": {"preset": "cifar", "size": 513}}, r"augment\.size is 513; .* at most 512"),
         (
-            {"augment": {"size": 16, "ops": [{"op": "pad_crop"}, *[{"op": "color_jitter"}] * 3]}},
-            r"the number of augment\.ops is 4; .* at most 3",
+            {"augment": {"size": 16, "ops": [{"op": "pad_crop"}, *[{"op": "color_jitter"}] * 16]}},
+            r"the number of augment\.ops is 17; .* at most 16",
         ),
         ({"augment": {"size": 16, "callable": "os:system"}}, r"augment\.callable names code"),
         ({"scales": [2, 4]}, "this request: scales: must start at 1"),
@@ -75,9 +73,9 @@ MOST = r"\s+Input should be less than or equal to "
         ({"dataset": "torch/cifar10"}, "dataset" + PATTERN),
         ({"priority": 101}, "priority" + MOST + "100"),
         ({"priority": -101}, "priority" + LEAST + "-100"),
-        ({"seeds": "0:2000000000"}, "names more than 100000 seeds"),
-        ({"seeds": ["0:90000", "90000:200000"]}, "names more than 100000 seeds"),
-        ({"seeds": list(range(100_001))}, "names more than 100000 seeds"),
+        ({"seeds": "0:2000000000"}, "names more than 1000 seeds"),
+        ({"seeds": ["0:900", "0:900"]}, "names more than 1000 seeds"),
+        ({"seeds": list(range(1001))}, "names more than 1000 seeds"),
         ({"seeds": [["0:2000000000"]]}, "seeds are written as 0:30"),
         ({"seeds": [{}]}, "seeds are written as 0:30"),
         ({"seeds": []}, "seeds is an empty list"),
@@ -114,16 +112,13 @@ def test_a_request_out_of_form_is_refused(changes, said):
         ({"threads": 0}, "threads" + LEAST + "1"),
         ({"threads": 1025}, "threads" + MOST + "1024"),
         ({"stall_s": 0}, r"stall_s\s+Input should be greater than 0"),
-        ({"limits": {"max_queued": 0}}, "limits.max_queued" + LEAST + "1"),
-        ({"limits": {"max_queued": 100_001}}, "limits.max_queued" + MOST + "100000"),
-        ({"limits": {"max_kept": 0}}, "limits.max_kept" + LEAST + "1"),
-        ({"limits": {"max_kept": 100_001}}, "limits.max_kept" + MOST + "100000"),
-        ({"limits": {"max_seeds": 0}}, "limits.max_seeds" + LEAST + "1"),
-        ({"limits": {"max_seeds": 100_001}}, "limits.max_seeds" + MOST + "100000"),
-        ({"limits": {"max_view_size": 7}}, "limits.max_view_size" + LEAST + "8"),
-        ({"limits": {"max_view_size": 4097}}, "limits.max_view_size" + MOST + "4096"),
-        ({"limits": {"max_ops": 0}}, "limits.max_ops" + LEAST + "1"),
-        ({"limits": {"max_ops": 257}}, "limits.max_ops" + MOST + "256"),
+        ({"max_queued": 0}, "max_queued" + LEAST + "1"),
+        ({"max_queued": 100_001}, "max_queued" + MOST + "100000"),
+        ({"limits": {"max_kept": 5}}, "max_kept is a constant of the service, 1000; leave it out"),
+        ({"limits": {"max_seeds": 5}}, "max_seeds is a constant of the service, 1000"),
+        ({"limits": {"max_view_size": 5}}, "max_view_size is a constant of the service, 512"),
+        ({"limits": {"max_ops": 5}}, "max_ops is a constant of the service, 16"),
+        ({"limits": {"max_queued": 5}}, "write `builds: {max_queued: ...}`"),
         ({"queue": 3}, "queue" + UNKNOWN),
     ],
 )
