@@ -30,12 +30,14 @@ from cache_service.datasets.named import (
     open_factory,
     open_named,
 )
+from cache_service.datasets.path_list import PathList
 from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, PixelRangeError
 from cache_service.errors import ConfigError, DatasetError, UnreadableSampleError
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.spec import DatasetId
 from cache_service.human_format import natural_key, printable_path
 from cache_service.plugins import raised_in
+from cache_service.shared_arrays import share
 
 PREFIXES = ("torch", "hfds", *STREAMS)
 
@@ -124,8 +126,8 @@ class Source(Protocol):
         """Class names by label; empty if the dataset has none."""
 
     @property
-    def paths(self) -> bytes:
-        """Paths below the root, joined by NUL bytes; empty if samples are not files."""
+    def paths(self) -> PathList:
+        """Paths below the root; empty if samples are not files."""
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Decode an image to RGB. Raises one of DECODE_ERRORS if that fails."""
@@ -262,8 +264,8 @@ class ImageDataset:
         document = {
             "num_samples": len(self),
             "classes": list(self.classes) or None,
-            "labels": sha256_hex(self.labels.astype("<i8").tobytes()),
-            "paths": sha256_hex(self._source.paths) if self._source.paths else None,
+            "labels": sha256_hex(self.labels.astype("<i8", copy=False).data),
+            "paths": sha256_hex(self._source.paths.joined.data) if self._source.paths else None,
             **content,
         }
         return sha256_hex(canonical_json(document))
@@ -283,7 +285,7 @@ class RelabeledSource:
         self._source = source
         self.paths = source.paths
         self.classes = tuple(classes)
-        self.labels = labels
+        self.labels = share(labels)
         self.left_out = getattr(source, "left_out", "")
 
     def read(self, sample: int) -> PIL.Image.Image:

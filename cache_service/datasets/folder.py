@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +18,11 @@ from cache_service.datasets import pixels
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.image_file import open_image
 from cache_service.datasets.label_file import label_images
+from cache_service.datasets.path_list import PathList
 from cache_service.datasets.pixels import PixelRange
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error, printable_path
+from cache_service.shared_arrays import GrowingArray, share
 
 to_rgb = functools.partial(pixels.to_rgb, owned=True)
 """Decodes an image that was opened here, so that no copy is needed."""
@@ -46,28 +48,22 @@ SPLIT_SYNONYMS: tuple[tuple[str, ...], ...] = (
 
 
 class FolderSource:
-    """Image files in root/<class>/, by index.
-
-    The paths are stored in one bytes object with offsets instead of a list. The 1.28 million paths
-    of ImageNet then take 50 MB, and are copied at once when they are sent to a loader process.
-    """
+    """Image files in root/<class>/, by index."""
 
     def __init__(
         self,
         root: Path,
-        paths: list[str],
-        labels: list[int],
+        paths: PathList,
+        labels: NDArray[np.int64],
         classes: Sequence[str],
         *,
         pixel_range: PixelRange | None = None,
         left_out: str = "",
     ) -> None:
-        encoded = [os.fsencode(path) for path in paths]
         self._root = root
         self._decoding: dict[str, Any] = {} if pixel_range is None else {"pixel_range": pixel_range}
-        self._ends = np.cumsum([len(path) + 1 for path in encoded], dtype=np.int64)
-        self.paths = b"\0".join(encoded)
-        self.labels: NDArray[np.int64] = np.array(labels, np.int64)
+        self.paths = paths
+        self.labels = labels
         self.classes = tuple(classes)
         self.left_out = left_out
 
@@ -85,8 +81,7 @@ class FolderSource:
         return str(self._path(sample))
 
     def _path(self, sample: int) -> Path:
-        start = int(self._ends[sample - 1]) if sample else 0
-        return self._root / os.fsdecode(self.paths[start : int(self._ends[sample]) - 1])
+        return self._root / os.fsdecode(self.paths[sample])
 
 
 def open_folder(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> FolderSource:
@@ -120,30 +115,87 @@ def open_folder(config: DatasetConfig, *, class_names: Sequence[str] = ()) -> Fo
         _refuse(error)
     if not classes:
         _refuse_flat(split, loose)
-    paths: list[str] = []
-    labels: list[int] = []
-    others: list[str] = []
-    empty: list[str] = []
-    for label, name in enumerate(classes):
-        images, rest = _files_below(split / name, folders)
-        if not images and name in class_names and not rest:
-            empty.append(name)  # a split may lack images of a class that training has
-        elif not images:
-            raise DatasetError(
-                f"dataset folder found no image in {split / name}: looked for "
-                f"{', '.join(EXTENSIONS)}{_and_found(rest)}.",
-                hint="If it is not a class, move it out of the dataset folder.",
-            )
-        paths += [f"{name}/{path}" for path in images]
-        others += [f"{name}/{path}" for path in rest]
-        labels += [label] * len(images)
+    walk = _ClassWalk(split, classes, folders, may_be_empty=frozenset(class_names))
+    paths = PathList(walk.paths())
     beside = [name for name in loose if _is_any_image(name)]
-    left_out = _describe_left_out(split, others, beside)
-    if empty:
-        left_out = "; ".join(filter(None, (left_out, f"no image of class {', '.join(empty)}")))
+    left_out = _describe_left_out(split, walk.others, beside)
+    if walk.empty:
+        left_out = "; ".join(filter(None, (left_out, f"no image of class {', '.join(walk.empty)}")))
     return FolderSource(
-        split, paths, labels, classes, pixel_range=config.pixel_range, left_out=left_out
+        split,
+        paths,
+        walk.labels.finish(),
+        classes,
+        pixel_range=config.pixel_range,
+        left_out=left_out,
     )
+
+
+class _ClassWalk:
+    """Walks through the folders of the classes, one after the other, in bounded memory.
+
+    Attributes:
+        labels: of the paths that were walked through.
+        others: files that are not images.
+        empty: classes without a file.
+    """
+
+    def __init__(
+        self,
+        split: Path,
+        classes: Sequence[str],
+        folders: DistinctFolders,
+        *,
+        may_be_empty: frozenset[str],
+    ) -> None:
+        self._split, self._classes, self._folders = split, classes, folders
+        self._may_be_empty = may_be_empty
+        self.labels = GrowingArray(np.int64)
+        self.others = OtherFiles()
+        self.empty: list[str] = []
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all images below the split's folder.
+
+        Raises:
+            DatasetError: a class has no image, and training does not have it either.
+        """
+        for label, name in enumerate(self._classes):
+            images, rest = _files_below(self._split / name, self._folders)
+            if not images and name in self._may_be_empty and not rest:
+                self.empty.append(name)  # a split may lack images of a class that training has
+            elif not images:
+                raise DatasetError(
+                    f"dataset folder found no image in {self._split / name}: looked for "
+                    f"{', '.join(EXTENSIONS)}{_and_found(rest)}.",
+                    hint="If it is not a class, move it out of the dataset folder.",
+                )
+            self.labels.append(np.full(len(images), label))
+            self.others.add(f"{name}/{path}" for path in rest)
+            yield from (f"{name}/{path}" for path in images)
+
+
+class OtherFiles:
+    """Counts files that are not images, by extension.
+
+    Attributes:
+        first: path of one; "" if there is none.
+    """
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self.first = ""
+        self._counts: Counter[str] = Counter()
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Count some more."""
+        for path in paths:
+            self.first = self.first or path
+            self._counts[Path(path).suffix.lower() or "without extension"] += 1
+
+    def __str__(self) -> str:
+        """`3 .gif, 1 .avif, 1 without extension`."""
+        return ", ".join(f"{n:,} {kind}" for kind, n in self._counts.most_common(MAX_KINDS))
 
 
 def _open_flat(config: DatasetConfig, root: Path, class_names: Sequence[str]) -> FolderSource:
@@ -165,11 +217,11 @@ def _open_flat(config: DatasetConfig, root: Path, class_names: Sequence[str]) ->
     )
     own = (root / config.labels, root / (config.label_names or config.labels))
     others = [path for path in others if split / path not in own]
-    parts = (_describe_left_out(split, others, []), labeled.left_out)
+    parts = (_describe_left_out(split, OtherFiles(others), []), labeled.left_out)
     return FolderSource(
         split,
-        labeled.paths,
-        labeled.labels,
+        PathList(labeled.paths),
+        share(np.array(labeled.labels, np.int64)),
         labeled.classes,
         pixel_range=config.pixel_range,
         left_out="; ".join(filter(None, parts)),
@@ -263,11 +315,11 @@ def _files_below(folder: Path, folders: DistinctFolders) -> tuple[list[str], lis
     images: list[str] = []
     others: list[str] = []
     for parent, names in sorted(walk):
-        below = Path(parent).relative_to(folder)
+        below = f"{Path(parent).relative_to(folder).as_posix()}/".removeprefix("./")
         for name in sorted(names):
             if not name.startswith("."):
                 found = images if name.lower().endswith(EXTENSIONS) else others
-                found.append((below / name).as_posix())
+                found.append(below + name)
     return images, others
 
 
@@ -275,11 +327,11 @@ def _is_any_image(name: str) -> bool:
     return name.lower().endswith((*EXTENSIONS, *NOT_TAKEN)) and not name.startswith(".")
 
 
-def _describe_left_out(folder: Path, others: Sequence[str], beside: Sequence[str]) -> str:
+def _describe_left_out(folder: Path, others: OtherFiles, beside: Sequence[str]) -> str:
     """Count files that were not taken, by extension, and name one. "" if there are none."""
     parts = []
-    if others:
-        parts.append(f"{_count_kinds(others)}, such as {printable_path(folder / others[0])}")
+    if others.first:
+        parts.append(f"{others}, such as {printable_path(folder / others.first)}")
     if beside:
         plural = "" if len(beside) == 1 else "s"
         parts.append(
@@ -290,13 +342,7 @@ def _describe_left_out(folder: Path, others: Sequence[str], beside: Sequence[str
 
 
 def _and_found(others: Sequence[str]) -> str:
-    return f", and found {_count_kinds(others)}" if others else ""
-
-
-def _count_kinds(paths: Iterable[str]) -> str:
-    """`3 .gif, 1 .avif, 1 without extension`."""
-    kinds = Counter(Path(path).suffix.lower() or "without extension" for path in paths)
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(MAX_KINDS))
+    return f", and found {OtherFiles(others)}" if others else ""
 
 
 def _has_classes(folder: Path) -> bool:

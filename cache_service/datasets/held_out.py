@@ -13,7 +13,9 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from cache_service.datasets.path_list import PathList
 from cache_service.errors import DatasetError
+from cache_service.shared_arrays import share
 
 if TYPE_CHECKING:  # that module imports this one
     from cache_service.datasets.dataset import Source
@@ -32,11 +34,10 @@ class SubsetSource:
     def __init__(self, source: Source, samples_M: NDArray[np.int64]) -> None:
         self._source = source
         self._samples_M = samples_M
-        self.labels = source.labels[samples_M]
+        self.labels = share(source.labels[samples_M])
         self.classes = source.classes
         self.left_out = getattr(source, "left_out", "")
-        names = source.paths.split(b"\0") if source.paths else []
-        self.paths = b"\0".join(names[sample] for sample in samples_M) if names else b""
+        self.paths = source.paths.select(samples_M.tolist())
 
     def read(self, sample: int) -> PIL.Image.Image:
         """Read from the original source."""
@@ -62,12 +63,11 @@ def hold_out(source: Source, share: float, *, split: str, dataset: str) -> Subse
     Raises:
         DatasetError: every class has one sample only.
     """
-    names = source.paths.split(b"\0") if source.paths else None
     is_held_N = np.zeros(len(source.labels), bool)
     for label in np.unique(source.labels):
         members = np.flatnonzero(source.labels == label).tolist()
         count = max(1, round(share * len(members))) if len(members) > 1 else 0
-        ordered = sorted(members, key=lambda sample: _digest(names, sample))
+        ordered = sorted(members, key=lambda sample: _digest(source.paths, sample))
         is_held_N[ordered[: min(count, len(members) - 1)]] = True
     if not is_held_N.any():
         raise DatasetError(
@@ -79,6 +79,5 @@ def hold_out(source: Source, share: float, *, split: str, dataset: str) -> Subse
     return SubsetSource(source, np.flatnonzero(chosen_N).astype(np.int64))
 
 
-def _digest(names: list[bytes] | None, sample: int) -> bytes:
-    name = b"%d" % sample if names is None else names[sample]
-    return hashlib.sha256(name).digest()
+def _digest(paths: PathList, sample: int) -> bytes:
+    return hashlib.sha256(paths[sample] if paths else b"%d" % sample).digest()

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from cache_service.datasets.folder import DistinctFolders
 from cache_service.datasets.hugging_face import HfItems
 from cache_service.datasets.image_file import open_image
+from cache_service.datasets.path_list import PathList
 from cache_service.datasets.pixels import DECODE_ERRORS, PixelRange, to_rgb
 from cache_service.errors import DatasetError
 from cache_service.plugins import errors_in_one_line
+from cache_service.shared_arrays import share
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 """Attributes with labels in the datasets of torchvision."""
@@ -57,7 +59,7 @@ class MapSource:
         with errors_in_one_line("the dataset cannot be listed", DatasetError):
             self._items: Any = _items_of(items, pixel_range)
             _refuse_repeated_folders(self._items)
-            self.labels = _find_labels(self._items)
+            self.labels = share(_find_labels(self._items))
             self.classes = _find_classes(self._items)
             self.paths = _find_paths(self._items)
 
@@ -308,16 +310,16 @@ def _refuse_repeated_folders(items: Any) -> None:
             folders.add(above / folder)
 
 
-def _find_paths(items: Any) -> bytes:
+def _find_paths(items: Any) -> PathList:
     """Return the paths that an image folder lists, relative to its root."""
     samples = _listed_samples(items)
     if not samples or not isinstance(samples[0][0], str | os.PathLike):
-        return b""
+        return PathList()
     root = getattr(items, "root", None)
-    paths = [os.fspath(path) for path, _ in samples]
+    paths = (os.fspath(path) for path, _ in samples)
     if root is not None:
-        paths = [os.path.relpath(path, root) for path in paths]
-    return b"\0".join(os.fsencode(path.replace(os.sep, "/")) for path in paths)
+        paths = (os.path.relpath(path, root) for path in paths)
+    return PathList(path.replace(os.sep, "/") for path in paths)
 
 
 def _is_subset(items: Any) -> bool:

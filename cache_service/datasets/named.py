@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cache_service.datasets.dataset_config import DatasetConfig
 from cache_service.datasets.hugging_face import open_hfds
 from cache_service.datasets.mapped import MapSource
+from cache_service.datasets.path_list import PathList
 from cache_service.datasets.pixels import to_rgb
 from cache_service.errors import DatasetError
 from cache_service.human_format import describe_error
@@ -135,7 +136,7 @@ def _call_factory(config: DatasetConfig) -> Any:
 class DigitsSource:
     """The digits of one split, in the order of scikit-learn."""
 
-    paths = b""
+    paths = PathList()
     classes = tuple(str(digit) for digit in range(10))
 
     def __init__(self, pixels_NHW: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:

@@ -20,7 +20,7 @@ def canonical_json(document: object) -> bytes:
     return text.encode()
 
 
-def sha256_hex(content: bytes) -> str:
+def sha256_hex(content: Buffer) -> str:
     """sha256 as 64 lower-case hexadecimal digits: used where bytes must not be forged."""
     return hashlib.sha256(content).hexdigest()
 

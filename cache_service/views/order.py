@@ -9,18 +9,21 @@ sample, whose remaining views are in the next seed.
 
 Decoding an image once for its k views requires that their positions are close; see decision 026.
 
-Everything is a pure function of (number of samples, repeats, seed, pass).
+Everything is a pure function of (number of samples, repeats, seed, pass). The orders of large
+datasets are computed by one process of a computer and mapped by the others.
 Shape letters: B positions, I images, K places, N samples or positions, R repeats, U units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_service.shared_arrays import computed_once
 from cache_service.views.draws import Seeds
 
 ORDER_KEY = int.from_bytes(b"kd-order", "big")
@@ -37,6 +40,9 @@ PASS_KEY = int.from_bytes(b"kd-again", "big")
 
 BLOCK_ROWS = 1024
 """Positions that a later pass reads before it goes on elsewhere: a few chunks at most."""
+
+SHARED_SAMPLES = 1 << 18
+"""Samples from which orders, of 1 MiB and more, are shared between processes."""
 
 
 class Visits(NamedTuple):
@@ -79,8 +85,26 @@ def positions_of(order_N: NDArray[np.int32]) -> NDArray[np.int32]:
     return positions_N
 
 
+def _once(
+    num_samples: int, name: str, make: Callable[[], Sequence[NDArray[Any]]]
+) -> Sequence[NDArray[Any]]:
+    """Arrays of a pure function, read-only; those of many samples are shared between processes."""
+    if num_samples >= SHARED_SAMPLES:
+        return computed_once(f"{name}-of-{num_samples}", make)
+    arrays = make()
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
 @lru_cache(maxsize=4)
 def visits(num_samples: int, seed: int, repeats: int) -> Visits:
+    """What a seed with at least two repeats visits."""
+    name = f"visits-{seed}-{repeats}"
+    return Visits(*_once(num_samples, name, lambda: _visits(num_samples, seed, repeats)))
+
+
+def _visits(num_samples: int, seed: int, repeats: int) -> Visits:
     """The samples and draws of a seed with at least two repeats.
 
     Two images are a unit: the positions 2j and 2j + 1, partners in mixing, are views of them. A
@@ -107,8 +131,6 @@ def visits(num_samples: int, seed: int, repeats: int) -> Visits:
     first_RU[repeats_K, units_K] = np.arange(0, 2 * len(units_K), 2)
     samples_N = _fixed_order(num_samples)[entries_N // repeats]
     draw_seeds_N = np.uint64(seed_of_cycle) + (entries_N % repeats).astype(np.uint64)
-    for array in (samples_N, draw_seeds_N, first_RU):
-        array.flags.writeable = False
     return Visits(samples_N, draw_seeds_N, first_RU)
 
 
@@ -122,6 +144,11 @@ def pass_order(num_samples: int, seed: int, repeats: int, turn: int) -> NDArray[
     """
     if turn == 0:
         return np.arange(num_samples)
+    name = f"pass-{turn}-{seed}-{repeats}"
+    return _once(num_samples, name, lambda: [_pass_order(num_samples, seed, repeats, turn)])[0]
+
+
+def _pass_order(num_samples: int, seed: int, repeats: int, turn: int) -> NDArray[np.int64]:
     if repeats == 1:
         first_RU = np.arange(0, num_samples - 1, 2)[None]
     else:
@@ -141,32 +168,28 @@ def pass_order(num_samples: int, seed: int, repeats: int, turn: int) -> NDArray[
     else:
         places_K, repeats_K = _in_windows(words, num_units, repeats)
         first_K = first_RU[repeats_K, units_U[places_K]]
-    order_N = np.concatenate(
+    return np.concatenate(
         [
             np.stack([first_K, first_K + 1], axis=1).reshape(-1),
             np.arange(2 * first_RU.size, num_samples),
         ]
     )
-    order_N.flags.writeable = False
-    return order_N
 
 
 @lru_cache(maxsize=4)
 def _plain_order(num_samples: int, seed: int) -> NDArray[np.int32]:
-    return _shuffled(num_samples, ORDER_KEY, seed)
+    return _once(num_samples, f"order-{seed}", lambda: [_shuffled(num_samples, ORDER_KEY, seed)])[0]
 
 
 @lru_cache(maxsize=1)
 def _fixed_order(num_samples: int) -> NDArray[np.int32]:
     """All samples in the order that is divided into parts. It is the same for every seed."""
-    return _shuffled(num_samples, PARTS_KEY, 0)
+    return _once(num_samples, "fixed", lambda: [_shuffled(num_samples, PARTS_KEY, 0)])[0]
 
 
 def _shuffled(num_samples: int, key: int, seed: int) -> NDArray[np.int32]:
     words_N = np.random.Philox(key=np.array([key, seed], dtype=np.uint64)).random_raw(num_samples)
-    order_N = np.argsort(words_N, kind="stable").astype(np.int32)
-    order_N.flags.writeable = False
-    return order_N
+    return np.argsort(words_N, kind="stable").astype(np.int32)
 
 
 def _in_windows(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_service.views import order as orders
 from cache_service.views.order import (
     BLOCK_ROWS,
     ORDER_KEY,
@@ -49,9 +50,34 @@ def test_neighbors_are_paired_with_no_regard_to_their_numbers(assert_uniform):
     assert_uniform(gaps * 20 // 20_000, 20)
 
 
-def test_an_order_cannot_be_changed_by_who_holds_it():
+def forget():
+    for function in (orders._plain_order, orders._fixed_order, visits, pass_order):
+        function.cache_clear()
+
+
+def test_orders_that_processes_share_are_those_of_one_process(monkeypatch):
+    def arrays():
+        forget()
+        found = [epoch_order(1000, 3), *visits(1000, 3, 3), pass_order(1000, 3, 1, 2)]
+        return [*found, pass_order(1000, 3, 3, 2), orders._fixed_order(1000)]
+
+    alone = arrays()
+    monkeypatch.setattr(orders, "SHARED_SAMPLES", 1000)
+    for mine, shared in zip(alone, arrays(), strict=True):
+        np.testing.assert_array_equal(shared, mine, strict=True)
+        assert isinstance(shared.base, np.memmap)
+    for mine, again in zip(alone, arrays(), strict=True):
+        np.testing.assert_array_equal(again, mine, strict=True)
+    forget()
+
+
+@pytest.mark.parametrize("shared_from", [1, 1000])
+def test_an_order_cannot_be_changed_by_who_holds_it(monkeypatch, shared_from):
+    forget()
+    monkeypatch.setattr(orders, "SHARED_SAMPLES", shared_from)
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(10, 0)[0] = 1
+    forget()
 
 
 REPEATS = st.integers(2, 64)
