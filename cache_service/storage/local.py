@@ -28,6 +28,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SCRATCH = ".scratch"
 """Folder of temporary files and reservations. Empty, and removed, when nobody writes."""
 
+MAX_FOLDERS = 512
+"""Folders known to be durable: those of 80 shards. Forgetting one costs an fsync."""
+
 _LOCKS: set[int] = set()
 """Handles of this process's reservations. A lock lives as long as any copy of its handle, so a
 forked loader worker that outlives its builder would keep it: at birth it closes its copies."""
@@ -221,6 +224,8 @@ class LocalStorage:
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
             _fsync_folder(folder.parent)
+        if len(self._durable_folders) >= MAX_FOLDERS:
+            self._durable_folders.clear()  # a builder does not come back to a finished shard
         self._durable_folders.add(folder)
 
 

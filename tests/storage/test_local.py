@@ -12,6 +12,7 @@ from support import holders
 from support.disks import small_disk
 
 from cache_service.errors import OutOfSpaceError, StorageError
+from cache_service.storage import local
 from cache_service.storage.local import SCRATCH, LocalStorage
 
 WAIT_S = 30
@@ -144,6 +145,14 @@ def test_an_interrupted_write_leaves_no_temporary_file(storage, root, monkeypatc
 
 
 # --- full disks ------------------------------------------------------------------------------
+
+
+def test_a_writer_forgets_the_folders_of_finished_shards(storage, monkeypatch):
+    monkeypatch.setattr(local, "MAX_FOLDERS", 8)
+    for shard in range(20):
+        storage.put(f"logits/c/0/{shard}/0", b"row")
+    assert len(storage._durable_folders) <= 8
+    assert len(storage.list("")) == 20
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
