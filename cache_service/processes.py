@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import cache_service
+from cache_service.errors import ConfigError
 
 Message = dict[str, Any]
 
@@ -45,6 +46,24 @@ READ_S = 2.0
 
 INTERRUPTED = 130
 """Exit status of a child that was asked to stop, and did."""
+
+
+def launched_rank() -> tuple[int, int]:
+    """The rank of this process and their number, as torchrun tells its processes; else 0 of 1.
+
+    Raises:
+        ConfigError: the variables contradict each other.
+    """
+    world, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "")
+    if world == "1":
+        return 0, 1
+    if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
+        raise ConfigError(
+            f"WORLD_SIZE={world} and RANK={rank} are set: each of several processes has a RANK "
+            "from 0 to WORLD_SIZE - 1.",
+            hint="torchrun sets both; unset WORLD_SIZE to train by one process.",
+        )
+    return int(rank), int(world)
 
 
 def module_command(module: str) -> tuple[str, ...]:

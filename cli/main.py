@@ -7,6 +7,7 @@ printed as one line, without a traceback, and has its own exit code.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from cache_service.errors import ConfigError, KdCacheError
+from cache_service.errors import ConfigError, KdCacheError, UnsupportedError
 from cli import (
     build_commands,
     cache_commands,
@@ -41,6 +42,9 @@ EXTRAS = {
     "jinja2": "serve",
 }
 """The extra that installs each optional module. The core can read and verify caches."""
+
+ONE_PROCESS = ("demo", "distill", "experiment", "cycle", "reproduce", "bench")
+"""Commands that train several times, in one process each; torchrun would run them several times."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,12 +76,20 @@ def _print_version(is_requested: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
     ] = False,
 ) -> None:
     """Record a teacher once per augmentation seed; train students from the recording."""
+    name, world = context.invoked_subcommand, os.environ.get("WORLD_SIZE", "1")
+    if name in ONE_PROCESS and world != "1":
+        raise UnsupportedError(
+            f"kd-cache {name} was started by torchrun (WORLD_SIZE={world}), which would run it "
+            f"{world} times; only train divides its work.",
+            hint="Start it without torchrun.",
+        )
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -91,7 +103,7 @@ def run() -> None:
     try:
         app(standalone_mode=True)
     except KdCacheError as refusal:
-        typer.echo(f"error[{refusal.code}]: {refusal}", err=True)
+        typer.echo(f"{_rank()}error[{refusal.code}]: {refusal}", err=True)
         sys.exit(refusal.exit_code)
     except ModuleNotFoundError as missing:
         extra = EXTRAS.get((missing.name or "").partition(".")[0])
@@ -105,8 +117,14 @@ def run() -> None:
         sys.exit(ConfigError.exit_code)
     except SystemExit as end:  # typer exits with this status after Ctrl-C, without a message
         if end.code == INTERRUPTED:
-            typer.echo("interrupted; the same command resumes", err=True)
+            typer.echo(f"{_rank()}interrupted; the same command resumes", err=True)
         raise
+
+
+def _rank() -> str:
+    """Whose message it is, where torchrun started several processes."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return "" if alone else f"rank {os.environ.get('RANK', '?')}: "
 
 
 if __name__ == "__main__":  # `python -m cli.main`, where the package is not installed

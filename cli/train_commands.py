@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -21,13 +21,20 @@ def register(app: typer.Typer) -> None:
 
 
 def train(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Train students from recorded teachers. Resumes from checkpoints in the file's `out`."""
+    """Train students from recorded teachers. Resumes from checkpoints in the file's `out`.
+
+    Under torchrun, all processes train the same students together, and the first one prints.
+    """
+    from cache_service.processes import launched_rank
     from distill.multi_student import load_students
     from distill.trainer import train_students
 
     configs = load_students(file, settings or [])
-    with show_progress() as listener:
+    rank, _ = launched_rank()
+    with show_progress() if rank == 0 else nullcontext() as listener:
         results = train_students(configs, on_event=listener)
+    if rank > 0:
+        return
     documents = {name: _outcome(configs[name], result.history) for name, result in results.items()}
     lines = [
         f"{each['out']}: {each['steps']} steps of {each['method']}" for each in documents.values()

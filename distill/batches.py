@@ -1,8 +1,8 @@
 """Assigns positions of recorded epochs to batches.
 
 The assignment is a pure function of the plan, the step and the rank. A run is one sequence of
-global batches over recorded epochs. Rank r of w takes the r-th equal slice of each batch. The step
-number alone is therefore enough to resume a run.
+global batches over recorded epochs, of which each rank reads a slice. The step number alone is
+therefore enough to resume a run, also on another number of processes.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ class Batch(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """The batches of a run.
+    """The batches of a run. They do not depend on `rank` and `world`; only their slices do.
 
     Attributes:
         num_samples: positions per recorded epoch.
-        batch_size: views per rank and step.
+        batch_size: views per step, of all ranks together.
         seeds: recorded epochs. They are used in order, and repeated if the run has more epochs.
         epochs: number of epochs to train.
         rank: index of the slice that this process reads.
         world: number of slices.
-        min_views: smallest number of views per rank in the last step of an epoch. If fewer are
-            left, they are skipped. It is 2 for training, because batch norm cannot compute a
-            variance from one view.
+        min_views: smallest number of views in the last step of an epoch. If fewer are left, they
+            are skipped. It is 2 for training, because batch norm cannot compute a variance from one
+            view.
     """
 
     num_samples: int
@@ -99,24 +99,32 @@ class BatchPlan(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps per epoch, the same on every rank. The last step may be shorter."""
-        # A remainder of at least `min_views` for every rank makes one more, shorter step.
-        whole, rest = divmod(self.num_samples, self.batch_size * self.world)
-        return max(whole + (rest >= self.world * self.min_views), 1)
+        """Steps per epoch. The last step may be shorter."""
+        whole, rest = divmod(self.num_samples, self.batch_size)
+        return max(whole + (rest >= self.min_views), 1)
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
-    def cursor(self, step: int) -> Cursor:
-        """This rank's positions at a step.
+    def bounds(self, step: int) -> tuple[int, ...]:
+        """Where the slices of a batch begin, and where the last one ends: world + 1 positions.
 
-        All ranks read the same number of views. Views at the end of an epoch that cannot be divided
-        equally among the ranks are skipped.
+        Inner bounds are even, so that positions 2k and 2k + 1, which may be mixed with each other,
+        are read by one rank. A batch with fewer than two views for each rank is not divided: its
+        only slice, which every rank reads, is the whole.
         """
-        epoch, index = divmod(step, self.steps_per_epoch)
-        first = index * self.batch_size * self.world
-        size = min(self.batch_size, (self.num_samples - first) // self.world)
-        start = first + self.rank * size
-        return Cursor(step, epoch, self.seeds[epoch % len(self.seeds)], start, start + size)
+        first = step % self.steps_per_epoch * self.batch_size
+        size = min(self.batch_size, self.num_samples - first)
+        if size < 2 * self.world:
+            return first, first + size
+        inner = [(first + size * rank // self.world) // 2 * 2 for rank in range(1, self.world)]
+        return first, *inner, first + size
+
+    def cursor(self, step: int) -> Cursor:
+        """This rank's positions at a step."""
+        epoch, bounds = step // self.steps_per_epoch, self.bounds(step)
+        place = self.rank if len(bounds) > self.world else 0
+        seed = self.seeds[epoch % len(self.seeds)]
+        return Cursor(step, epoch, seed, bounds[place], bounds[place + 1])

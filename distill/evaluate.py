@@ -22,6 +22,7 @@ from distill.checkpoint import EXPECTED_FILES, Payload, load_checkpoint
 from distill.config import CacheConfig, EvaluateConfig, TrainConfig
 from distill.export import load_exported
 from distill.losses import majority_labels
+from distill.ranks import ALONE, Ranks
 from distill.replay import Replay
 from distill.scores import Evaluation, Tally
 from distill.stream import ReplayedStream, StreamFacts, open_stream, train_loader
@@ -66,8 +67,12 @@ def evaluate_students(
     *,
     device: torch.device | str = "cpu",
     teach: Callable[[Batch], Tensor] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Evaluation]:
-    """Evaluate several students on the same views, which are rendered once. See `evaluate`."""
+    """Evaluate several students on the same views, which are rendered once. See `evaluate`.
+
+    With `ranks`, each of them has some of the batches, and all get the scores over all batches.
+    """
     tallies = [Tally(torch.device(device)) for _ in students]
     was_training = [student.model.training for student in students]
     for student in students:
@@ -85,11 +90,15 @@ def evaluate_students(
     finally:
         for student, before in zip(students, was_training, strict=True):
             student.model.train(before)
+    for tally in tallies:
+        tally.add_up(ranks.total)
     return [tally.evaluation() for tally in tallies]
 
 
 class HeldOut:
     """The batches of an evaluation set. Each iteration yields the same batches.
+
+    Of several ranks each has a part of every `batch_size` views, so their batches are smaller.
 
     Attributes:
         left_out: description of files beside the samples that were not taken; may be empty.
@@ -109,6 +118,8 @@ class HeldOut:
         batch_size: int,
         workers: int,
         classes: Sequence[str] = (),
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         images = open_dataset(config.dataset, class_names=classes)
         if images.id.num_classes != num_classes:
@@ -120,7 +131,9 @@ class HeldOut:
         augment = config.augment or AugmentConfig(preset="none", size=view_size)
         self.images = images
         self._replay = Replay(images, [], recipe=augment.recipe())
-        self._plan = BatchPlan(len(images), config.batch_size or batch_size, (0,), 1)
+        per_rank = -(-(config.batch_size or batch_size) // world)
+        self._plan = BatchPlan(len(images), per_rank, (0,), 1)
+        self._steps = range(rank, self._plan.num_steps, world)
         self._workers = workers
         self._is_small = len(images) * augment.size**2 * 3 <= MAX_KEPT_BYTES
         self._kept: list[Batch] = []
@@ -130,7 +143,9 @@ class HeldOut:
             yield from self._kept
             return
         seen = []
-        for batch in train_loader(self._replay, self._plan, workers=self._workers):
+        for batch in train_loader(
+            self._replay, self._plan, steps=self._steps, workers=self._workers
+        ):
             if self._is_small:
                 seen.append(batch)
             yield batch

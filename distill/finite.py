@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cache_service.errors import NonFiniteError
 from distill.batches import Cursor
+from distill.ranks import ALONE, Ranks
 from distill.reporting import Named
 
 MAX_PENDING = 64
@@ -17,6 +18,11 @@ MAX_PENDING = 64
 
 MAX_SAMPLES_NAMED = 16
 """Number of samples that an error message lists."""
+
+
+ADVICE = "Lower optimizer.lr or set clip_grad_norm."
+
+_NEVER = 2**62
 
 
 class _Entry(NamedTuple):
@@ -32,11 +38,12 @@ class NonFiniteCheck:
     On a CPU each loss is checked before it is used. On a GPU losses are collected and checked
     together, at the latest before anything is reported or saved. At that time the model in memory
     may have non-finite weights, but no file has them. The message still names the first step with
-    a non-finite loss.
+    a non-finite loss. Several processes do so on a CPU, too, and check together: all of them stop.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._collects = device.type != "cpu"
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._collects = device.type != "cpu" or ranks.world > 1
+        self._ranks = ranks
         self._pending: list[_Entry] = []
 
     def add(self, cursor: Cursor, samples_B: Tensor, values: Named, *, student: str = "") -> None:
@@ -67,11 +74,22 @@ class NonFiniteCheck:
             return
         # One concatenated vector, so that the CPU waits for the GPU only once.
         row = iter(torch.cat([entry.values.values_V for entry in pending]).tolist())
+        found = None
         for entry in pending:
             # `names` must come first: zip then stops before it takes a value of the next entry.
             values = dict(zip(entry.values.names, row, strict=False))
-            if not all(map(math.isfinite, values.values())):
-                raise _refusal(entry, values)
+            if found is None and not all(map(math.isfinite, values.values())):
+                found = entry, values
+        step = _NEVER if found is None else found[0].cursor.step
+        first = self._ranks.least(step)
+        if first == _NEVER:
+            return
+        if found is not None and step == first:
+            raise _refusal(*found)
+        raise NonFiniteError(
+            f"the loss of step {first} is not finite on another process, which names the samples.",
+            hint=ADVICE,
+        )
 
 
 def refuse_non_finite_weights(model: nn.Module, step: int, *, student: str = "") -> None:
@@ -112,5 +130,5 @@ def _refusal(entry: _Entry, values: dict[str, float]) -> NonFiniteError:
         f"the loss of {owner}step {cursor.step} is not finite ({terms}); epoch {cursor.epoch}, "
         f"seed {cursor.seed}, positions [{cursor.start}, {cursor.stop}), samples {named}{more}. "
         "The last checkpoint is from before.",
-        hint="Lower optimizer.lr or set clip_grad_norm.",
+        hint=ADVICE,
     )

@@ -5,6 +5,7 @@ Shape letters: B batch, C classes, N bins.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,8 +44,8 @@ class Tally:
     def __init__(self, device: torch.device) -> None:
         self._num_samples = 0
         self._has_teacher = False
-        zeros = torch.zeros(4, dtype=torch.float64, device=device)
-        self._top1, self._top5, self._nll, self._agreed = zeros.unbind()
+        self._sums_4 = torch.zeros(4, dtype=torch.float64, device=device)
+        self._top1, self._top5, self._nll, self._agreed = self._sums_4.unbind()
         self._bins_3N = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
 
     def add(self, logits_BC: Tensor, labels_B: Tensor) -> None:
@@ -66,6 +67,16 @@ class Tally:
         """Compare the predicted classes with those of a teacher on the same batch."""
         self._has_teacher = True
         self._agreed += (logits_BC.argmax(dim=-1) == teacher_BC.argmax(dim=-1)).sum()
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what others counted: `total` gives the sum of a float64 vector over all of them."""
+        count = self._sums_4.new_tensor([self._num_samples])
+        parts = (self._sums_4, self._bins_3N.flatten(), count)
+        summed = torch.split(total(torch.cat(parts)), [len(part) for part in parts])
+        sums_4, bins, count = summed
+        self._sums_4.copy_(sums_4)
+        self._bins_3N.copy_(bins.view_as(self._bins_3N))
+        self._num_samples = int(count)
 
     def evaluation(self) -> Evaluation:
         """Return the scores over all batches.

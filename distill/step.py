@@ -21,6 +21,7 @@ from distill.batches import Batch
 from distill.finite import NonFiniteCheck
 from distill.methods import OtherViews, PeerLogits, Step, ViewLabels, method_of, requirements_of
 from distill.methods.requirements import Pairing
+from distill.ranks import ALONE, Ranks
 from distill.reporting import Named, name_values
 from distill.stream import Stream
 from distill.students import StudentState
@@ -33,11 +34,13 @@ class TrainContext(NamedTuple):
         stream: batches and the teachers' logits.
         device: device of the students.
         non_finite: checks every loss.
+        ranks: the processes that train these students.
     """
 
     stream: Stream
     device: torch.device
     non_finite: NonFiniteCheck
+    ranks: Ranks = ALONE
 
 
 class BatchTargets:
@@ -46,11 +49,13 @@ class BatchTargets:
     Attributes:
         batch: the batch on the device.
         samples_B: its samples on the device of the loader, usually the CPU, for messages.
+        division: how the batch is divided among the ranks.
     """
 
     def __init__(self, context: TrainContext, batch: Batch) -> None:
         self.batch = batch.to(str(context.device))
         self.samples_B = batch.samples_B
+        self.division = context.ranks.division(context.stream.facts.plan, batch.cursor.step)
         self._context = context
         self._decoded: dict[tuple[int, int, float], Tensor] = {}
 
@@ -79,36 +84,37 @@ def train_step(
 ) -> list[Named]:
     """Update each student once from the batches of one accumulation group.
 
-    The gradient is that of the mean loss over all views of the group. The result of a student does
-    not depend on the other students, unless its method requires peers.
+    The gradient is that of the mean loss over all views of the group, on all ranks. The result of a
+    student does not depend on the other students, unless its method requires peers.
 
     Returns:
         For each student, the means over the group of its losses and of the metrics of its method.
         They stay on the device, so this function does not wait for a GPU.
 
     Raises:
-        NonFiniteError: a loss is NaN or infinite. On a CPU it is raised before the update.
+        NonFiniteError: a loss is NaN or infinite. One process on a CPU raises it before the update.
     """
-    num_views = sum(len(batch.labels_B) for batch in group)
+    num_views = context.ranks.count_views(context.stream.facts.plan, group)
     means: list[list[Named]] = [[] for _ in students]
     for student in students:
         student.optimizer.zero_grad(set_to_none=True)
     for batch in group:
         targets = BatchTargets(context, batch)
         # The last batch of an epoch may be shorter, so batches are weighted by their views.
-        weight = len(batch.labels_B) / num_views
+        weight = len(batch.labels_B) / targets.division.copies / num_views
         peer_logits = _forward_peers(context, students, targets)
         for index, student in enumerate(students):
             loss, values = _loss(context, student, targets, _peers_of(index, peer_logits))
             context.non_finite.add(batch.cursor, batch.samples_B, values, student=student.name)
             torch.autograd.backward(student.scaler.scale(loss * weight))
             means[index].append(Named(values.names, values.values_V * weight))
-    for student in students:
+    totals = []
+    for student, parts in zip(students, means, strict=True):
+        values_V = torch.stack([part.values_V for part in parts]).sum(dim=0)
+        values_V = context.ranks.add_up(student.model.parameters(), values_V)
+        totals.append(Named(parts[0].names, values_V))
         _update_weights(student)
-    return [
-        Named(parts[0].names, torch.stack([part.values_V for part in parts]).sum(dim=0))
-        for parts in means
-    ]
+    return totals
 
 
 def _loss(
@@ -130,13 +136,22 @@ def _loss(
         other_views=partial(_other_views, context, student, targets),
         history=student.predictions,
         peers=peers,
+        gather=targets.division.gather,
     )
-    seed_step(student.config.seed, batch.cursor.step, context.device)
-    with student.autocast(context.device):
+    with _forward(context, student, targets):
         terms = method_of(student.settings).terms(student.settings, step)
     loss = torch.stack(list(terms.values())).sum()
     named_terms = {f"loss_{name}": term for name, term in terms.items()}
     return loss, name_values({"loss": loss, **named_terms, **step.metrics})
+
+
+@contextmanager
+def _forward(context: TrainContext, student: StudentState, targets: BatchTargets) -> Iterator[None]:
+    """Context of a student's forward passes: random numbers, number type, batch statistics."""
+    step, division = targets.batch.cursor.step, targets.division
+    seed_step(student.config.seed, step, context.device, rank=division.rank)
+    with student.autocast(context.device), division.statistics():
+        yield
 
 
 def _input(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
@@ -169,8 +184,7 @@ def _forward_peers(
     for index, student in enumerate(students):
         if requirements_of(student.settings).peers:
             cursor = targets.batch.cursor
-            seed_step(student.config.seed, cursor.step, context.device)
-            with student.autocast(context.device):
+            with _forward(context, student, targets):
                 logits[index] = student.model(_input(context, student, targets.batch))
             # Checked here, because otherwise the message would name a peer that uses these logits.
             values = name_values({"logits": logits[index].mean()})
@@ -197,14 +211,16 @@ def _update_weights(student: StudentState) -> None:
         student.average.update(student.model)
 
 
-def seed_step(seed: int, step: int, device: torch.device) -> None:
+def seed_step(seed: int, step: int, device: torch.device, *, rank: int = 0) -> None:
     """Seed torch's generators on the CPU and on `device` for one step of a student.
 
+    Ranks draw different numbers, because equal ones would drop the same units for different views.
     A resumed run then draws the same random numbers as an uninterrupted run, regardless of draws by
     loaders and evaluations. No state of generators has to be saved.
     """
     # A 32-bit digest, because torch's CPU generator uses only the low 32 bits of a seed.
-    digest = blake2b(f"{seed},{step}".encode(), digest_size=4).digest()
+    drawn_by = f",{rank}" if rank else ""
+    digest = blake2b(f"{seed},{step}{drawn_by}".encode(), digest_size=4).digest()
     mixed = int.from_bytes(digest, "little")
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":

@@ -120,11 +120,14 @@ def train_loader(
     *,
     requirements: Requirements | None = None,
     first_step: int = 0,
+    steps: Sequence[int] | None = None,
     workers: int = 0,
     pin_memory: bool = False,
     context: str = "forkserver",
 ) -> Iterator[Batch]:
     """Iterate over the plan's batches from `first_step` on, in order for any number of workers.
+
+    `steps` names others than all of those.
 
     The `requirements` of methods may add other views to each batch, or select the samples of an
     epoch.
@@ -134,7 +137,7 @@ def train_loader(
     """
     return load_ahead(
         PlannedBatches(replay.batch, plan, _select(replay, requirements, plan.seeds)),
-        range(first_step, plan.num_steps),
+        range(first_step, plan.num_steps) if steps is None else steps,
         workers=workers,
         pin_memory=pin_memory,
         context=context,
@@ -239,6 +242,8 @@ def open_stream(
     device: torch.device,
     seeds: Sequence[int] | None = None,
     methods: Sequence[MethodSettings] = (),
+    rank: int = 0,
+    world: int = 1,
 ) -> ReplayedStream:
     """Open the dataset and the caches of a train file and check that they match.
 
@@ -248,6 +253,8 @@ def open_stream(
         seeds: seeds of a resumed run. They are used if the file names none, because the caches may
             contain more seeds than at the start of the run.
         methods: settings of the methods of all students. A method may require other views.
+        rank: index of this process, which reads its slice of each batch.
+        world: number of processes.
 
     Raises:
         DatasetError, NotACacheError, RowsNotBuiltError, SpecMismatchError: see the message.
@@ -276,7 +283,8 @@ def open_stream(
         chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
     selection = _select(replay, requirements, chosen)
     # `min_views` is 2 because batch norm cannot compute a variance from one view.
-    plan = BatchPlan(selection.num_samples, config.batch_size, chosen, config.epochs, min_views=2)
+    sizes = selection.num_samples, config.batch_size
+    plan = BatchPlan(*sizes, chosen, config.epochs, rank, world, min_views=2)
     stream = ReplayedStream(
         facts=_facts(replay, plan, selection),
         replay=replay,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,8 @@ from distill.finite import NonFiniteCheck, refuse_non_finite_weights
 from distill.methods import requirements_of
 from distill.multi_student import refuse_apart_peers, refuse_unlike
 from distill.optim import learning_rate, set_learning_rate
+from distill.rank_checks import refuse_on_ranks, refuse_other_stream
+from distill.ranks import Ranks, StoppedTogether, join_ranks, own_device
 from distill.reporting import Event, EventKind, Listener, Value, metrics_files, trackers_of
 from distill.scores import Evaluation
 from distill.step import TrainContext, private_random, train_step
@@ -84,15 +88,20 @@ def train_students(
     exactly as in an uninterrupted run. After the first Ctrl-C or SIGTERM the current step is
     finished and a checkpoint is saved.
 
+    A process that torchrun started (WORLD_SIZE above 1) trains the same students together with the
+    others, by its slice of each batch, and writes files on rank 0 only: see `distill.ranks`.
+
     Args:
         configs: settings by the names of the students. They share one stream, so they may differ
             only in `out` and in the keys of `distill.multi_student.OWN`.
-        stream: batches to use instead of the dataset and the caches in `configs`.
+        stream: batches to use instead of the dataset and the caches in `configs`. Of several ranks
+            each has a plan with its `rank` and `world`.
         teachers: teachers that run during training instead of recorded logits.
-        on_event: called with every event of the run.
+        on_event: called with every event of the run, on rank 0.
 
     Raises:
         KeyboardInterrupt: a signal stopped the run. The checkpoints contain all steps so far.
+        WorkersError: another of several processes ended.
         NonFiniteError: a loss is NaN or infinite. All students stop; the last checkpoints were
             written before that step.
         ConfigError, SpecMismatchError: a checkpoint in `out` belongs to another run, or another
@@ -100,10 +109,17 @@ def train_students(
         KdCacheError: dataset, caches, model and method do not fit each other; see the message.
     """
     shared = refuse_unlike(configs)
-    with ExitStack() as stack:
-        for config in configs.values():
-            stack.enter_context(_only_run_in(config.out))
-        return _train_students(configs, shared, stream, teachers, on_event)
+    device = choose_device(own_device(shared.device))
+    wait_s = max((cache.wait_s for cache in shared.caches), default=0.0)
+    with join_ranks(device, wait_s=wait_s) as ranks, ExitStack() as stack:
+
+        def reserve() -> None:
+            for config in configs.values():
+                stack.enter_context(_only_run_in(config.out))
+
+        ranks.on_first(reserve)
+        context, saved = _open_context(configs, device, ranks, stream, teachers)
+        return _train_students(configs, context, saved, on_event)
 
 
 @contextmanager
@@ -129,45 +145,73 @@ def _only_run_in(out: str) -> Iterator[None]:
                 Path(out).rmdir()
 
 
-def _train_students(
+def _open_context(
     configs: Mapping[str, TrainConfig],
-    shared: TrainConfig,
+    device: torch.device,
+    ranks: Ranks,
     stream: Stream | None,
     teachers: Sequence[LiveTeacher],
-    on_event: Listener | None,
-) -> dict[str, TrainResult]:
-    device = choose_device(shared.device)
-    saved = load_checkpoints({name: config.out for name, config in configs.items()})
+) -> tuple[TrainContext, dict[str, Payload]]:
+    """Open what the students share, and their checkpoints, and see that all of it fits."""
+    shared = next(iter(configs.values()))
+    refuse_on_ranks(configs, ranks)
+    outs = {name: config.out for name, config in configs.items()}
+    saved = ranks.on_first(lambda: load_checkpoints(outs))
     # Compared before the dataset and the caches are opened, which may take long.
     for name, payload in saved.items():
         refuse_other_config(_path(configs[name]), payload, configs[name].model_dump(mode="json"))
     if stream is None:
         seeds = next((payload["identity"]["seeds"] for payload in saved.values()), None)
         methods = [config.method for config in configs.values()]
-        stream = open_stream(shared, device=device, seeds=seeds, methods=methods)
+        divided = {"rank": ranks.rank, "world": ranks.world}
+        stream = open_stream(shared, device=device, seeds=seeds, methods=methods, **divided)
     if teachers:
         stream = LiveStream(stream, teachers)
-    context = TrainContext(stream, device, NonFiniteCheck(device))
+    refuse_other_stream(stream, ranks)
+    return TrainContext(stream, device, NonFiniteCheck(device, ranks), ranks), saved
+
+
+def _train_students(
+    configs: Mapping[str, TrainConfig],
+    context: TrainContext,
+    saved: Mapping[str, Payload],
+    on_event: Listener | None,
+) -> dict[str, TrainResult]:
+    stream, device, ranks = context.stream, context.device, context.ranks
+    shared = next(iter(configs.values()))
     with private_random(device), stop_on_signal() as stop, ExitStack() as stack:
         students = [
             make_student_state(configs[name], stream, device, name=name) for name in configs
         ]
+        students = [_share(student, ranks) for student in students]
         _restore(context, students, saved)
         held_out = _open_held_out(shared, stream)
-        for config in configs.values():
-            _write_config(config)
-        records = {
-            student.name: stack.enter_context(
-                metrics_files(
-                    student.config.out,
-                    step=student.history.step,
-                    trackers=trackers_of(student.config, step=student.history.step),
-                )
-            )
-            for student in students
-        }
+        records: dict[str, Listener] = {}
+        ranks.on_first(partial(_open_files, students, records, stack))
         Trainer(context, shared, students, held_out, records, on_event).train_epochs(stop)
-    return {student.name: _finish(student, stream) for student in students}
+    return {student.name: _finish(student, context) for student in students}
+
+
+def _open_files(
+    students: Sequence[StudentState], records: dict[str, Listener], stack: ExitStack
+) -> None:
+    """Write the settings of each student, and open its metrics files until the stack is closed."""
+    for student in students:
+        _write_config(student.config)
+    for student in students:
+        step = student.history.step
+        trackers = trackers_of(student.config, step=step)
+        files = metrics_files(student.config.out, step=step, trackers=trackers)
+        records[student.name] = stack.enter_context(files)
+
+
+def _share(student: StudentState, ranks: Ranks) -> StudentState:
+    """The student as all ranks begin it."""
+    for model in (student.model, student.kept_model):
+        ranks.share_weights(model)
+    if student.predictions is None:
+        return student
+    return replace(student, predictions=ranks.share_history(student.predictions))
 
 
 def _restore(
@@ -187,10 +231,11 @@ def _restore(
     refuse_apart_peers(students)
 
 
-def _finish(student: StudentState, stream: Stream) -> TrainResult:
-    config, facts = student.config, stream.facts
+def _finish(student: StudentState, context: TrainContext) -> TrainResult:
+    config, facts = student.config, context.stream.facts
     trained = Student(student.kept_model.eval(), student.preprocess)
-    export_student(
+    export = partial(
+        export_student,
         config.out,
         trained,
         name=config.student.model,
@@ -198,6 +243,7 @@ def _finish(student: StudentState, stream: Stream) -> TrainResult:
         view_size=facts.view_size,
         classes=facts.classes,
     )
+    context.ranks.on_first(export)
     return TrainResult(trained, student.history)
 
 
@@ -211,6 +257,8 @@ def _open_held_out(config: TrainConfig, stream: Stream) -> HeldOut | None:
         batch_size=config.batch_size,
         workers=config.workers,
         classes=stream.facts.classes,
+        rank=stream.facts.plan.rank,
+        world=stream.facts.plan.world,
     )
 
 
@@ -234,8 +282,9 @@ class Trainer(NamedTuple):
         shared: settings of the first student, used for the keys that all students share.
         students: the students.
         held_out: evaluation set, if any.
-        records: for each student, by name, the writer of its metrics files.
-        on_event: called with the events of all students.
+        records: for each student, by name, the writer of its metrics files; empty on other ranks
+            than the first.
+        on_event: called with the events of all students, where they are recorded.
     """
 
     context: TrainContext
@@ -261,17 +310,18 @@ class Trainer(NamedTuple):
             begin, end = group[0].cursor.step, group[-1].cursor.step + 1
             students = [each for each in self.students if each.history.step == begin]
             self._update(students, group)
-            num_views += _count_views(group)
+            num_views += self.context.ranks.count_views(self._plan, group)
             if end % steps_per_epoch == 0:
                 # Evaluation is excluded from the time of the epoch.
                 seconds = time.perf_counter() - began
                 timing = {"epoch_s": seconds, "views_per_s": num_views / seconds}
                 self._finish_epoch(students, timing)
                 began, num_views = time.perf_counter(), 0
-            if stop.requested or self._checkpoint_is_due(begin, end):
+            stops = self.context.ranks.any(stop.requested)
+            if stops or self._checkpoint_is_due(begin, end):
                 self._save(students)
-            if stop.requested:
-                raise KeyboardInterrupt
+            if stops:
+                raise StoppedTogether
         for student in self.students:
             self._report(student, "end", _named_scores(student.history.last))
 
@@ -295,7 +345,8 @@ class Trainer(NamedTuple):
             )
             set_learning_rate(student.optimizer, lr)
         for student, means in zip(students, train_step(self.context, students, group), strict=True):
-            student.history.totals.add(means, _count_views(group))
+            num_views = self.context.ranks.count_views(self._plan, group)
+            student.history.totals.add(means, num_views)
             student.history.step = group[-1].cursor.step + 1
             if (update + 1) % self.shared.log_every == 0:
                 self.context.non_finite.check()
@@ -331,7 +382,9 @@ class Trainer(NamedTuple):
         # Compiled code would be made again, for batches of another size and for inference.
         compiled = any(student.config.compile for student in students)
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            return evaluate_students(networks, self.held_out, device=self.context.device)
+            return evaluate_students(
+                networks, self.held_out, device=self.context.device, ranks=self.context.ranks
+            )
 
     def _checkpoint_is_due(self, begin: int, end: int) -> bool:
         every = self.shared.checkpoint_every
@@ -356,7 +409,9 @@ class Trainer(NamedTuple):
                 "view_size": facts.view_size,
                 "preprocess": student.preprocess.model_dump(mode="json"),
             }
-        save_checkpoints({student.name: student.config.out for student in students}, payloads)
+        outs = {student.name: student.config.out for student in students}
+        # The others wait until it is written: a rank that ends makes torchrun end all of them.
+        self.context.ranks.on_first(partial(save_checkpoints, outs, payloads))
         for student in students:
             if student.predictions is not None:
                 # Not earlier: if saving fails, the previous checkpoint still needs the older files.
@@ -373,6 +428,8 @@ class Trainer(NamedTuple):
         *,
         epoch: int | None = None,
     ) -> None:
+        if student.name not in self.records:
+            return
         step = student.history.step
         if epoch is None:
             epoch = step // self._plan.steps_per_epoch
@@ -391,6 +448,7 @@ class Trainer(NamedTuple):
             "num_samples": self._plan.num_samples,
             "num_steps": self._plan.num_steps,
             "device": str(self.context.device),
+            **({"processes": self._plan.world} if self._plan.world > 1 else {}),
             "torch": torch.__version__,
             **({"not_taken": left_out} if left_out else {}),
             **{name: text for name, text in student.about.items() if text},
@@ -418,10 +476,6 @@ def identity_of(
         return identity
     peers = [each.name for each in students if requirements_of(each.settings).peers]
     return identity | {"peers": peers}
-
-
-def _count_views(group: Sequence[Batch]) -> int:
-    return sum(len(batch.labels_B) for batch in group)
 
 
 def _named_scores(evaluation: Evaluation | None) -> dict[str, Value]:

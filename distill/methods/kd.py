@@ -96,8 +96,8 @@ def dist(settings: DIST, step: Step) -> dict[str, Tensor]:
     logits_BC = step.student(step.images_B3HW)
     label = label_term(step, logits_BC)
     inter, intra = dist_terms(
-        logits_BC,
-        step.teacher_logits(temperature=settings.temperature)[:, 0],
+        step.gather(logits_BC),
+        step.gather(step.teacher_logits(temperature=settings.temperature)[:, 0]),
         temperature=settings.temperature,
         beta=settings.beta,
         gamma=settings.gamma,

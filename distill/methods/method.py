@@ -115,6 +115,8 @@ class Step(NamedTuple):
         history: for a method that requires the prediction history.
         peers: for a method that requires peers. Such a method does not call `student`, because
             the forward pass has been made already.
+        gather: function from rows of these views, [B, ...], to those of all ranks' views: for a
+            term that is more than a mean over views. Gradients flow through it.
     """
 
     student: nn.Module
@@ -130,6 +132,7 @@ class Step(NamedTuple):
     other_views: Callable[[type[Pairing]], OtherViews]
     history: PredictionHistory | None = None
     peers: PeerLogits | None = None
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
     def warm_up(self, epochs: float) -> float:
         """min(n / epochs, 1) in the n-th epoch, n from 1; 1 where `epochs` is 0.

@@ -147,8 +147,9 @@ def ddgsd(settings: DDGSD, step: Step) -> dict[str, Tensor]:
     )
     report_top1(step, logits_a_BC)
     unweighted = ddgsd_terms(
-        SelfView(logits_a_BC, features[0], targets_BC),
-        SelfView(logits_b_BC, features[1], targets_BC),
+        # The distance of mean features is of all views of a step.
+        SelfView(logits_a_BC, step.gather(features[0]), targets_BC),
+        SelfView(logits_b_BC, step.gather(features[1]), targets_BC),
         temperature=settings.temperature,
     )
     weighted = unweighted.weighted(kl_weight=settings.consistency, mmd_weight=settings.mmd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,27 +11,42 @@ from hypothesis import strategies as st
 from distill.batches import BatchPlan
 
 SIZES = st.integers(1, 200)
+WORLDS = st.integers(1, 8)
 
 
-@given(SIZES, SIZES, st.integers(1, 5), st.integers(1, 3))
-def test_ranks_tile_each_epoch_in_order_and_drop_less_than_one_view_each(
-    num_samples, batch_size, world, epochs
-):
-    if num_samples < world:
-        return
-    plans = [
-        BatchPlan(num_samples, batch_size, (4, 7), epochs, rank, world) for rank in range(world)
+def plans_of(num_samples, batch_size, world, epochs=2):
+    return [
+        BatchPlan(num_samples, batch_size, (4, 7), epochs, rank, world, min_views=2)
+        for rank in range(world)
     ]
-    assert len({plan.num_steps for plan in plans}) == 1
-    expected = 0
-    for step in range(plans[0].steps_per_epoch):
-        cursors = [plan.cursor(step) for plan in plans]
-        for cursor in cursors:
-            assert cursor.start == expected
-            assert 1 <= cursor.stop - cursor.start <= batch_size
-            expected = cursor.stop
-        assert len({cursor.stop - cursor.start for cursor in cursors}) == 1
-    assert 0 <= num_samples - expected < world
+
+
+@given(SIZES, SIZES, WORLDS)
+def test_the_slices_of_the_ranks_are_the_batch_of_one_process_in_order(
+    num_samples, batch_size, world
+):
+    (alone,) = plans_of(num_samples, batch_size, 1)
+    plans = plans_of(num_samples, batch_size, world)
+    assert {plan.num_steps for plan in plans} == {alone.num_steps}
+    for step in range(alone.num_steps):
+        whole, parts = alone.cursor(step), [plan.cursor(step) for plan in plans]
+        assert {part[:3] for part in parts} == {whole[:3]}
+        if whole.stop - whole.start < 2 * world:
+            assert parts == [whole] * world  # too few to divide: all ranks read them
+        else:
+            assert (parts[0].start, parts[-1].stop) == (whole.start, whole.stop)
+            assert all(one.stop == other.start for one, other in pairwise(parts))
+
+
+@given(SIZES, SIZES, WORLDS)
+def test_slices_never_cut_a_pair_and_differ_by_three_views_at_most(num_samples, batch_size, world):
+    for plan in plans_of(num_samples, batch_size, world):
+        for step in range(plan.steps_per_epoch):
+            bounds = plan.bounds(step)
+            assert all(bound % 2 == 0 for bound in bounds[1:-1])
+            sizes = [stop - start for start, stop in pairwise(bounds)]
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 3
 
 
 def test_epochs_use_the_seeds_in_turn_and_begin_again():

@@ -233,7 +233,7 @@ def test_where_looking_is_put_off_a_bad_loss_still_comes_before_the_checkpoint(
     tmp_path, monkeypatch
 ):
     waiting = NonFiniteCheck(torch.device("cuda"))  # looks only when it must, as on a GPU
-    monkeypatch.setattr("distill.trainer.NonFiniteCheck", lambda _device: waiting)
+    monkeypatch.setattr("distill.trainer.NonFiniteCheck", lambda *_: waiting)
     config = train_config(tmp_path, log_every=1000, checkpoint_every={"steps": 9})
     with pytest.raises(NonFiniteError, match="the loss of step 7 is not finite"):
         run(config, stream=Spoiling(config))
