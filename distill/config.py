@@ -245,9 +245,7 @@ class TrainConfig(Frozen):
         int,
         Field(ge=1, le=100_000, description="Passes over the dataset; seeds are used in order."),
     ]
-    batch_size: Annotated[
-        int, Field(ge=1, le=2**20, description="Views per batch, of all processes.")
-    ]
+    batch_size: Annotated[int, Field(ge=1, le=2**20, description="Views per batch, on all ranks.")]
     accumulate: Annotated[int, Field(ge=1, le=2**16, description="Batches per update.")] = 1
     clip_grad_norm: Annotated[
         float | None, Field(gt=0, description="Largest joint norm of all gradients.")
