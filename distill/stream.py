@@ -262,17 +262,7 @@ def open_stream(
     """
     requirements = requirements_of(*methods)
     images = open_dataset(config.dataset)
-    caches = [
-        load_cache(
-            cache.url,
-            fingerprint=cache.fingerprint,
-            wait_s=cache.wait_s,
-            disk_cache=cache.disk_cache,
-            disk_cache_bytes=cache.disk_cache_bytes,
-            open_shards=SCATTERED_OPEN_SHARDS if requirements.other_views else None,
-        )
-        for cache in config.caches
-    ]
+    caches = _open_caches(config, scattered=bool(requirements.other_views))
     recipe = config.augment.recipe() if config.augment is not None else None
     replay = Replay(images, caches, recipe=recipe, max_drift=config.replay.max_drift)
     wanted = config.seeds or (tuple(seeds) if seeds is not None else None)
@@ -300,6 +290,20 @@ def open_stream(
     if config.loader == "device":
         stream.on_device  # noqa: B018 - fail before training
     return stream
+
+
+def _open_caches(config: TrainConfig, *, scattered: bool) -> list[Cache]:
+    return [
+        load_cache(
+            cache.url,
+            fingerprint=cache.fingerprint,
+            wait_s=cache.wait_s,
+            disk_cache=cache.disk_cache,
+            disk_cache_bytes=cache.disk_cache_bytes,
+            open_shards=SCATTERED_OPEN_SHARDS if scattered else None,
+        )
+        for cache in config.caches
+    ]
 
 
 def _select(
