@@ -9,23 +9,12 @@ import time
 
 import pytest
 from support.caches import make_rows, make_spec, open_writer, write_shard
+from support.damage import damage_rows
 from support.html_page import Page
 from support.page_service import PageService, no_images
 from support.serving import serving
 
-from cache_service.rows.reader import open_cache
 from cache_service.views.order import epoch_order
-
-
-def damage_rows(folder, seeds=(0, 1)):
-    """Flip a bit in every row of logits of these seeds."""
-    cache = open_cache(str(folder))
-    for seed in seeds:
-        for shard in cache.commits()[seed]:
-            path = folder / cache.layout.object_key("logits", seed, shard)
-            content = bytearray(path.read_bytes())
-            content[::64] = bytes(byte ^ 1 for byte in content[::64])
-            path.write_bytes(content)
 
 
 @pytest.fixture

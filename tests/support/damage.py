@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cache_service.rows.reader import open_cache
 from support.everything import Expected, files_of, outcome
 
 
@@ -51,3 +52,14 @@ def exchange(one: Path, other: Path) -> None:
     first = one.read_bytes()
     shutil.copyfile(other, one)
     other.write_bytes(first)
+
+
+def damage_rows(folder: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
+    """Flip a bit in every row of logits of these seeds."""
+    cache = open_cache(str(folder))
+    for seed in seeds:
+        for shard in cache.commits()[seed]:
+            path = folder / cache.layout.object_key("logits", seed, shard)
+            content = bytearray(path.read_bytes())
+            content[::64] = bytes(byte ^ 1 for byte in content[::64])
+            path.write_bytes(content)
