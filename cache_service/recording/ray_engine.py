@@ -323,7 +323,10 @@ class _Round:
         self._actors = [actor.remote(placed, number) for number in range(count)]
 
     def work(self, on_progress: OnProgress, *, done: int, total: list[Shard]) -> int:
-        """Record until every actor has found no shard left. Returns the number of deaths."""
+        """Record until no shard is left and every actor that had one has ended.
+
+        Returns the number of deaths.
+        """
         ray = self._ray
         running = [each.work.remote(self._dispatcher) for each in self._actors]
         rows_before = num_rows(self._spec, total) - num_rows(
@@ -344,6 +347,8 @@ class _Round:
                     )
                     if stop.requested:
                         raise KeyboardInterrupt
+                    if not ray.get(self._dispatcher.remaining.remote()):
+                        running = []  # of actors for which the cluster had no room
             return int(ray.get(self._dispatcher.deaths.remote()))
         finally:
             if running:
@@ -404,6 +409,10 @@ class Dispatcher:
         self._reports[actor] = progress
         return self._stopped
 
+    def end(self, actor: int) -> None:
+        """Note that an actor has committed what it took."""
+        self._taken.pop(actor, None)
+
     def remaining(self) -> list[Shard]:
         """Shards that were not handed out, or whose actor has not ended."""
         return self._left + [shard for taken in self._taken.values() for shard in taken]
@@ -458,6 +467,7 @@ class Recorder:
         order = _HandedOut(lambda: ray.get(dispatcher.take.remote(self._number)))
         with contextlib.suppress(KeyboardInterrupt):  # the driver knows that it stops
             record_handed_out(build, open_writer(build), order, left, on_progress=report)
+            ray.get(dispatcher.end.remote(self._number))
 
 
 class _HandedOut(ShardOrder):

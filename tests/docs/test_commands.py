@@ -7,6 +7,7 @@ import re
 import tomllib
 
 import pytest
+import yaml
 from support.pages import ROOT, blocks, inline_code, pages
 from support.program import commands_in, program, refuse_unparsed
 
@@ -106,3 +107,11 @@ def test_the_exit_codes_of_the_errors_are_in_the_tables():
     sentence = re.search(r"Exit codes:(.*?)\. ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     for listed in (table, re.findall(r"(?:^|;)\s*(\d+) ", sentence)):
         assert {int(code) for code in listed} == codes | {0, 130}
+
+
+def test_the_job_for_kubernetes_runs_a_command_that_parses():
+    job = yaml.safe_load((ROOT / "examples" / "kuberay" / "rayjob.yaml").read_text())
+    (words,) = commands_in(job["spec"]["entrypoint"])
+    refuse_unparsed(["build", "examples/digits.build.yaml", *words[2:]])
+    mounted = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert words[1].startswith(mounted["volumeMounts"][0]["mountPath"])

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.builds import build_document, record_toy, tree_bytes, write_file
+from support.pages import ROOT
 
 from cache_service.errors import StorageError
 from cache_service.recording.build_config import BuildConfig
@@ -120,12 +121,12 @@ def finish(process, seconds):
     return out, err, process.returncode
 
 
-def recorders():
+def recorders(title="ray::Recorder"):
     """Processes of actors that record."""
     return [
         each
         for each in psutil.process_iter(["cmdline"])
-        if "ray::Recorder" in " ".join(each.info["cmdline"] or ())
+        if title in " ".join(each.info["cmdline"] or ())
     ]
 
 
@@ -199,6 +200,31 @@ def rows_of(folder):
 
 @pytest.mark.faults
 @pytest.mark.timeout(200)
+def test_more_processes_than_the_cluster_has_room_for_do_not_hold_up_the_end(tmp_path, cluster):
+    out, err, code = finish(start(tmp_path, cluster, processes=5), 150)
+    assert code == 0, err
+    assert json.loads(out)["shards_committed"] == 6
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(200)
+def test_an_actor_that_stands_still_holds_up_no_more_than_the_shards_it_has(tmp_path, cluster):
+    running = start(tmp_path, cluster, **SLOW)
+    commits = tmp_path / "cache" / "commits"
+    wait_for(lambda: len(recorders()) == 2 and len(list(commits.rglob("*.json"))) > 1)
+    slow = recorders()[0]
+    slow.suspend()
+    try:  # one shard is written, one recorded, and one rendered ahead
+        wait_for(lambda: len(list(commits.rglob("*.json"))) >= 40 - 3)
+    finally:
+        slow.resume()
+    out, err, code = finish(running, 60)
+    assert code == 0, err
+    assert json.loads(out)["shards_committed"] == 40
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(200)
 def test_ctrl_c_keeps_the_committed_shards_and_leaves_no_actor(tmp_path, cluster):
     running = start(tmp_path, cluster, **SLOW)
     commits = tmp_path / "cache" / "commits"
@@ -240,3 +266,27 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(tmp_path
     assert code == 2, err
     assert "1 GPUs, and the whole cluster has 0" in err
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_the_example_with_ray_data_records_the_same_bytes_though_an_actor_is_killed(tmp_path):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    changes = SLOW | {"processes": 1, "layout": {"shard_rows": 64, "chunk_rows": 8}}
+    record_toy(str(tmp_path / "local"), **changes)
+    file = write_file(tmp_path / "build.yaml", build_document("cache", **changes))
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "ray_data.py"), file.name, "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+    commits = tmp_path / "cache" / "commits"
+    wait_for(lambda: list(commits.rglob("*.json")))
+    wait_for(lambda: recorders("ray::MapWorker"))[0].kill()
+    out, err, code = finish(running, 200)
+    assert code == 0, err
+    assert "shards recorded" in out
+    assert tree_bytes(tmp_path / "cache") == tree_bytes(tmp_path / "local")

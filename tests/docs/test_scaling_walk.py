@@ -1,0 +1,89 @@
+"""The walk of docs/scaling.md in a fresh clone, word by word, on a Ray cluster of two nodes here.
+
+Installing is left out: the environment of the tests is used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from support.builds import tree_bytes
+from support.clones import Machine
+from support.fronts import free_port
+from support.pages import ROOT, blocks_of
+
+from cache_service.rows.reader import open_cache
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets and processes behind
+    pytest.mark.skipif(
+        not (shutil.which("git") and (ROOT / ".git").exists()), reason="the walk needs git"
+    ),
+]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A clone whose `ray start` processes end with the test."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    made = Machine(tmp_path / "machine")
+    mark = uuid.uuid4().hex
+    made.env |= {"KD_CACHE_WALK": mark, "RAY_AUTH_MODE": "disabled"}
+    # `ray` is a script beside the interpreter.
+    made.env["PATH"] += f":{Path(sys.executable).parent}"
+    yield made
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("KD_CACHE_WALK") == mark:
+                process.kill()
+
+
+def scripts():
+    """The shell blocks of the page by their first word, without comments and installation."""
+    found = {}
+    for block in blocks_of(ROOT / "docs" / "scaling.md"):
+        if block.language == "sh" and not block.text.startswith("#!"):
+            lines = [line for line in block.text.splitlines() if not line.startswith("pip install")]
+            found[" ".join(lines[0].split()[:3])] = lines
+    return found
+
+
+def test_the_walk_has_no_stumble(machine):
+    blocks = scripts()
+    machine.clone()
+    machine.run("\n".join(blocks["kd-cache train examples/digits.teacher.yaml"]))
+    cache = machine.folder / "kd-cache" / "caches" / "digits"
+
+    (part,) = blocks["kd-cache build examples/digits.build.yaml"]
+    for number in range(4):
+        machine.run(part.replace("0/4", f"{number}/4"))
+    by_parts = take(cache)
+
+    head, other, build = blocks["ray start --head"]
+    address = f"127.0.0.1:{free_port()}"
+    node = "--num-cpus=2 --include-dashboard=false --disable-usage-stats"
+    machine.run(f"{head.partition('#')[0]} --port={address.rpartition(':')[2]} {node}")
+    machine.run(f"{other.partition('#')[0].replace('HEAD:6379', address)} --num-cpus=1")
+    machine.run(build.replace("HEAD:6379", address))
+    assert take(cache) == by_parts
+
+    (data,) = blocks["python examples/ray_data.py examples/digits.build.yaml"]
+    machine.run(data)
+    assert take(cache) == by_parts
+
+
+def take(cache):
+    """The bytes of a complete cache, which is moved away."""
+    opened = open_cache(str(cache))
+    assert {len(shards) for shards in opened.commits().values()} == {opened.spec.num_shards}
+    found = tree_bytes(cache)
+    shutil.rmtree(cache)
+    return found
