@@ -96,9 +96,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     for _ in range(1 if quick else 3):
         parts, ray = (seconds(engine, 1 if quick else 6) for engine in ("parts", "ray"))
-        print(
-            f"round {number}: parts {parts:.1f} s, handed out {ray:.1f} s, ratio {ray / parts:.2f}"
-        )
+        print(f"parts {parts:.1f} s, handed out {ray:.1f} s, ratio {ray / parts:.2f}")
 
 
 if __name__ == "__main__":
