@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 
-import psutil
 import pytest
 from support.builds import build_document, record_toy, tree_bytes, write_file
+from support.clusters import (
+    Head,
+    finish,
+    kill_between_commits,
+    recorders,
+    running_head,
+    start,
+    wait_for,
+)
 from support.pages import ROOT
 
 from cache_service.errors import StorageError
@@ -70,73 +74,9 @@ def test_ray_settings_have_bounds():
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Address of a head with three CPUs whose current folder is another one."""
-    pytest.importorskip("ray", reason="the ray extra is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("head")
-    options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
-    ray = str(Path(sys.executable).parent / "ray")
-    head = subprocess.Popen(
-        [ray, "start", *options, "--disable-usage-stats", "--node-ip-address=127.0.0.1"],
-        cwd=folder,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.5)
-    yield f"127.0.0.1:{port}"
-    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    head.wait(30)
-
-
-def start(folder, cluster, *, before=(), **changes):
-    """`kd-cache build --engine ray` in a folder, with a relative cache; a command may run it."""
-    file = write_file(folder / "build.yaml", build_document("cache", **changes))
-    code = "from cli.main import run; run()"
-    arguments = ["build", file.name, "--engine", "ray", "--address", cluster, "--json"]
-    return subprocess.Popen(
-        [*before, sys.executable, "-c", code, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-    )
-
-
-def finish(process, seconds):
-    """Output, messages and exit status."""
-    out, err = process.communicate(timeout=seconds)
-    assert "Traceback" not in err
-    return out, err, process.returncode
-
-
-def recorders(title="ray::Recorder"):
-    """Processes of actors that record."""
-    return [
-        each
-        for each in psutil.process_iter(["cmdline"])
-        if title in " ".join(each.info["cmdline"] or ())
-    ]
-
-
-def wait_for(condition, seconds=100):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
+    """A cluster whose current folder is another one."""
+    with running_head(tmp_path_factory.mktemp("head")) as head:
+        yield head
 
 
 @pytest.mark.faults
@@ -164,28 +104,20 @@ SLOW = {
 """Twenty shards a seed that take about half a second each."""
 
 
-def kill_between_commits(folder, times):
-    """Kill one recording process after another, each after a further shard was committed."""
-    commits = folder / "cache" / "commits"
-    before = len(list(commits.rglob("*.json")))
-    for number in range(times):
-        wait_for(lambda n=number: len(list(commits.rglob("*.json"))) > before + n)
-        victims = wait_for(recorders)
-        victims[number % len(victims)].kill()
-
-
 @pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_kills_of_actors_and_of_the_driver_change_no_byte(tmp_path, cluster):
     plain = {"dataset__args": {"num_samples": 640, "delay_s": 0.0}}
     record_toy(str(tmp_path / "local"), **(SLOW | {"processes": 1} | plain))
     killed = start(tmp_path, cluster, **SLOW)
-    kill_between_commits(tmp_path, KILLS)
+    kill_between_commits(cluster, tmp_path, KILLS)
     killed.kill()
     killed.communicate()  # closes its pipes
-    wait_for(lambda: not recorders())  # the cluster ends the actors of a driver that is gone
+    wait_for(
+        lambda: not recorders(cluster.pid)
+    )  # the cluster ends the actors of a driver that is gone
     running = start(tmp_path, cluster, **SLOW)
-    kill_between_commits(tmp_path, KILLS)
+    kill_between_commits(cluster, tmp_path, KILLS)
     out, err, code = finish(running, 300)
     assert code == 0, err
     assert json.loads(out)["deaths"] >= 1
@@ -211,8 +143,8 @@ def test_more_processes_than_the_cluster_has_room_for_do_not_hold_up_the_end(tmp
 def test_an_actor_that_stands_still_holds_up_no_more_than_the_shards_it_has(tmp_path, cluster):
     running = start(tmp_path, cluster, **SLOW)
     commits = tmp_path / "cache" / "commits"
-    wait_for(lambda: len(recorders()) == 2 and len(list(commits.rglob("*.json"))) > 1)
-    slow = recorders()[0]
+    wait_for(lambda: len(recorders(cluster.pid)) == 2 and len(list(commits.rglob("*.json"))) > 1)
+    slow = recorders(cluster.pid)[0]
     slow.suspend()
     try:  # one shard is written, one recorded, and one rendered ahead
         wait_for(lambda: len(list(commits.rglob("*.json"))) >= 40 - 3)
@@ -233,14 +165,14 @@ def test_ctrl_c_keeps_the_committed_shards_and_leaves_no_actor(tmp_path, cluster
     _, err, code = finish(running, 60)
     assert code == 130, err
     assert open_cache(str(tmp_path / "cache")).commits()
-    wait_for(lambda: not recorders())
+    wait_for(lambda: not recorders(cluster.pid))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(100)
 def test_no_cluster_is_one_line(tmp_path):
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    _, err, code = finish(start(tmp_path, "127.0.0.1:1"), 90)
+    _, err, code = finish(start(tmp_path, Head("127.0.0.1:1", 0)), 90)
     assert code == 2, err
     assert "no connection to a cluster at 127.0.0.1:1" in err
 
@@ -285,7 +217,7 @@ def test_the_example_with_ray_data_records_the_same_bytes_though_an_actor_is_kil
     )
     commits = tmp_path / "cache" / "commits"
     wait_for(lambda: list(commits.rglob("*.json")))
-    wait_for(lambda: recorders("ray::MapWorker"))[0].kill()
+    wait_for(lambda: recorders(running.pid, "ray::MapWorker"))[0].kill()
     out, err, code = finish(running, 200)
     assert code == 0, err
     assert "shards recorded" in out
