@@ -78,12 +78,13 @@ class Cache:
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
+        self._owner = object()
         self._shards: LRUCache[tuple[int, int], ShardReader] = LRUCache(self._open_shards)
         self._orders: LRUCache[int, NDArray[np.int32]] = LRUCache(KEPT_ORDERS)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without maps and lock: a worker opens its own."""
-        opened = ("_lock", "_shards", "_orders")
+        opened = ("_lock", "_owner", "_shards", "_orders")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -334,7 +335,8 @@ class Cache:
         shard = self._open_shard(seed, number)
         if shard is None:
             # Opened without the lock: two threads may both do it, and the later one's is kept.
-            shard = ShardReader(self.storage, self.layout, self.commit(seed, number))
+            commit = self.commit(seed, number)
+            shard = ShardReader(self.storage, self.layout, commit, owner=self._owner)
             with self._lock:
                 self._shards[seed, number] = shard
         return shard

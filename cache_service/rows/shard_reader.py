@@ -2,7 +2,8 @@
 
 An uncompressed shard on a local disk is one memory map per array, and reading a batch is one gather
 from it into the caller's memory. Everything else is fetched by whole chunks, several in one
-request, with the last few kept. Rows are bytes here: the caller knows their type.
+request, and kept until the process holds too many bytes of them. Rows are bytes here: the caller
+knows their type.
 
 Shape letters: B rows.
 """
@@ -10,12 +11,13 @@ Shape letters: B rows.
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from cache_service.errors import CorruptError
@@ -33,8 +35,8 @@ from cache_service.format.shard import (
 )
 from cache_service.storage import Storage
 
-KEPT_CHUNKS = 4
-"""Decoded chunks kept per array. A sequential scan needs one, a batch across an edge two."""
+DECODED_BYTES = 64 << 20
+"""Decoded chunks that a process keeps: a shard of usual size. One larger chunk is kept, too."""
 
 Rows: TypeAlias = NDArray[np.void]
 """Rows of one array as they are stored, one element a row."""
@@ -46,13 +48,59 @@ Chunks: TypeAlias = NDArray[np.int64] | slice
 """Numbers of chunks within a shard."""
 
 
-class ShardReader:
-    """One shard, opened through its commit."""
+class DecodedChunks:
+    """The chunks that were used last, up to a number of bytes. Threads may share it."""
 
-    def __init__(self, storage: Storage, layout: CacheLayout, commit: Commit) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, whoever holds the lock."""
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[Hashable, Rows] = OrderedDict()
+        self._num_bytes = 0
+
+    def get(self, keys: Sequence[Hashable]) -> list[Rows | None]:
+        """The chunk of each key, None where it is not kept."""
+        with self._lock:
+            found = [self._chunks.get(key) for key in keys]
+            for key, chunk in zip(keys, found, strict=True):
+                if chunk is not None:
+                    self._chunks.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, chunk: Rows) -> None:
+        """Keep a chunk, and drop those that were not used for longest."""
+        with self._lock:
+            if key not in self._chunks:
+                self._chunks[key] = chunk
+                self._num_bytes += chunk.nbytes
+            while self._num_bytes > self._max_bytes and len(self._chunks) > 1:
+                self._num_bytes -= self._chunks.popitem(last=False)[1].nbytes
+
+
+DECODED = DecodedChunks(DECODED_BYTES)
+"""Of this process. Keys begin with the reader's own, so that no cache gets the chunks of another
+one, or of the same one as it was when it was opened before."""
+
+# Another thread may hold the lock in the moment of a fork.
+os.register_at_fork(after_in_child=DECODED.clear)
+
+
+class ShardReader:
+    """One shard, opened through its commit.
+
+    `owner` identifies whoever opened it: decoded chunks outlive the reader, but not their owner.
+    """
+
+    def __init__(
+        self, storage: Storage, layout: CacheLayout, commit: Commit, *, owner: Hashable
+    ) -> None:
         self._storage = storage
         self._layout = layout
         self._commit = commit
+        self._owner = owner
         self._readers: dict[str, MappedArray | FetchedArray] = {}
 
     def read_into(self, start: int, stop: int, out: dict[str, Rows], at: int) -> None:
@@ -114,7 +162,7 @@ class ShardReader:
     def _reader(self, name: str) -> MappedArray | FetchedArray:
         if name not in self._readers:
             stored = StoredArray(self._storage, self._layout, self._commit, name)
-            self._readers[name] = _open_array(stored)
+            self._readers[name] = _open_array(stored, self._owner)
         return self._readers[name]
 
 
@@ -228,17 +276,16 @@ class MappedArray:
 class FetchedArray:
     """Rows through whole chunks, fetched in one request per call."""
 
-    def __init__(self, stored: StoredArray) -> None:
+    def __init__(self, stored: StoredArray, owner: Hashable) -> None:
         self._stored = stored
         self._offsets = stored.table.offsets
-        self._kept: LRUCache[int, Rows] = LRUCache(KEPT_CHUNKS)
-        self._lock = threading.Lock()
+        self._owner = owner
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         """Copy rows [start, stop) into `out`."""
         size = self._stored.chunk_rows
         numbers = list(range(start // size, (stop - 1) // size + 1))
-        for number, chunk in self._chunks(numbers).items():
+        for number, chunk in zip(numbers, self._chunks(numbers), strict=True):
             first = number * size
             low, high = max(start, first), min(stop, first + size)
             out[low - start : high - start] = chunk[low - first : high - first]
@@ -252,19 +299,23 @@ class FetchedArray:
     def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
         """Rows by chunk and place in it."""
         out: Rows = np.empty(len(chunks_B), f"V{self._stored.row_bytes}")
-        for number, chunk in self._chunks(np.unique(chunks_B).tolist()).items():
-            where = chunks_B == number
-            out[where] = chunk[inside_B[where]]
+        order_B = np.argsort(chunks_B, kind="stable")
+        numbers, starts = np.unique(chunks_B[order_B], return_index=True)
+        chunks = self._chunks(numbers.tolist())
+        for chunk, rows in zip(chunks, np.split(order_B, starts[1:]), strict=True):
+            out[rows] = chunk[inside_B[rows]]
         return out
 
-    def _chunks(self, numbers: list[int]) -> dict[int, Rows]:
-        with self._lock:
-            chunks = {n: self._kept[n] for n in numbers if n in self._kept}
-        missing = [n for n in numbers if n not in chunks]
-        chunks.update(zip(missing, self._fetch(missing), strict=True))
-        with self._lock:
-            self._kept.update({n: chunks[n] for n in numbers})
-        return chunks
+    def _chunks(self, numbers: list[int]) -> list[Rows]:
+        """Decoded chunks, fetched where they are not kept."""
+        keys = [(self._owner, self._stored.key, number) for number in numbers]
+        chunks = DECODED.get(keys)
+        missing = [at for at, chunk in enumerate(chunks) if chunk is None]
+        fetched = self._fetch([numbers[at] for at in missing])
+        for at, chunk in zip(missing, fetched, strict=True):
+            chunks[at] = chunk
+            DECODED.put(keys[at], chunk)
+        return [chunk for chunk in chunks if chunk is not None]
 
     def _fetch(self, numbers: list[int]) -> list[Rows]:
         stored, sizes = self._stored, self._stored.table.sizes
@@ -291,7 +342,7 @@ class FetchedArray:
         ]
 
 
-def _open_array(stored: StoredArray) -> MappedArray | FetchedArray:
+def _open_array(stored: StoredArray, owner: Hashable) -> MappedArray | FetchedArray:
     """Compare the object's size and index with the commit, and choose how to read it."""
     tail = index_size(stored.num_chunks)
     mapped = stored.storage.map(stored.key)
@@ -305,7 +356,7 @@ def _open_array(stored: StoredArray) -> MappedArray | FetchedArray:
     check_index(index, stored.table, num_chunks=stored.num_chunks, what=stored.address)
     if mapped is not None and stored.compression == "none":
         return MappedArray(stored, mapped)
-    return FetchedArray(stored)
+    return FetchedArray(stored, owner)
 
 
 def _check_size(size: int, table: ChunkTable, address: str) -> None:

@@ -1,4 +1,4 @@
-"""A reader's memory does not grow with the cache: a few open shards, a few decoded chunks."""
+"""A reader's memory does not grow with the cache: a few open shards, a bound on decoded chunks."""
 
 from __future__ import annotations
 

@@ -10,11 +10,16 @@ import sys
 import psutil
 
 from cache_service.format.spec import CacheSpec
+from cache_service.rows import shard_reader
 from cache_service.rows.reader import open_cache
+from cache_service.rows.shard_reader import DecodedChunks
 from cache_service.storage.local import LocalStorage
 from support.storages import FetchingStorage
 
 STEP = 256
+
+DECODED_BYTES = 4 << 20
+"""Bound on decoded chunks here, below the size of the caches."""
 
 
 def memory_of_scans(urls: list[str], *, mapped: bool) -> list[int]:
@@ -43,6 +48,7 @@ def main() -> None:
     """Answer `memory_of_scans`."""
     how, *urls = sys.argv[1:]
     kind = LocalStorage if how == "mapped" else FetchingStorage
+    shard_reader.DECODED = DecodedChunks(DECODED_BYTES)
     sys.stdout.write(json.dumps([scan(url, kind(url)) for url in urls]))
 
 
