@@ -89,6 +89,9 @@ SHOWN = ("loss", "top1", "eval_top1", "lr")
 NOTES = ("weights", "notice")
 """Values of the start of a run that are shown as lines of text."""
 
+SHARED_NOTES = {"not_taken": "dataset: not taken", "loader": "views made by"}
+"""The same for values that all students share, with their titles."""
+
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], None]]:
@@ -105,8 +108,9 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[Event], No
         if not display.is_terminal:
             display.write_event(finite(event.document()))
             return
-        if "not_taken" in event.values:
-            display.show_message(f"dataset: not taken: {event.values['not_taken']}")
+        for key, title in SHARED_NOTES.items():
+            if key in event.values and not latest:  # once for all students
+                display.show_message(f"{title}: {event.values[key]}")
         values = latest.setdefault(event.student, {})
         for name in SHOWN:
             value = event.values.get(name)

@@ -274,7 +274,7 @@ class TrainConfig(Frozen):
     ] = "auto"
     loader: Annotated[
         Literal["auto", "workers", "device"],
-        Field(description="Render views in processes, or on the device if that is exact."),
+        Field(description="Make views in processes, or on the device if that is exact."),
     ] = "auto"
     workers: Annotated[int, Field(ge=0, le=256, description="Number of loader processes.")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of weights, dropout.")] = 0

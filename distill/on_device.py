@@ -1,13 +1,16 @@
-"""Stores a small dataset on the student's device and crops the views there.
+"""Stores a small dataset on the student's device and makes the views there.
 
-The batches are byte-identical to those of the worker processes: padding, crops and flips only copy
-pixels, and every draw is a function of the recipe and the seed. A run may therefore be resumed with
-either loader. Shape letters: N samples, B batch, H W pixels, S side of a view.
+The batches are byte-identical to those of the worker processes: all ops that are made here copy,
+fill or blend pixels in integers (`cache_service.views.copied`), and every draw is a function of the
+recipe and the seed. A run may therefore be resumed with either loader. All views of a seed are
+made when an epoch begins; after that a batch takes nothing from the host.
+Shape letters: N samples or positions, B batch, E views with a box, H W pixels, S side of a view.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,32 +20,56 @@ from torch import Tensor
 
 from cache_service.errors import ConfigError, ViewDriftError
 from cache_service.format.codecs import Arrays
-from cache_service.format.recipe import PadCrop
 from cache_service.human_format import human_bytes
+from cache_service.views.copied import (
+    COPYING,
+    CopiedViews,
+    Erased,
+    copy_views,
+    frame_images,
+    other_ops,
+    padding_of,
+)
+from cache_service.views.draws import ONE
 from cache_service.views.identity import digest64
-from cache_service.views.order import draw_seeds, epoch_order
-from cache_service.views.render import make_renderer
-from distill.batches import Batch, Cursor
+from distill.batches import Batch, BatchPlan, Cursor
+from distill.methods import ViewSelection
 from distill.replay import Replay
 from distill.targets import tensors_of
 
 MAX_BYTES = 2 * 2**30
-"""Largest total size of the padded images and the rows of all loaded seeds."""
+"""Largest total size of the framed images, and of the views and rows of all loaded seeds."""
 
 NUM_RENDERED = 64
 """Views per seed that are compared with the CPU renderer if no cache records their digests."""
 
-CHECK_VIEWS = 2048
-"""Views that are copied to the host at a time to compare their digests."""
+PART_BYTES = 2**23
+"""Bytes of the views that are made at a time."""
+
+
+class _Seed(NamedTuple):
+    """All views and rows of one seed on the device, in order of position."""
+
+    views_NSS3: Tensor
+    samples_N: Tensor
+    partners_N: Tensor
+    """Sample that is mixed in; the own one where there is none."""
+    weights_N: Tensor
+    rows: tuple[dict[str, Tensor], ...]
 
 
 class _Epoch(NamedTuple):
-    """All samples, draws and rows of one seed on the device, in order of position."""
+    """The recorded positions that the places of an epoch read, on the device.
 
-    samples_N: Tensor
-    draws_N3: Tensor
-    """Top and left edge in the padded image, px, and 1 if the view is flipped horizontally."""
-    rows: tuple[dict[str, Tensor], ...]
+    Attributes:
+        epoch: number of the epoch.
+        positions_N: positions of the epoch's seed.
+        others: for each pairing, the seed and the positions of its views.
+    """
+
+    epoch: int
+    positions_N: Tensor
+    others: dict[str, tuple[int, Tensor]]
 
 
 class DeviceViews:
@@ -50,192 +77,249 @@ class DeviceViews:
 
     Args:
         replay: dataset, recipe and caches. It also checks views that differ from their digests.
-        padded_NHW3: all images with their borders, uint8.
         device: device of the batches.
         num_seeds: number of seeds in memory; 2 if a method compares views of two seeds.
     """
 
-    def __init__(
-        self, replay: Replay, padded_NHW3: Tensor, device: torch.device, *, num_seeds: int
-    ) -> None:
+    def __init__(self, replay: Replay, device: torch.device, *, num_seeds: int) -> None:
         self._replay = replay
         self._device = device
-        self._padded_NHW3 = padded_NHW3.to(device)
-        self._labels_N = torch.from_numpy(np.array(replay.images.labels)).to(device)
         self._recipe = replay.views.recipe
-        self._renderer = make_renderer(self._recipe)
-        self._epochs: LRUCache[int, _Epoch] = LRUCache(num_seeds)
+        self._framed_NHW3 = self._upload(frame_images(replay.views))
+        self._labels_N = self._upload(np.array(replay.images.labels))
+        self._along_S = torch.arange(self._recipe.size, device=device)
+        self._seeds: LRUCache[int, _Seed] = LRUCache(num_seeds)
         self._checked_seeds: set[int] = set()
+        self._epoch: _Epoch | None = None
 
-    def batch(self, cursor: Cursor, positions_B: NDArray[np.int64]) -> Batch:
-        """Make a batch of the views and rows at these positions of the cursor's seed.
+    def batches(
+        self, plan: BatchPlan, selection: ViewSelection, first_step: int
+    ) -> Iterator[Batch]:
+        """Iterate over the batches of a plan from a step on.
 
         Raises:
-            SpecMismatchError, ViewDriftError: a view of the seed differs from the recorded one.
+            SpecMismatchError, ViewDriftError: a view of a seed differs from the recorded one.
         """
-        epoch = self._open(cursor.seed)
-        chosen_B = torch.from_numpy(positions_B).to(self._device, non_blocking=True)
-        samples_B = epoch.samples_N[chosen_B]
-        labels_B = self._labels_N[samples_B]
+        for step in range(first_step, plan.num_steps):
+            cursor = plan.cursor(step)
+            epoch = self._begin(cursor, plan, selection)
+            places = slice(cursor.start, cursor.stop)
+            batch = self._batch(cursor, epoch.positions_N[places])
+            yield batch._replace(
+                other_views={
+                    name: self._batch(cursor._replace(seed=seed), others_N[places])
+                    for name, (seed, others_N) in epoch.others.items()
+                }
+            )
+
+    def _begin(self, cursor: Cursor, plan: BatchPlan, selection: ViewSelection) -> _Epoch:
+        """Upload the positions of an epoch, unless they are those of the last step."""
+        if self._epoch is None or self._epoch.epoch != cursor.epoch:
+            at = {"seed": cursor.seed, "epoch": cursor.epoch}
+            positions_N = selection.positions(0, plan.num_samples, **at)
+            others = selection.other_views(positions_N, **at)
+            self._epoch = _Epoch(
+                cursor.epoch,
+                self._upload(positions_N),
+                {name: (seed, self._upload(at_N)) for name, (seed, at_N) in others.items()},
+            )
+        return self._epoch
+
+    def _batch(self, cursor: Cursor, positions_B: Tensor) -> Batch:
+        """Make a batch of the views and rows at these positions of the cursor's seed."""
+        seed = self._open(cursor.seed)
+        samples_B = seed.samples_N[positions_B]
         return Batch(
-            images_BHW3=self._cut(epoch, chosen_B),
-            labels_B=labels_B,
-            partner_labels_B=labels_B,
-            weights_B=torch.ones(len(labels_B), device=self._device),
+            images_BHW3=seed.views_NSS3[positions_B],
+            labels_B=self._labels_N[samples_B],
+            partner_labels_B=self._labels_N[seed.partners_N[positions_B]],
+            weights_B=seed.weights_N[positions_B],
             samples_B=samples_B,
-            rows=tuple({k: row[chosen_B] for k, row in rows.items()} for rows in epoch.rows),
+            rows=tuple({k: row[positions_B] for k, row in rows.items()} for rows in seed.rows),
             cursor=cursor,
         )
 
-    def _open(self, seed: int) -> _Epoch:
-        if seed not in self._epochs:
-            if len(self._epochs) == self._epochs.maxsize:
-                self._epochs.popitem()  # free its memory before the next seed is loaded
-            self._epochs[seed] = self._load(seed)
-        return self._epochs[seed]
+    def _open(self, seed: int) -> _Seed:
+        if seed not in self._seeds:
+            if len(self._seeds) == self._seeds.maxsize:
+                self._seeds.popitem()  # free its memory before the next seed is loaded
+            self._seeds[seed] = self._load(seed)
+        return self._seeds[seed]
 
-    def _load(self, seed: int) -> _Epoch:
-        order_N = epoch_order(len(self._replay.images), seed, self._recipe.repeats)
-        read = [cache.read(seed, 0, len(order_N)) for cache in self._replay.caches]
-        epoch = _Epoch(
-            samples_N=torch.from_numpy(order_N.astype(np.int64)).to(self._device),
-            draws_N3=self._draw(seed, order_N).to(self._device),
+    def _load(self, seed: int) -> _Seed:
+        drawn = copy_views(self._replay.views, seed)
+        read = [cache.read(seed, 0, len(drawn.samples_N)) for cache in self._replay.caches]
+        checks = seed not in self._checked_seeds
+        views = self._make(seed, drawn, read if checks else None)
+        self._checked_seeds.add(seed)
+        return _Seed(
+            views_NSS3=views,
+            samples_N=self._upload(drawn.samples_N),
+            partners_N=self._upload(drawn.samples_N[drawn.partners_N]),
+            weights_N=self._upload(drawn.weights_N),
             rows=tuple(
                 {k: row.to(self._device) for k, row in tensors_of(rows, names).items()}
                 for rows, names in zip(read, self._replay.array_names, strict=True)
             ),
         )
-        if seed not in self._checked_seeds:
-            self._check(seed, order_N, epoch, read)
-            self._checked_seeds.add(seed)
-        return epoch
 
-    def _draw(self, seed: int, order_N: NDArray[np.int32]) -> Tensor:
-        # P is 2 without flips; the third column then stays 0.
-        all_N = np.arange(len(order_N))
-        seeds = draw_seeds(len(order_N), seed, self._recipe.repeats, all_N)
-        params_NP = self._renderer.draw(seeds, order_N)
-        draws_N3 = np.zeros((len(order_N), 3), np.int64)
-        draws_N3[:, : params_NP.shape[1]] = params_NP
-        return torch.from_numpy(draws_N3)
+    def _make(self, seed: int, drawn: CopiedViews, checked: list[Arrays] | None) -> Tensor:
+        """Make all views of a seed, uint8 [N, S, S, 3], and compare them with these rows."""
+        num_views, size = len(drawn.samples_N), self._recipe.size
+        views_NSS3 = torch.empty((num_views, size, size, 3), dtype=torch.uint8, device=self._device)
+        # An even number of views, so that the two views of a pair are made together.
+        size_of_part = max(2, PART_BYTES // (size * size * 3) // 2 * 2)
+        for start in range(0, num_views, size_of_part):
+            part = slice(start, min(start + size_of_part, num_views))
+            views_NSS3[part] = self._mixed(drawn, part)
+            if checked is not None:
+                self._check(seed, part, views_NSS3[part], drawn.samples_N[part], checked)
+        return views_NSS3
 
-    def _cut(self, epoch: _Epoch, positions_B: Tensor) -> Tensor:
-        """Crop views from the padded images, uint8 [B, S, S, 3]."""
-        top_B1, left_B1, mirrored_B1 = epoch.draws_N3[positions_B].unsqueeze(-1).unbind(dim=1)
-        along_S = torch.arange(self._recipe.size, device=self._device)
+    def _upload(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _mixed(self, drawn: CopiedViews, part: slice) -> Tensor:
+        """The views at these positions, uint8 [B, S, S, 3]. Their partners are among them."""
+        own_BSS3 = self._unmixed(drawn, part)
+        if not self._recipe.mixing:
+            return own_BSS3
+        partner_BSS3 = own_BSS3[self._upload(drawn.partners_N[part] - part.start)]
+        pairs_B5 = self._upload(drawn.pairs_N5[part].astype(np.int32))
+        outside_B11, *box_B11 = pairs_B5[:, None, None].unbind(dim=-1)
+        # As `cache_service.views.mixing.mix`, in integers: a weight of 1 keeps the pixel, one of 0
+        # takes the partner's, so one formula serves both ops.
+        weight_BSS1 = torch.where(self._inside(*box_B11), 0, outside_B11).unsqueeze(-1)
+        blend_BSS3 = own_BSS3 * weight_BSS1
+        blend_BSS3 += partner_BSS3 * (ONE - weight_BSS1)
+        blend_BSS3 += ONE // 2
+        return (blend_BSS3 >> 16).to(torch.uint8)
+
+    def _unmixed(self, drawn: CopiedViews, part: slice) -> Tensor:
+        """The views before mixing, uint8 [B, S, S, 3]."""
+        top_B1, left_B1, mirrored_B1 = self._upload(drawn.crops_N3[part])[..., None].unbind(dim=1)
+        along_S = self._along_S
         rows_BS = top_B1 + along_S
         columns_BS = left_B1 + torch.where(mirrored_B1 == 1, along_S.flip(0), along_S)
-        samples_B11 = epoch.samples_N[positions_B, None, None]
+        samples_B11 = self._upload(drawn.samples_N[part, None, None])
         # Indices of shapes [B, 1, 1], [B, S, 1] and [B, 1, S] broadcast to [B, S, S].
-        return self._padded_NHW3[samples_B11, rows_BS[:, :, None], columns_BS[:, None, :]]
+        views_BSS3 = self._framed_NHW3[samples_B11, rows_BS[:, :, None], columns_BS[:, None, :]]
+        for erased in drawn.erased:
+            self._erase(views_BSS3, erased, part)
+        return views_BSS3
+
+    def _erase(self, views_BSS3: Tensor, erased: Erased, part: slice) -> None:
+        """Fill the boxes of one op, in place."""
+        # The host knows which views have a box.
+        rows_E = part.start + np.flatnonzero(erased.boxes_N6[part, 2])
+        if not len(rows_E):
+            return
+        top, left, bottom, right, mirrored, first = self._upload(
+            erased.boxes_N6[rows_E, None, None]
+        ).unbind(dim=-1)
+        is_erased_ESS = self._inside(top, left, bottom, right)
+        content = self._upload(erased.content_Q3)
+        if not erased.is_color:
+            column_S = self._along_S
+            column_E1S = torch.where(mirrored == 1, right - 1 - column_S, column_S - left)
+            index_ESS = first + (column_S[:, None] - top) * (right - left) + column_E1S
+            content = content[torch.where(is_erased_ESS, index_ESS, 0)]
+        at_E = self._upload(rows_E - part.start)
+        views_BSS3[at_E] = torch.where(is_erased_ESS.unsqueeze(-1), content, views_BSS3[at_E])
+
+    def _inside(self, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+        """Whether each pixel is in the box of its view, [B, S, S]; edges are [B, 1, 1]."""
+        row_S1, column_S = self._along_S[:, None], self._along_S
+        return (row_S1 >= top) & (row_S1 < bottom) & ((column_S >= left) & (column_S < right))
 
     def _check(
-        self, seed: int, order_N: NDArray[np.int32], epoch: _Epoch, read: list[Arrays]
+        self,
+        seed: int,
+        part: slice,
+        views_BSS3: Tensor,
+        samples_B: NDArray[np.int64],
+        read: list[Arrays],
     ) -> None:
-        """Compare every view of a seed with its digest in every cache.
+        """Compare the views at these positions of a seed with their digests in every cache.
 
         Views that differ are rendered again on the CPU by `Replay`. It raises an error with the
         cause, or accepts them if the train file allows drift. Without caches, the first views of
         the seed are compared with the CPU renderer.
         """
-        num_views = len(order_N) if read else min(NUM_RENDERED, len(order_N))
-        for start in range(0, num_views, CHECK_VIEWS):
-            part = slice(start, min(start + CHECK_VIEWS, num_views))
-            positions_B = torch.arange(part.start, part.stop, device=self._device)
-            views_BSS3 = self._cut(epoch, positions_B).cpu().numpy()
-            # Without recorded digests, all views of this part are rendered on the CPU.
-            differs_B = np.full(len(views_BSS3), not read)
-            if read:
-                digests_B = np.array([digest64(view) for view in views_BSS3], np.uint64)
-            for rows in read:
-                differs_B |= rows["sample"][part] != order_N[part]
-                differs_B |= rows["digest"][part] != digests_B
-            if not differs_B.any():
-                continue
-            rendered, _ = self._replay(seed, start + np.flatnonzero(differs_B))
-            if not np.array_equal(rendered.pixels_BHW3, views_BSS3[differs_B]):
-                raise ViewDriftError(
-                    f"the views of seed {seed} that are cut on {self._device} differ from those "
-                    "that are rendered on the CPU.",
-                    hint="Use `loader: workers`.",
-                )
+        num_compared = len(samples_B) if read else NUM_RENDERED - part.start
+        if num_compared <= 0:
+            return
+        on_host = views_BSS3[:num_compared].cpu().numpy()
+        # Without recorded digests, all of these views are rendered on the CPU.
+        differs_B = np.full(len(on_host), not read)
+        if read:
+            digests_B = np.array([digest64(view) for view in on_host], np.uint64)
+        for rows in read:
+            differs_B |= rows["sample"][part] != samples_B
+            differs_B |= rows["digest"][part] != digests_B
+        if not differs_B.any():
+            return
+        rendered, _ = self._replay(seed, part.start + np.flatnonzero(differs_B))
+        if not np.array_equal(rendered.pixels_BHW3, on_host[differs_B]):
+            raise ViewDriftError(
+                f"the views of seed {seed} that are made on {self._device} differ from those "
+                "that are rendered on the CPU.",
+                hint="Use `loader: workers`.",
+            )
 
 
-def open_on_device(
-    replay: Replay, device: torch.device, *, loader: str, num_seeds: int
-) -> DeviceViews | None:
-    """Load a dataset onto the device; return None if worker processes should render the views.
+def why_not_on_device(replay: Replay, *, loader: str, num_seeds: int) -> str:
+    """Return why worker processes make the views of a run; empty if its device makes them.
 
     Args:
         replay: dataset, recipe and caches.
-        device: device of the students.
-        loader: setting of the train file. `device` requires the device. `auto` uses it if that is
-            possible and streaming is not better; see `_is_better_streamed`.
+        loader: setting of the train file. `auto` uses the device if that is possible and streaming
+            is not better; see `_why_streamed`.
         num_seeds: number of seeds from which a batch takes views.
 
     Raises:
         ConfigError: `loader: device` is not possible. The message names the reason.
     """
     if loader == "workers":
-        return None
+        return "the train file says so"
     obstacle = _obstacle(replay, num_seeds)
-    if obstacle is not None and loader == "device":
+    if obstacle and loader == "device":
         raise ConfigError(
             f"loader: device is not possible here: {obstacle}.",
             hint="Use `loader: auto`, which makes such views in worker processes.",
         )
-    if obstacle is not None or (loader == "auto" and _is_better_streamed(replay)):
-        return None
-    return DeviceViews(replay, _pad_images(replay), device, num_seeds=num_seeds)
+    return obstacle or (_why_streamed(replay) if loader == "auto" else "")
 
 
-def _is_better_streamed(replay: Replay) -> bool:
-    """Return whether it is better to read rows and images in small parts.
+def _why_streamed(replay: Replay) -> str:
+    """Return why it is better to read rows and images in small parts; empty if it is not.
 
-    This is so for rows that come over a network or are still being recorded, and for images that
-    are much larger than their views, because a single process would decode all of them before the
-    first step.
+    A single process would decode all images, and read all rows of a seed, before the first step.
     """
-    if any("://" in cache.url or cache.wait_s > 0 for cache in replay.caches):
-        return True
-    return max(replay.images.image(0).size) > 2 * replay.views.recipe.size
+    if any("://" in cache.url for cache in replay.caches):
+        return "rows come over a network"
+    if any(cache.wait_s > 0 for cache in replay.caches):
+        return "rows may still be recorded (wait_s)"
+    if max(replay.images.image(0).size) > 2 * replay.views.recipe.size:
+        return "images are more than twice as large as their views"
+    return ""
 
 
-def _obstacle(replay: Replay, num_seeds: int) -> str | None:
-    """Return why the views cannot be made on the device, or None if they can."""
+def _obstacle(replay: Replay, num_seeds: int) -> str:
+    """Return why the views cannot be made on the device; empty if they can."""
     recipe, num_samples = replay.views.recipe, len(replay.images)
-    ops = [op.op for op in recipe.ops]
-    if recipe.callable is not None or ops not in (["pad_crop"], ["pad_crop", "horizontal_flip"]):
-        made_by = recipe.callable or ", ".join(ops)
-        return f"the views are made by {made_by}, and only pad_crop and horizontal_flip copy pixels"
-    side = recipe.size + 2 * _padding(replay).padding
+    others = other_ops(recipe)
+    if others:
+        exact = ", ".join(op.model_fields["op"].default for op in COPYING)
+        return f"the recipe has {', '.join(others)}, and only {exact} give the same bytes there"
+    side = recipe.size + 2 * padding_of(recipe).padding
     # One additional seed: the rows of the next seed are read before those of the last are freed.
-    rows = (num_seeds + 1) * sum(cache.group.layout.row_bytes for cache in replay.caches)
-    num_bytes = num_samples * (side**2 * 3 + rows)
+    rows = sum(cache.group.layout.row_bytes for cache in replay.caches)
+    per_seed = rows + recipe.size**2 * 3
+    num_bytes = num_samples * (side**2 * 3 + (num_seeds + 1) * per_seed)
     if num_bytes > MAX_BYTES:
         return (
             f"images and rows would take {human_bytes(num_bytes)} on the device, and at most "
             f"{human_bytes(MAX_BYTES)} are used"
         )
-    return None
-
-
-def _padding(replay: Replay) -> PadCrop:
-    framing = replay.views.recipe.ops[0]
-    assert isinstance(framing, PadCrop)
-    return framing
-
-
-def _pad_images(replay: Replay) -> Tensor:
-    """Resize every image to the size of the view and add its border: uint8 [N, H, W, 3]."""
-    framing, recipe = _padding(replay), replay.views.recipe
-    side = recipe.size + 2 * framing.padding
-    padded_NHW3 = np.empty((len(replay.images), side, side, 3), np.uint8)
-    border = ((framing.padding,) * 2, (framing.padding,) * 2, (0, 0))
-    renderer = make_renderer(recipe)
-    middle = [framing.padding, framing.padding, 0][: 1 + len(recipe.ops)]
-    for sample, out_HW3 in enumerate(padded_NHW3):
-        # The center crop without a flip is the resized image before padding.
-        image_HW3 = renderer.pixels(replay.images.image(sample), middle)
-        out_HW3[:] = np.pad(image_HW3, border, mode=framing.mode)
-    return torch.from_numpy(padded_NHW3)
+    return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from distill.methods import (
     ViewSelection,
     requirements_of,
 )
-from distill.on_device import DeviceViews, open_on_device
+from distill.on_device import DeviceViews, why_not_on_device
 from distill.replay import Replay
 from distill.targets import TargetDecoder
 
@@ -50,6 +50,7 @@ class StreamFacts(NamedTuple):
         mixes: whether views are mixed from two samples.
         classes: class names by label; empty if the dataset has none.
         left_out: description of files beside the samples that were not taken; may be empty.
+        loader: what makes the views, and why, for messages.
     """
 
     plan: BatchPlan
@@ -60,6 +61,7 @@ class StreamFacts(NamedTuple):
     mixes: bool = False
     classes: tuple[str, ...] = ()
     left_out: str = ""
+    loader: str = ""
 
 
 class Stream(Protocol):
@@ -170,7 +172,7 @@ class ReplayedStream:
         workers: number of loader processes; ignored if `on_device` is not None.
         pin_memory: whether batches are copied to page-locked memory.
         requirements: requirements of the methods, such as other views.
-        loader: setting of the train file.
+        is_on_device: whether the batches are made on `device`.
         device: device of the students.
     """
 
@@ -180,14 +182,16 @@ class ReplayedStream:
     workers: int
     pin_memory: bool
     requirements: Requirements
-    loader: Literal["auto", "workers", "device"]
+    is_on_device: bool
     device: torch.device
 
     @cached_property
     def on_device(self) -> DeviceViews | None:
         """Makes the batches on the device of the students; None if workers make them."""
+        if not self.is_on_device:
+            return None
         num_seeds = self.requirements.seeds_per_epoch
-        return open_on_device(self.replay, self.device, loader=self.loader, num_seeds=num_seeds)
+        return DeviceViews(self.replay, self.device, num_seeds=num_seeds)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Iterate over the batches from a step on.
@@ -196,10 +200,8 @@ class ReplayedStream:
             SpecMismatchError, ViewDriftError: a view differs from the one that the teacher saw.
         """
         if self.on_device is not None:
-            plan = self.facts.plan
-            selection = _select(self.replay, self.requirements, plan.seeds)
-            planned = PlannedBatches(self.on_device.batch, plan, selection)
-            return map(planned, range(first_step, plan.num_steps))
+            selection = _select(self.replay, self.requirements, self.facts.plan.seeds)
+            return self.on_device.batches(self.facts.plan, selection, first_step)
         return train_loader(
             self.replay,
             self.facts.plan,
@@ -275,8 +277,13 @@ def open_stream(
     # `min_views` is 2 because batch norm cannot compute a variance from one view.
     sizes = selection.num_samples, config.batch_size
     plan = BatchPlan(*sizes, chosen, config.epochs, rank, world, min_views=2)
-    stream = ReplayedStream(
-        facts=_facts(replay, plan, selection),
+    why_not = why_not_on_device(
+        replay, loader=config.loader, num_seeds=requirements.seeds_per_epoch
+    )
+    return ReplayedStream(
+        facts=_facts(replay, plan, selection)._replace(
+            loader=f"worker processes, because {why_not}" if why_not else "the device"
+        ),
         replay=replay,
         decoders=tuple(
             TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches
@@ -284,12 +291,9 @@ def open_stream(
         workers=config.workers,
         pin_memory=device.type == "cuda",
         requirements=requirements,
-        loader=config.loader,
+        is_on_device=not why_not,
         device=device,
     )
-    if config.loader == "device":
-        stream.on_device  # noqa: B018 - fail before training
-    return stream
 
 
 def _open_caches(config: TrainConfig, *, scattered: bool) -> list[Cache]:

@@ -451,6 +451,7 @@ class Trainer(NamedTuple):
             **({"processes": self._plan.world} if self._plan.world > 1 else {}),
             "torch": torch.__version__,
             **({"not_taken": left_out} if left_out else {}),
+            **({"loader": loader} if (loader := self.context.stream.facts.loader) else {}),
             **{name: text for name, text in student.about.items() if text},
         }
 

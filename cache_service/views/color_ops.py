@@ -1,6 +1,6 @@
 """Ops that change colors: random jitter, and erasing a random box.
 
-Shape letters: B samples, W words, P parameters.
+Shape letters: B samples or boxes, K blocks of words, W words, P parameters, Q pixels.
 """
 
 from __future__ import annotations
@@ -9,11 +9,21 @@ from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cache_service.format import recipe
 from cache_service.views import on_pil
-from cache_service.views.draws import ONE, Ints, Words, below, chance, uniform_fixed
+from cache_service.views.draws import (
+    ONE,
+    WORDS_PER_BLOCK,
+    Ints,
+    Words,
+    below,
+    chance,
+    philox_blocks,
+    uniform_fixed,
+)
 from cache_service.views.geometry_ops import BOX_WORDS, Box, draw_boxes, first_fit
 
 _ORDERS = tuple(permutations(range(4)))
@@ -113,3 +123,26 @@ def _noise(key: int, box: Box) -> Image.Image:
     words = stream.random_raw(-(-num_bytes // 8)).astype("<u8")
     levels_HW3 = words.view(np.uint8)[:num_bytes].reshape(box.height, box.width, 3)
     return Image.fromarray(levels_HW3)
+
+
+def noise_of_boxes(keys_B: Ints, pixels_B: Ints) -> NDArray[np.uint8]:
+    """The noise of many boxes, one after the other: [Q, 3], as `_noise` makes it for one.
+
+    Args:
+        keys_B: key of each box.
+        pixels_B: number of pixels of each box.
+    """
+    bytes_per_block = 8 * WORDS_PER_BLOCK
+    blocks_B = -(-3 * pixels_B // bytes_per_block)
+    first_B = np.cumsum(blocks_B) - blocks_B
+    counters_4K = np.zeros((4, int(blocks_B.sum())), dtype=np.uint64)
+    # NumPy steps the counter before its first block, so blocks count from 1.
+    counters_4K[0] = 1 + np.arange(counters_4K.shape[1]) - np.repeat(first_B, blocks_B)
+    keys_K = np.repeat(keys_B.view(np.uint64), blocks_B)
+    words_4K = philox_blocks((NOISE_KEY, keys_K), counters_4K)
+    levels = np.ascontiguousarray(words_4K.T).astype("<u8", copy=False).view(np.uint8).reshape(-1)
+    # The last block of a box has bytes beyond its end.
+    place = np.arange(len(levels)) - np.repeat(
+        first_B * bytes_per_block, blocks_B * bytes_per_block
+    )
+    return levels[place < np.repeat(3 * pixels_B, blocks_B * bytes_per_block)].reshape(-1, 3)

@@ -88,9 +88,9 @@ def mix(own_HW3: Pixels, partner_HW3: Pixels, params: Sequence[int]) -> Pixels:
     return blend_HW3.astype(np.uint8)
 
 
-def own_weight(params: Sequence[int], size: int) -> float:
-    """Weight of a view's own label: the blend's weight, or what the box left of the area."""
-    kind, weight, top, left, bottom, right = params
-    if kind == CUTMIX:
-        return 1.0 - (bottom - top) * (right - left) / size**2
-    return weight / ONE
+def own_weights(pairs_BP: Ints, size: int) -> NDArray[np.float32]:
+    """Weight of each view's own label: the blend's weight, or what the box left of the area."""
+    kind_B, weight_B, top_B, left_B, bottom_B, right_B = pairs_BP.T
+    outside_B = 1.0 - (bottom_B - top_B) * (right_B - left_B) / size**2
+    weights_B = np.where(kind_B == CUTMIX, outside_B, weight_B / ONE)
+    return np.where(kind_B == NOT_MIXED, 1.0, weights_B).astype(np.float32)

@@ -80,7 +80,11 @@ _OPS: Mapping[type[Any], Callable[[Any, int], ImageOp]] = {
 
 
 class OpChain:
-    """The image ops of a recipe, in order; op i draws from stream i of each sample."""
+    """The image ops of a recipe, in order; op i draws from stream i of each sample.
+
+    Attributes:
+        columns: for each op, its columns of the parameters.
+    """
 
     def __init__(self, recipe: settings.Recipe) -> None:
         image_ops = [op for op in recipe.ops if not isinstance(op, settings.MIXING)]
@@ -89,10 +93,7 @@ class OpChain:
         without_samples = self._draw_each(0, np.zeros(0, dtype=np.int64))
         stops = np.cumsum([params_BP.shape[1] for params_BP in without_samples]).tolist()
         starts = [0, *stops[:-1]]
-        self._steps = [
-            (op.apply, slice(start, stop))
-            for op, start, stop in zip(self._ops, starts, stops, strict=True)
-        ]
+        self.columns = [slice(*ends) for ends in zip(starts, stops, strict=True)]
 
     def draw(self, seed: Seeds, samples_B: NDArray[np.integer]) -> Ints:
         """The ops' parameters side by side."""
@@ -100,8 +101,8 @@ class OpChain:
 
     def pixels(self, image: Image.Image, params: list[int]) -> NDArray[np.uint8]:
         """The image after every op."""
-        for apply, columns in self._steps:
-            image = apply(image, params[columns])
+        for op, columns in zip(self._ops, self.columns, strict=True):
+            image = op.apply(image, params[columns])
         return np.asarray(image)
 
     def _draw_each(self, seed: Seeds, samples_B: NDArray[np.integer]) -> list[Ints]:

@@ -16,7 +16,7 @@ from cache_service.format.recipe import Recipe
 from cache_service.views.decoded import DecodedImages, ImageSource
 from cache_service.views.draws import Ints, Seeds
 from cache_service.views.identity import digest64
-from cache_service.views.mixing import NOT_MIXED, NUM_PARAMS, Mixer, mix, own_weight
+from cache_service.views.mixing import NOT_MIXED, NUM_PARAMS, Mixer, mix, own_weights
 from cache_service.views.order import draw_seeds, epoch_order
 from cache_service.views.render import make_renderer
 
@@ -78,7 +78,7 @@ class Views:
         positions_B = np.asarray(positions, dtype=np.int64)
         self._check(seed, positions_B)
         order_N = epoch_order(len(self.dataset), seed, self.recipe.repeats)
-        pairs_BP = self._draw_pairs(seed, order_N, positions_B)
+        pairs_BP = self.draw_pairs(seed, positions_B)
         others_B = np.where(pairs_BP[:, 0] == NOT_MIXED, positions_B, positions_B ^ 1)
         bases = self._render_bases(
             seed, order_N, np.union1d(positions_B, others_B), with_origins=with_origins
@@ -86,7 +86,7 @@ class Views:
 
         size = self.recipe.size
         pixels_BHW3 = np.empty((len(positions_B), size, size, 3), dtype=np.uint8)
-        digests, origins, weights = [], [], []
+        digests, origins = [], []
         rows = zip(
             positions_B.tolist(), others_B.tolist(), pairs_BP.tolist(), pixels_BHW3, strict=True
         )
@@ -94,12 +94,10 @@ class Views:
             own, made_from = bases[position], [bases[position].origin]
             if pair[0] == NOT_MIXED:
                 out_HW3[:] = own.pixels_HW3
-                weights.append(1.0)
             else:
                 other = bases[other_position]
                 out_HW3[:] = mix(own.pixels_HW3, other.pixels_HW3, pair)
                 made_from += [other.origin, np.array(pair, dtype="<i8").tobytes()]
-                weights.append(own_weight(pair, size))
             digests.append(digest64(out_HW3))
             if with_origins:
                 origins.append(digest64(*made_from))
@@ -109,7 +107,7 @@ class Views:
             np.array(origins, dtype=np.uint64),
             order_N[positions_B],
             order_N[others_B],
-            np.array(weights, dtype=np.float32),
+            own_weights(pairs_BP, size),
         )
 
     def _check(self, seed: int, positions_B: NDArray[np.int64]) -> None:
@@ -123,15 +121,21 @@ class Views:
                 f"0 to {num_samples - 1}, one per sample."
             )
 
-    def _draw_pairs(
-        self, seed: int, order_N: NDArray[np.int32], positions_B: NDArray[np.int64]
-    ) -> Ints:
-        """What happens to the pair of each position; all zeros (not mixed) without a partner."""
+    def draw_images(self, seed: int, positions_B: NDArray[np.int64]) -> Ints:
+        """Parameters of the image ops of these views, [B, P]; see `Renderer.draw`."""
+        order_N = epoch_order(len(self.dataset), seed, self.recipe.repeats)
+        return self._renderer.draw(self._draw_seeds(seed, positions_B), order_N[positions_B])
+
+    def draw_pairs(self, seed: int, positions_B: NDArray[np.int64]) -> Ints:
+        """What happens to the pair of each position, [B, NUM_PARAMS].
+
+        It is all zeros (not mixed) without a partner.
+        """
         if not self._mixer:
             return np.zeros((len(positions_B), NUM_PARAMS), dtype=np.int64)
         evens_B = positions_B & ~1
-        seeds = self._draw_seeds(seed, evens_B)
-        pairs_BP = self._mixer.draw(seeds, order_N[evens_B])
+        order_N = epoch_order(len(self.dataset), seed, self.recipe.repeats)
+        pairs_BP = self._mixer.draw(self._draw_seeds(seed, evens_B), order_N[evens_B])
         pairs_BP[(positions_B ^ 1) >= len(order_N)] = 0
         return pairs_BP
 
@@ -148,7 +152,7 @@ class Views:
     ) -> dict[int, _Base]:
         """View and origin at each position before mixing; the origin may be left out."""
         samples_M = order_N[positions_M]
-        params_MP = self._renderer.draw(self._draw_seeds(seed, positions_M), samples_M)
+        params_MP = self.draw_images(seed, positions_M)
         canonical_MP = params_MP.astype("<i8")
         rows = zip(positions_M.tolist(), samples_M.tolist(), params_MP.tolist(), strict=True)
         bases = {}

@@ -57,8 +57,24 @@ def losses(out):
     return [line["loss"] for line in read_metrics(str(out)) if line["kind"] == "step"]
 
 
-def test_batches_of_the_device_loader_are_those_of_the_workers(cache):
-    config = config_for("unused", cache)
+@pytest.fixture(scope="module")
+def mixed_cache(tmp_path_factory):
+    ops = [
+        {"op": "pad_crop", "padding": 2, "mode": "reflect"},
+        {"op": "random_erasing", "fill": "noise", "prob": 0.7},
+        {"op": "horizontal_flip"},
+        {"op": "random_erasing", "prob": 0.5},
+        {"op": "mixup", "prob": 0.8},
+        {"op": "cutmix"},
+    ]
+    url = str(tmp_path_factory.mktemp("recorded") / "mixed")
+    augment = {"size": 16, "ops": ops}
+    return record_toy(url, dataset=TOYS, seeds="0:2", augment=augment, device="cpu").url
+
+
+@pytest.mark.parametrize("recorded", ["cache", "mixed_cache"])
+def test_batches_of_the_device_loader_are_those_of_the_workers(request, recorded):
+    config = config_for("unused", request.getfixturevalue(recorded))
     on_device, ordinary = (
         open_stream(config.model_copy(update={"loader": loader}), device=GPU)
         for loader in ("device", "workers")
@@ -66,7 +82,8 @@ def test_batches_of_the_device_loader_are_those_of_the_workers(cache):
     for mine, theirs in zip(on_device.batches(0), ordinary.batches(0), strict=True):
         assert mine.images_BHW3.is_cuda
         assert torch.equal(mine.images_BHW3.cpu(), theirs.images_BHW3)
-        assert torch.equal(mine.samples_B.cpu(), theirs.samples_B)
+        for name in ("labels_B", "partner_labels_B", "weights_B", "samples_B"):
+            assert torch.equal(getattr(mine, name).cpu(), getattr(theirs, name)), name
         for one, other in zip(mine.rows, theirs.rows, strict=True):
             assert all(torch.equal(one[name].cpu(), other[name]) for name in other)
 
@@ -131,8 +148,9 @@ def test_the_host_does_not_wait_for_the_gpu_in_a_steady_step(cache, method, load
             train_step(context, [student], group)
 
 
-def test_the_device_loader_makes_a_batch_without_waiting_for_the_gpu(cache):
-    stream = open_stream(config_for("unused", cache), device=GPU)
+@pytest.mark.parametrize("recorded", ["cache", "mixed_cache"])
+def test_the_device_loader_makes_a_batch_without_waiting_for_the_gpu(request, recorded):
+    stream = open_stream(config_for("unused", request.getfixturevalue(recorded)), device=GPU)
     batches = stream.batches(0)
     next(batches)
     with waits_refused():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cache_service.format.recipe import CenterCrop, Cutmix, HorizontalFlip, Mixup
 from cache_service.views.draws import ONE
-from cache_service.views.mixing import CUTMIX, MIXUP, NOT_MIXED, Mixer, mix, own_weight
+from cache_service.views.mixing import CUTMIX, MIXUP, NOT_MIXED, Mixer, mix, own_weights
 from cache_service.views.order import epoch_order
 from cache_service.views.replay import Views
 
@@ -120,5 +120,8 @@ def test_boxes_lie_inside_and_match_the_share_where_nothing_is_cut_off(make_reci
 
 def test_a_share_is_exact_in_float32():
     for share in (0, 1, 12345, ONE - 1, ONE):
-        assert np.float32(own_weight([MIXUP, share, 0, 0, 0, 0], 32)) == Fraction(share, ONE)
-    assert own_weight([CUTMIX, 7, 0, 0, 16, 16], 32) == 0.75
+        weights_B = own_weights(np.array([[MIXUP, share, 0, 0, 0, 0]]), 32)
+        assert weights_B.dtype == np.float32
+        assert weights_B[0] == Fraction(share, ONE)
+    pairs_BP = np.array([[CUTMIX, 7, 0, 0, 16, 16], [NOT_MIXED, 7, 0, 0, 0, 0]])
+    assert own_weights(pairs_BP, 32).tolist() == [0.75, 1.0]
