@@ -27,6 +27,7 @@ from cache_service.format.recipe import AugmentConfig
 from cache_service.format.seeds import Seeds
 from cache_service.format.spec import OutputIndex, Sha256, without_later
 from cache_service.remote.source import DEFAULT_DISK_BYTES
+from cache_service.storage import is_bucket_url, is_server_url
 from distill.methods import MethodConfig
 from distill.optim import Constant, OptimizerConfig, ScheduleConfig
 
@@ -55,17 +56,24 @@ class CacheConfig(Frozen):
     ] = 0.0
     disk_cache: Annotated[
         str | None,
-        Field(min_length=1, description="Folder in which rows from a server are cached."),
+        Field(
+            min_length=1,
+            description="Folder in which rows from a server, or objects of a bucket, are kept. By "
+            "default ~/.cache/kd-cache for a bucket, and none for a server.",
+        ),
         EXPANDED,
     ] = None
     disk_cache_bytes: Annotated[
-        int, Field(ge=2**20, le=2**60, description="Largest size of `disk_cache`, bytes.")
+        int,
+        Field(ge=0, le=2**60, description="Largest size of `disk_cache`, bytes; 0 keeps nothing."),
     ] = DEFAULT_DISK_BYTES
 
     @model_validator(mode="after")
     def _check(self) -> CacheConfig:
-        if self.disk_cache is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError("disk_cache is for http(s):// caches: other ones are not kept twice")
+        if self.disk_cache is None:
+            return self
+        if not (is_server_url(self.url) or is_bucket_url(self.url)):
+            raise ValueError("disk_cache is for servers and buckets: folders are not kept twice")
         return self
 
 

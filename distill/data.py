@@ -16,9 +16,11 @@ from torch.utils.data import Dataset
 from cache_service.datasets import wrap_dataset
 from cache_service.errors import ConfigError, RowsNotBuiltError
 from cache_service.format.seeds import describe_seeds, parse_seeds
+from cache_service.human_format import human_bytes
 from cache_service.remote.source import DEFAULT_DISK_BYTES, DiskSettings, open_source
 from cache_service.rows.reader import Cache
-from cache_service.storage import is_server_url
+from cache_service.storage import is_bucket_url
+from cache_service.storage.staged import StagedStorage
 from cache_service.views.order import pass_order
 from cache_service.views.replay import ViewBatch
 from distill.reading_order import Epoch, EpochSampler, OrderCheck, is_in_order
@@ -92,7 +94,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
                 num_seeds=len(self._seeds),
                 mixes=bool(cache.spec.recipe.mixing),
             )
-        self._warns = "://" in cache.url and not is_server_url(cache.url)
+        self._warns = _is_slow_when_scattered(cache)
 
     def __len__(self) -> int:
         """Number of positions of a recorded epoch."""
@@ -179,7 +181,7 @@ class CachedDataset(Dataset[tuple[Any, Any, Tensor]]):
             self._check.check(positions)
         elif self._warns and not is_in_order(positions):
             self._warns = False
-            warnings.warn(_scattered(self._replay.caches[0].url), stacklevel=2)
+            warnings.warn(_scattered(self._replay.caches[0]), stacklevel=2)
         return self._items(positions)
 
     def _items(self, positions: list[int]) -> list[tuple[Any, Any, Tensor]]:
@@ -243,11 +245,24 @@ def _chosen_seeds(
     return recorded_seeds([cache], wanted)
 
 
-def _scattered(url: str) -> str:
+def _is_slow_when_scattered(cache: Cache) -> bool:
+    """Whether batches in random order would fetch parts of a bucket's objects again and again."""
+    if not is_bucket_url(cache.url):
+        return False
+    kept = cache.storage.disk.max_bytes if isinstance(cache.storage, StagedStorage) else 0
+    return kept < _epoch_bytes(cache)
+
+
+def _epoch_bytes(cache: Cache) -> int:
+    return sum(map(cache.layout.row_object_bytes, range(cache.spec.num_shards)))
+
+
+def _scattered(cache: Cache) -> str:
     return (
-        f"{url} is read in random order. Each batch then reads parts of many objects, which takes "
-        "hundreds of times as many requests as reading in order. The recorded order is a shuffle "
-        "already: use DataLoader(shuffle=False)."
+        f"{cache.url} is read in random order. Each batch then reads parts of many objects, which "
+        "takes hundreds of times as many requests as reading in order. The recorded order is a "
+        "shuffle already: use DataLoader(shuffle=False), or let disk_cache_bytes hold the "
+        f"{human_bytes(_epoch_bytes(cache))} of an epoch."
     )
 
 
@@ -271,17 +286,21 @@ def load_cache(
             comes from the environment, KD_CACHE_TOKEN.
         fingerprint: refuse a cache with another fingerprint.
         wait_s: longest time to wait for rows that are planned but not recorded yet, in seconds.
-        disk_cache: folder in which rows from a server are cached.
-        disk_cache_bytes: largest size of `disk_cache`, in bytes.
+        disk_cache: folder in which rows from a server, or objects of a bucket, are kept. None is
+            `~/.cache/kd-cache` for a bucket, and no folder for a server.
+        disk_cache_bytes: largest size of `disk_cache`, in bytes; 0 keeps nothing.
         open_shards: number of shards of a local cache that may be mapped at the same time; by
             default 4, more where they are small. Random access needs all shards.
 
     Raises:
         NotACacheError, CorruptError, SpecMismatchError, StorageError, ConfigError: see the message.
     """
-    disk = None if disk_cache is None else DiskSettings(disk_cache, disk_cache_bytes)
     return open_source(
-        url, fingerprint=fingerprint, wait_s=wait_s, disk=disk, open_shards=open_shards
+        url,
+        fingerprint=fingerprint,
+        wait_s=wait_s,
+        disk=DiskSettings(disk_cache, disk_cache_bytes),
+        open_shards=open_shards,
     )
 
 

@@ -16,7 +16,6 @@ from cache_service.errors import NotACacheError, RowsNotBuiltError, SpecMismatch
 from cache_service.format.codecs import Arrays
 from cache_service.format.commit import Commit
 from cache_service.format.group import ROOT_KEY, Group, decode_group
-from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import (
     Prefetcher,
     Span,
@@ -27,6 +26,7 @@ from cache_service.remote.prefetch import (
 )
 from cache_service.remote.rows import RowClient
 from cache_service.rows.reader import Cache
+from cache_service.storage.disk import DiskCache
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
 from cache_service.views.order import BLOCK_ROWS, epoch_order

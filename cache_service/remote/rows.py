@@ -28,8 +28,8 @@ from cache_service.format.frame import (
     values_size,
 )
 from cache_service.format.group import Group
-from cache_service.remote.disk import DiskCache
 from cache_service.remote.prefetch import Span
+from cache_service.storage.disk import DiskCache
 from cache_service.storage.http import COMMITS, HttpStorage
 from cache_service.storage.http_client import Request, Response
 from cache_service.views.order import epoch_order

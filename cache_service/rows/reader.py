@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -35,6 +35,9 @@ from cache_service.format.spec import CacheSpec
 from cache_service.rows.sampler import PositionSampler
 from cache_service.rows.shard_reader import Piece, Rows, ShardReader
 from cache_service.storage import Storage, open_storage
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 MIN_OPEN_SHARDS = 4
 """Shards kept mapped: a sequential scan needs one, a batch across an edge two."""
@@ -174,7 +177,7 @@ class Cache:
         self._check_range(seed, start, stop)  # before memory is taken for it
         rows, done = self._blank_rows(stop - start, arrays), 0
         for number, low, high in self._parts(start, stop):
-            self._shard(seed, number).read_into(low, high, rows, done)
+            self._on_shard(seed, number, ShardReader.read_into, low, high, rows, done)
             done += high - low
         return self._typed(rows)
 
@@ -187,7 +190,7 @@ class Cache:
         return [
             piece
             for number, low, high in self._parts(start, stop)
-            for piece in self._shard(seed, number).pieces(name, low, high)
+            for piece in self._on_shard(seed, number, ShardReader.pieces, name, low, high)
         ]
 
     def is_ready(
@@ -213,7 +216,7 @@ class Cache:
         if start < self.spec.dataset.num_samples:
             shard, row = divmod(start, self.spec.layout.shard_rows)
             if row:
-                self._shard(seed, shard).prefetch(names, row, num_bytes)
+                self._on_shard(seed, shard, ShardReader.prefetch, names, row, num_bytes)
 
     # --- scattered positions and samples ---------------------------------------------------------
 
@@ -226,7 +229,7 @@ class Cache:
         rows = self._blank_rows(len(positions_B), arrays)
         for number in np.unique(shards_B).tolist():
             where = np.flatnonzero(shards_B == number)
-            self._shard(seed, number).gather_into(local_B[where], rows, where)
+            self._on_shard(seed, number, ShardReader.gather_into, local_B[where], rows, where)
         return self._typed(rows)
 
     def lookup(
@@ -329,6 +332,25 @@ class Cache:
         """The shard if it is open."""
         with self._lock:
             return self._shards.get((seed, number))
+
+    def _on_shard(
+        self,
+        seed: int,
+        number: int,
+        use: Callable[Concatenate[ShardReader, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """What `use` returns for the shard; once more if copies of its objects were damaged."""
+        try:
+            return use(self._shard(seed, number), *args, **kwargs)
+        except CorruptError:
+            keys = [commit_key(seed, number), *self.layout.object_keys(seed, number).values()]
+            if not self.storage.forget(keys):
+                raise
+        with self._lock:
+            self._shards.pop((seed, number), None)
+        return use(self._shard(seed, number), *args, **kwargs)
 
     def _shard(self, seed: int, number: int) -> ShardReader:
         """The shard, opened if it is not."""

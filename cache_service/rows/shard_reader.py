@@ -274,10 +274,13 @@ class MappedArray:
 
 
 class FetchedArray:
-    """Rows through whole chunks, fetched in one request per call."""
+    """Rows through whole chunks, fetched in one request per call or taken from a map."""
 
-    def __init__(self, stored: StoredArray, owner: Hashable) -> None:
+    def __init__(
+        self, stored: StoredArray, owner: Hashable, mapped: NDArray[np.uint8] | None = None
+    ) -> None:
         self._stored = stored
+        self._mapped = mapped
         self._offsets = stored.table.offsets
         self._owner = owner
 
@@ -324,8 +327,12 @@ class FetchedArray:
         ranges = [
             (int(self._offsets[n]), int(self._offsets[n] + sizes[n]) + CRC_BYTES) for n in numbers
         ]
-        contents = stored.storage.get_ranges(stored.key, ranges)
-        if contents is None:
+        mapped = self._mapped
+        if mapped is not None:
+            contents = [mapped[start:stop].tobytes() for start, stop in ranges]
+        elif (found := stored.storage.get_ranges(stored.key, ranges)) is not None:
+            contents = found
+        else:
             raise CorruptError(f"{stored.address} is gone.", hint=REPAIR)
         return [
             np.frombuffer(
@@ -356,7 +363,7 @@ def _open_array(stored: StoredArray, owner: Hashable) -> MappedArray | FetchedAr
     check_index(index, stored.table, num_chunks=stored.num_chunks, what=stored.address)
     if mapped is not None and stored.compression == "none":
         return MappedArray(stored, mapped)
-    return FetchedArray(stored, owner)
+    return FetchedArray(stored, owner, mapped)
 
 
 def _check_size(size: int, table: ChunkTable, address: str) -> None:

@@ -8,6 +8,7 @@ Nothing here interprets the bytes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,10 @@ class Storage(Protocol):
 
     def map(self, key: str) -> NDArray[np.uint8] | None:
         """The object as a read-only memory map; None if it is absent or cannot be mapped."""
+        ...
+
+    def forget(self, keys: Sequence[str]) -> bool:
+        """Removes this machine's copies of these objects, if it keeps any. Whether it did."""
         ...
 
     def begin(self, name: str) -> bool:
@@ -112,6 +117,11 @@ def is_server_url(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
+def is_bucket_url(url: str) -> bool:
+    """Whether this is the URL of a cache in an object store."""
+    return url.startswith(("s3://", "gs://", "az://"))
+
+
 def is_url(url: str) -> bool:
     """Whether this has a scheme, so that it means the same place on every machine."""
     return "://" in url
@@ -133,7 +143,7 @@ def open_storage(url: str) -> Storage:
         return _local(url)
     if scheme == "file":
         return _local(rest)
-    if scheme in ("s3", "gs", "az"):
+    if is_bucket_url(url):
         return _object_store(url)
     if scheme in ("http", "https"):
         return _server(url)

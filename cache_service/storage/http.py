@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import quote
 
@@ -106,6 +107,10 @@ class HttpStorage:
     def map(self, key: str) -> NDArray[np.uint8] | None:  # noqa: ARG002  one signature for all
         """None: a response cannot be mapped."""
         return None
+
+    def forget(self, keys: Sequence[str]) -> bool:  # noqa: ARG002  one signature for all
+        """False: there are no copies."""
+        return False
 
     def put(self, key: str, content: bytes) -> None:  # noqa: ARG002  one signature for all
         """Raises UnsupportedError, as every write does."""

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -129,6 +129,10 @@ class LocalStorage:
             if path.is_file():
                 return np.memmap(path, np.uint8, mode="r")
         return None
+
+    def forget(self, keys: Sequence[str]) -> bool:  # noqa: ARG002  one signature for all
+        """False: there are no copies."""
+        return False
 
     def begin(self, name: str) -> bool:
         """Reserve by a lock on a file: the kernel gives it back when the holder dies."""

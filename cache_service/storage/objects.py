@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,6 +111,10 @@ class ObjectStorage:
     def map(self, key: str) -> NDArray[np.uint8] | None:  # noqa: ARG002  one signature for all
         """Objects of a bucket cannot be mapped."""
         return None
+
+    def forget(self, keys: Sequence[str]) -> bool:  # noqa: ARG002  one signature for all
+        """False: there are no copies."""
+        return False
 
     def begin(self, name: str) -> bool:  # noqa: ARG002  one signature for all
         """No reservations: two builders of one shard write the same bytes."""

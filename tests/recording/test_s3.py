@@ -35,9 +35,10 @@ def test_a_build_into_a_bucket_writes_what_a_build_into_a_folder_writes(tmp_path
         np.testing.assert_array_equal(cache.read(0, 10, 80)[name], values)
 
 
-def test_a_student_trains_from_a_bucket_and_damage_there_is_refused(url):
+def test_a_student_trains_from_a_bucket_and_damage_there_is_refused(url, tmp_path):
     record_toy(url, seeds="0:1", scales=[1])
-    data = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    kept = {"disk_cache": str(tmp_path)}
+    data = CachedDataset(load_cache(url, **kept), images=Patches(num_samples=96), seed=0)
     items = data.__getitems__(list(range(96)))
     assert len(items) == 96
     storage = open_storage(url)
@@ -45,19 +46,31 @@ def test_a_student_trains_from_a_bucket_and_damage_there_is_refused(url):
     content = bytearray(storage.get(key))
     content[50] ^= 4
     storage.put(key, bytes(content))
-    fresh = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    # What this machine read before is still whole; one that did not read it finds the damage.
+    again = CachedDataset(load_cache(url, **kept), images=Patches(num_samples=96), seed=0)
+    assert len(again.__getitems__(list(range(96)))) == 96
+    fresh = CachedDataset(load_cache(url, disk_cache_bytes=0), images=Patches(96), seed=0)
     with pytest.raises(CorruptError, match="logits/c/0/1"):
         fresh.__getitems__(list(range(96)))
 
 
 def test_random_order_over_a_bucket_is_warned_about_once_and_order_is_not(url):
     record_toy(url, seeds="0:1", scales=[1])
-    data = CachedDataset(load_cache(url), images=Patches(num_samples=96), seed=0)
+    data = CachedDataset(load_cache(url, disk_cache_bytes=0), images=Patches(96), seed=0)
     data.__getitems__(list(range(30)))
     with pytest.warns(UserWarning, match="is read in random order.*shuffle=False") as said:
         data.__getitems__([5, 80, 3])
     data.__getitems__([7, 2])
     assert len(said) == 1
+
+
+def test_random_order_is_not_warned_about_where_the_epoch_is_kept_on_disk(url, tmp_path, recwarn):
+    recorded = record_toy(url, seeds="0:1", scales=[1])
+    epoch = sum(map(recorded.layout.row_object_bytes, range(3)))
+    for max_bytes, warned in ((epoch, 0), (epoch - 1, 1)):
+        cache = load_cache(url, disk_cache=str(tmp_path), disk_cache_bytes=max_bytes)
+        CachedDataset(cache, images=Patches(96), seed=0).__getitems__([5, 80, 3])
+        assert len([each for each in recwarn if "random order" in str(each.message)]) == warned
 
 
 def test_zarr_python_opens_the_bucket_over_obstore(url):

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from support.ordered import QUICK, epoch_in_batches, same
 
-from cache_service.errors import ConfigError, RowsNotBuiltError
+from cache_service.errors import RowsNotBuiltError
 from cache_service.remote.cache import open_remote
-from cache_service.remote.disk import DiskCache
-from cache_service.remote.source import DiskSettings, open_source
+from cache_service.storage.disk import DiskCache
 
 
 def open_kept(origin, folder, max_bytes=10**9):
@@ -117,11 +116,6 @@ def test_rows_that_are_not_recorded_are_not_kept(origin, tmp_path):
     with pytest.raises(RowsNotBuiltError, match="of seed 7 are not recorded"):
         cache.read(7, 0, 5)
     assert pieces(tmp_path) == []
-
-
-def test_a_disk_cache_is_for_servers_only(local, tmp_path):
-    with pytest.raises(ConfigError, match=r"it applies to http\(s\):// caches only"):
-        open_source(local.url, disk=DiskSettings(str(tmp_path)))
 
 
 def _epoch(task):

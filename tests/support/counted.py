@@ -20,7 +20,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Asked(NamedTuple):
-    """One request: its method, its path and query, and how many bytes its answer has."""
+    """One request: its method, its path and query, and how many bytes its answer says it has."""
 
     method: str
     target: str
@@ -84,26 +84,24 @@ class CountingProxy:
                     theirs, server = await asyncio.open_connection("127.0.0.1", self._target)
                 server.write(head + body)
                 method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
-                num_bytes = await self._answer(method, theirs, client)
-                self.asked.append(Asked(method, target, num_bytes))
+                await self._answer(method, target, theirs, client)
         for writer in filter(None, (client, server)):
             writer.transport.abort()
 
     async def _answer(
-        self, method: str, theirs: asyncio.StreamReader, client: asyncio.StreamWriter
-    ) -> int:
+        self, method: str, target: str, theirs: asyncio.StreamReader, client: asyncio.StreamWriter
+    ) -> None:
         head = await theirs.readuntil(b"\r\n\r\n")
         while head.startswith(b"HTTP/1.1 100"):  # goes on with the body, which was sent already
             head = await theirs.readuntil(b"\r\n\r\n")
         await asyncio.sleep(self.latency_s)
-        client.write(head)
         has_body = method != "HEAD" and head.split()[1] not in (b"204", b"304")
-        length = _length(head)
-        if not has_body:
-            return 0
-        if length is None:
-            return await _pass_chunks(theirs, client)
-        left = length
+        left = _length(head) if has_body else 0
+        self.asked.append(Asked(method, target, left or 0))  # before the client goes on
+        client.write(head)
+        if left is None:
+            await _pass_chunks(theirs, client)
+            return
         while left:
             piece = await theirs.read(min(left, PIECE))
             if not piece:
@@ -111,19 +109,15 @@ class CountingProxy:
             client.write(piece)
             await client.drain()
             left -= len(piece)
-        return length
 
 
-async def _pass_chunks(theirs: asyncio.StreamReader, client: asyncio.StreamWriter) -> int:
-    total = 0
-    while True:
+async def _pass_chunks(theirs: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    size = -1
+    while size:
         line = await theirs.readuntil(b"\r\n")
         size = int(line.split(b";")[0], 16)
         client.write(line + await theirs.readexactly(size + 2))
         await client.drain()
-        if size == 0:
-            return total
-        total += size
 
 
 def _length(head: bytes) -> int | None:

@@ -11,7 +11,9 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -71,7 +73,16 @@ def _environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true",
+        "XDG_CACHE_HOME": _copies(),
     }
+
+
+@functools.cache
+def _copies() -> str:
+    """Where readers of a bucket keep its objects by default: not in the home of the tester."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Pieces of rows kept on a local disk, up to a number of bytes: the next epoch need not ask again.
+"""Rows of a server and objects of a bucket kept on a local disk, up to a number of bytes.
 
 A cache of a cache: losing it loses time only. What is read is checked like an answer, what cannot
 be written is not kept, and several processes may share the folder.
@@ -6,10 +6,12 @@ be written is not kept, and several processes may share the folder.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,8 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache_service.format.canonical import canonical_json, sha256_hex
 from cache_service.format.frame import checksum_of
+from cache_service.human_format import human_bytes
 
 LOG = logging.getLogger(__name__)
 
@@ -50,12 +56,13 @@ class DiskCache:
 
     Attributes:
         usable: False once the disk refused something: the run goes on without it.
+        max_bytes: of all pieces together.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
         self.usable = True
         self._folder = Path(folder)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     @staticmethod
     def key_of(facts: Any) -> str:
@@ -72,10 +79,26 @@ class DiskCache:
             return content[:-_CHECKSUM_BYTES], checksum
         return None
 
+    def map(self, key: str) -> NDArray[np.uint8] | None:
+        """As `get`, as a read-only memory map without the checksum: it outlives a removal."""
+        path = self._path(key)
+        with self._or_without(), suppress(FileNotFoundError, ValueError):  # ValueError: it is empty
+            mapped = np.memmap(path, np.uint8, mode="r")
+            os.utime(path)
+            return mapped[:-_CHECKSUM_BYTES]
+        return None
+
+    def drop(self, key: str) -> bool:
+        """Remove a piece. Whether there was one."""
+        with self._or_without(), suppress(FileNotFoundError):
+            self._path(key).unlink()
+            return True
+        return False
+
     def put(self, key: str, content: bytes) -> None:
         """Keep a piece if there is room for it, or can be made."""
         size = len(content) + _CHECKSUM_BYTES
-        if size > self._max_bytes:
+        if size > self.max_bytes:
             return
         with self._or_without(), self._lock(_SLOTS):
             self._make_room(size)
@@ -104,11 +127,15 @@ class DiskCache:
                 age = 0 if entry.name.endswith(".tmp") else facts.st_mtime_ns
                 found.append((age, facts.st_size, entry.path))
         total = sum(length for _, length, _ in found)
+        free = shutil.disk_usage(self._folder).free
+        most = min(self.max_bytes, (total + free) // 2)
         for age, length, path in sorted(found):
-            if age and total + size <= self._max_bytes:
+            if age and total + size <= most:
                 break
             os.unlink(path)  # noqa: PTH108  scandir's own path
             total -= length
+        if total + size > most:
+            raise OSError(errno.ENOSPC, f"{human_bytes(free)} are free, and half of them stay free")
 
     @contextmanager
     def _lock(self, slot: int) -> Iterator[None]:
@@ -132,7 +159,7 @@ class DiskCache:
         except OSError as problem:
             if self.usable:
                 LOG.warning(
-                    "The disk cache %s is not used any more (%s); rows come from the server.",
+                    "The disk cache %s is not used any more (%s); rows come from where they are.",
                     self._folder,
                     problem.strerror,
                 )
