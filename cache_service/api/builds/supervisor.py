@@ -36,6 +36,23 @@ FOLDER = ".kd-cache"
 THREADS = 4
 """Threads that use the queue for requests. It answers one at a time, in under a millisecond."""
 
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "fuse.glusterfs")
+"""Types that several machines write to."""
+
+
+def network_filesystem(folder: Path) -> str | None:
+    """The type of the file system that a folder lies on, or will lie on, if it is a network's."""
+    if not MOUNTS.exists():  # not Linux
+        return None
+    resolved, depth, kind = folder.resolve(), 0, ""
+    for line in MOUNTS.read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        point = Path(mount.split()[4].replace("\\040", " "))
+        if resolved.is_relative_to(point) and len(point.parts) >= depth:  # the last one is on top
+            depth, kind = len(point.parts), source.split()[0]
+    return kind if kind in NETWORK_FILESYSTEMS else None
+
 
 class Builds:
     """The builds of a server.
@@ -97,6 +114,13 @@ class Builds:
                     f"builds need to write, and {existing} ({what}) cannot be written.",
                     hint="Serve without `builds`, or make that folder writable for this user.",
                 )
+        network = network_filesystem(places["builds.database"])
+        if network is not None:
+            raise ConfigError(
+                f"the queue of the builds ({self._database()}, builds.database) lies on {network}: "
+                "SQLite needs a disk of this machine, which no server on another one writes to.",
+                hint="Set builds.database to a file on a local disk.",
+            )
         BuildQueue(self._database()).close()
 
     def start(self) -> None:

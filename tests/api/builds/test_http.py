@@ -18,7 +18,9 @@ from support.disks import small_disk
 from support.serving import BUILD_TOKEN, READ_TOKEN, TOKENS, serving
 
 from cache_service.api.builds import supervisor, worker
-from cache_service.errors import RowsNotBuiltError
+from cache_service.api.builds.supervisor import Builds
+from cache_service.api.http.settings import BuildsConfig
+from cache_service.errors import ConfigError, RowsNotBuiltError
 from cache_service.remote.source import open_source
 
 SLOW = """
@@ -240,6 +242,31 @@ def test_builds_on_a_root_that_cannot_be_written_are_refused_in_one_line(tmp_pat
         assert (ended.code, ended.out) == (2, "")
         assert ended.err.startswith(f"error[config]: builds need to write, and {disk}/root (root)")
         assert len(ended.err.splitlines()) <= 2
+
+
+def test_a_queue_on_a_network_file_system_is_refused_before_another_server_writes_to_it(
+    tmp_path, monkeypatch
+):
+    shared, database = tmp_path / "a share", tmp_path / "builds.sqlite"
+    root = shared / "root"
+    root.mkdir(parents=True)
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(supervisor, "MOUNTS", mounts)
+    for kind, network in (("ext4", None), ("nfs4", "nfs4")):
+        point = str(shared).replace(" ", "\\040")
+        mounts.write_text(
+            "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+            f"35 21 0:40 / {point} rw - autofs map rw\n"
+            f"36 35 0:52 / {point} rw - {kind} host:/x rw\n"
+        )
+        assert supervisor.network_filesystem(root / ".kd-cache") == network
+    assert supervisor.network_filesystem(tmp_path) is None
+    with pytest.raises(ConfigError, match=r"builds\.database\) lies on nfs4") as refused:
+        Builds(str(root), BuildsConfig.model_validate(builds_document())).check()
+    assert "builds.database" in refused.value.hint
+    assert not (root / ".kd-cache").exists()
+    local = builds_document(database=str(database))
+    Builds(str(root), BuildsConfig.model_validate(local)).check()
 
 
 @pytest.mark.parametrize("kind", ["no database", "a folder"])
