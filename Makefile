@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Two cores, many small tensors: one thread per process is faster and repeatable.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check faults gpu lint format install clean
+.PHONY: demo test check faults slow gpu lint format install clean
 
 install: $(STAMP)
 
@@ -35,12 +35,15 @@ lint: $(STAMP)
 	$(BIN)/codespell
 
 check: lint
-	$(BIN)/pytest -n 2 -m 'not faults'
+	$(BIN)/pytest -n 2 -m 'not faults and not slow'
 
 test: check
 
 faults: $(STAMP)
 	$(BIN)/pytest -n 2 -m faults
+
+slow: $(STAMP)
+	$(BIN)/pytest -m slow
 
 # On a machine with a GPU; each part writes its page to gpu-out. DATA: a folder with CIFAR-100.
 DATA ?= data/cifar100

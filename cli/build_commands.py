@@ -59,12 +59,22 @@ def _plan_text(plan: BuildPlan) -> str:
         f"weights      {plan.teacher_weights}",
         (
             f"rendering    {plan.render_rows_per_s:,.0f} views/s in one process, "
-            f"{plan.workers or 'no'} rendering processes"
+            f"{plan.workers or 'no'} rendering processes, {plan.busy_workers} to hide it behind "
+            "the other stages"
         ),
-        f"teacher      {plan.teacher_rows_per_s:,.0f} views/s",
         (
-            f"time         {human_seconds(plan.wall_s)} for what is not recorded; a kill costs at "
-            f"most {human_seconds(plan.kill_s)} of it"
+            f"teacher      {plan.teacher_rows_per_s:,.0f} views/s, encoding "
+            f"{plan.encode_rows_per_s:,.0f} views/s"
+        ),
+        *_storage_line(plan),
+        (
+            f"time         {human_seconds(plan.wall_s)} for what is not recorded, by "
+            f"{plan.limit}; a kill costs at most {human_seconds(plan.kill_s)} of it"
+        ),
+        f"memory       {_memory(plan)}",
+        (
+            f"an epoch     {plan.bucket_requests:,} requests of a bucket, or "
+            f"{plan.server_requests:,} of a server with disk_cache"
         ),
         (
             f"score        {plan.accuracy:.1%} of {plan.scored_samples} samples right "
@@ -80,6 +90,20 @@ def _plan_text(plan: BuildPlan) -> str:
     if plan.normalization:
         lines.append(f"normalized   {plan.normalization}")
     return "\n".join(lines)
+
+
+def _storage_line(plan: BuildPlan) -> list[str]:
+    if plan.write_rows_per_s is None:
+        return []
+    rate = f"{plan.write_rows_per_s:,.0f} views/s"
+    return [f"storage      {rate}, measured by objects written there and removed"]
+
+
+def _memory(plan: BuildPlan) -> str:
+    here = f"{human_bytes(plan.memory_bytes)} in this process, with dataset and teacher"
+    if plan.device_bytes is None:
+        return here
+    return f"{here}; {human_bytes(plan.device_bytes)} on the GPU at the batch size of the build"
 
 
 def build(

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import math
-import os
-import time
+import resource
+import sys
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from cache_service.format.commit import Commit, encode_commit
 from cache_service.format.group import ROOT_KEY
 from cache_service.format.layout import CacheLayout
 from cache_service.format.seeds import describe_seeds
-from cache_service.format.shard import ChunkTable, pack
-from cache_service.format.spec import CacheSpec
+from cache_service.format.shard import ChunkTable
+from cache_service.format.spec import CacheSpec, DatasetId
 from cache_service.human_format import human_seconds
 from cache_service.recording.comparison import check_teacher
 from cache_service.recording.context import BuildContext
+from cache_service.recording.rates import (
+    Machine,
+    measure_storage,
+    measure_views,
+    recording_rate,
+    workers_for,
+)
 from cache_service.recording.record import num_workers
 from cache_service.recording.shards import all_shards, not_recorded, num_rows
-from cache_service.storage import open_storage
+from cache_service.remote.prefetch import Span, aligned_spans, rows_per_request
+from cache_service.storage import Storage, open_storage
 from cache_service.teacher.class_order import OtherOrder
 from cache_service.teacher.normalization import OtherNormalization
 from cache_service.views.identity import library_versions
 
 MAX_SHARD_S = 120.0
 """Longest time of a shard without a warning. A kill costs up to two shards."""
-
-MEASURED_VIEWS = 32
-"""Views that are compressed to estimate the size of the stored ones."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,22 @@ class BuildPlan:
         objects: number of these objects.
         render_rows_per_s: measured rate of rendering in one process, views per second.
         teacher_rows_per_s: measured rate of the teacher on its device, views per second.
-        workers: rendering processes that the build starts; 0 for none.
-        wall_s: time for the pending rows, without the start, seconds. Rendering and teacher overlap
-            where there are rendering processes, and take turns where there are none.
+        encode_rows_per_s: measured rate of the thread that encodes answers.
+        write_rows_per_s: of the thread that writes, from a few objects that were written where the
+            cache will be, and removed. None if nothing is pending, and nothing was written.
+        processes: processes with a teacher.
+        workers: rendering processes that each of them starts; 0 for none.
+        busy_workers: rendering processes that would hide rendering behind the slowest other stage.
+        limit: the stage that is slowest.
+        wall_s: time for the pending rows, without the start, seconds. The stages overlap, but
+            rendering and teacher take turns where there are no rendering processes.
         kill_s: longest work that a kill of the build loses, seconds.
+        memory_bytes: largest resident memory of this process, with dataset and teacher.
+        device_bytes: largest memory allocated on the CUDA device at the batch size of the build,
+            with the weights; None on another device.
+        bucket_requests: requests of an epoch that is read from a bucket, once per computer.
+        server_requests: requests of an epoch that is read from a server with `disk_cache`. Without
+            it there is one a batch.
         accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.
         class_order: probable order of the teacher's classes; empty if it is the dataset's.
         normalization: one under which the teacher knows the labels better; empty if there is none.
@@ -75,9 +90,18 @@ class BuildPlan:
     stored_scales: tuple[int, ...]
     render_rows_per_s: float
     teacher_rows_per_s: float
+    encode_rows_per_s: float
+    write_rows_per_s: float | None
+    processes: int
     workers: int
+    busy_workers: int
+    limit: str
     wall_s: float
     kill_s: float
+    memory_bytes: int
+    device_bytes: int | None
+    bucket_requests: int
+    server_requests: int
     accuracy: float
     chance: float
     scored_samples: int
@@ -91,9 +115,12 @@ class BuildPlan:
 
 
 def make_plan(build: BuildContext) -> BuildPlan:
-    """Check and score the teacher, count rows and measure one batch. Writes nothing.
+    """Check and score the teacher, count rows, and measure every stage of the build.
+
+    Nothing that it writes stays: see `measure_storage`.
 
     Raises:
+        StorageError, OutOfSpaceError: the place of the cache cannot be written.
         UnsupportedError: the teacher returns different logits for the same views.
         SpecMismatchError: the path holds a cache with another spec or of another teacher.
     """
@@ -104,9 +131,11 @@ def make_plan(build: BuildContext) -> BuildPlan:
     pending = not_recorded(storage, spec, shards)
     rows_pending = num_rows(spec, pending)
     score = build.score()
-    render_rate, teacher_rate, view_bytes = measure_rates(build)
+    cost = measure_views(build, storage=measure_storage(config.cache) if pending else None)
     workers = num_workers(build, pending)
-    rate = recording_rate(render_rate, teacher_rate, workers=workers, cores=available_cores())
+    rate, limit = recording_rate(
+        cost, Machine.of(build), workers=workers, processes=config.processes
+    )
     layout = CacheLayout(spec)
     return BuildPlan(
         cache=config.cache,
@@ -117,14 +146,23 @@ def make_plan(build: BuildContext) -> BuildPlan:
         shards=len(shards),
         shard_rows=spec.layout.shard_rows,
         bytes_per_row=layout.row_bytes,
-        bytes_total=len(config.seeds) * _seed_bytes(layout, view_bytes),
+        bytes_total=len(config.seeds) * seed_bytes(layout, cost.view_bytes),
         objects=len(shards) * (len(layout.arrays) + 2),  # and the stored views, and the commit
         stored_scales=spec.stored_scales,
-        render_rows_per_s=render_rate,
-        teacher_rows_per_s=teacher_rate,
+        render_rows_per_s=1 / cost.render_s,
+        teacher_rows_per_s=1 / cost.answer_s,
+        encode_rows_per_s=1 / cost.encode_s,
+        write_rows_per_s=1 / cost.write_s if cost.write_s else None,
+        processes=config.processes,
         workers=workers,
+        busy_workers=workers_for(cost),
+        limit=limit,
         wall_s=rows_pending / rate,
-        kill_s=min(2 * spec.layout.shard_rows, rows_pending) / rate,
+        kill_s=min(2 * config.processes * spec.layout.shard_rows, rows_pending) / rate,
+        memory_bytes=_largest_memory(),
+        device_bytes=cost.device_bytes,
+        bucket_requests=bucket_requests(layout),
+        server_requests=server_requests(layout),
         accuracy=score.accuracy,
         chance=score.chance,
         scored_samples=score.num_samples,
@@ -132,12 +170,15 @@ def make_plan(build: BuildContext) -> BuildPlan:
         normalization=_describe_normalization(score.other_normalization),
         teacher_weights=build.teacher.weights_from,
         reuse=describe_reuse(len(config.seeds), spec.recipe.repeats),
-        dataset=f"{build.dataset.id.name} ({build.dataset.id.split}): "
-        f"{build.dataset.id.num_samples:,} samples of {build.dataset.id.num_classes:,} classes",
+        dataset=_describe_dataset(spec.dataset),
         left_out=build.dataset.left_out,
-        # The layout of a cache that is there cannot be changed.
-        long_shards="" if storage.get(ROOT_KEY) is not None else describe_long_shards(spec, rate),
+        long_shards=_advice_on_shards(storage, spec, rate / config.processes),
     )
+
+
+def _advice_on_shards(storage: Storage, spec: CacheSpec, rate: float) -> str:
+    """As `describe_long_shards`; the layout of a cache that is there cannot be changed."""
+    return "" if storage.get(ROOT_KEY) is not None else describe_long_shards(spec, rate)
 
 
 def describe_long_shards(spec: CacheSpec, rate: float) -> str:
@@ -185,6 +226,11 @@ def describe_reuse(num_seeds: int, repeats: int) -> str:
     return "; ".join(sentences)
 
 
+def _describe_dataset(dataset: DatasetId) -> str:
+    size = f"{dataset.num_samples:,} samples of {dataset.num_classes:,} classes"
+    return f"{dataset.name} ({dataset.split}): {size}"
+
+
 def _describe_normalization(other: OtherNormalization | None) -> str:
     if other is None:
         return ""
@@ -192,42 +238,38 @@ def _describe_normalization(other: OtherNormalization | None) -> str:
     return f"{counts}, {other.description}: {other.hint}"
 
 
-def _view_bytes(build: BuildContext, views_BHW3: NDArray[np.uint8]) -> float:
-    """Bytes of a stored view: some are compressed together, as those of a shard are."""
-    together = CacheLayout(build.spec).witness_shape[0]
-    starts = range(0, min(MEASURED_VIEWS, len(views_BHW3)), together)
-    packs = [views_BHW3[start : start + together] for start in starts]
-    return sum(len(pack(each.tobytes())) for each in packs) / sum(map(len, packs))
+def _largest_memory() -> int:
+    """Bytes of this process in memory at its peak."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def recording_rate(render: float, teacher: float, *, workers: int, cores: int) -> float:
-    """Views per second of a recording.
+def bucket_requests(layout: CacheLayout) -> int:
+    """Requests of an epoch from a bucket: each object of rows and each commit once."""
+    return layout.spec.num_shards * (len(layout.arrays) + 1)
+
+
+def server_requests(layout: CacheLayout) -> int:
+    """Requests of an epoch from a server: pieces of shards, as large as a request may be."""
+    step = rows_per_request(layout.arrays)
+    shards = (Span(0, *layout.spec.shard_range(n), ()) for n in range(layout.spec.num_shards))
+    return sum(len(aligned_spans(span, step, layout.spec)) for span in shards)
+
+
+def seed_bytes(layout: CacheLayout, view_bytes: float) -> int:
+    """Bytes of the objects of one seed, with commits.
 
     Args:
-        render: views per second of one rendering process.
-        teacher: views per second of the teacher, with encoding.
-        workers: rendering processes.
-        cores: CPU cores; more processes than these render no faster.
+        layout: of the cache.
+        view_bytes: of a stored view.
     """
-    if workers == 0:
-        return 1 / (1 / render + 1 / teacher)
-    return min(render * min(workers, cores), teacher)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seed_bytes(layout: CacheLayout, view_bytes: float) -> int:
-    """Bytes of the objects of one seed, with commits."""
     shards = range(layout.spec.num_shards)
     rows = sum(layout.row_object_bytes(shard) for shard in shards)
-    others = layout.witness_shape[0] * view_bytes + _commit_bytes(layout)
+    others = layout.witness_shape[0] * view_bytes + commit_bytes(layout)
     return rows + round(len(shards) * others)
 
 
-def _commit_bytes(layout: CacheLayout) -> int:
+def commit_bytes(layout: CacheLayout) -> int:
     """Length of the commit of a whole shard; checksums are taken as numbers of 10 digits."""
     ten_digits = 2**31
     table = ChunkTable(
@@ -246,21 +288,3 @@ def _describe_order(other: OtherOrder | None) -> str:
     if other is None:
         return ""
     return f"{other.description}, {other.accuracy:.1%} right. {other.hint}"
-
-
-def measure_rates(build: BuildContext) -> tuple[float, float, float]:
-    """Measure rendering in one process, and the teacher with encoding, in views per second; and the
-    bytes of a stored view."""
-    count = min(build.config.batch_size, len(build.dataset))
-    positions = np.arange(count, dtype=np.int64)
-    build.views.render(build.config.seeds[0], positions[:1])  # opens files
-    started = time.perf_counter()
-    views = build.views.render(build.config.seeds[0], positions)
-    render_s = time.perf_counter() - started
-    pixels = torch.from_numpy(views.pixels_BHW3)
-    labels = build.dataset.labels[views.samples_B][:, None]
-    build.answer(pixels[:1])  # initializes the device outside of the measurement
-    started = time.perf_counter()
-    build.spec.codec.encode(build.answer(pixels), labels)
-    teacher_s = time.perf_counter() - started
-    return count / render_s, count / teacher_s, _view_bytes(build, views.pixels_BHW3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from cache_service.format.layout import CacheLayout
 from cache_service.human_format import human_bytes, human_seconds
 from cache_service.recording.context import BuildContext
-from cache_service.recording.plan import measure_rates
+from cache_service.recording.rates import Machine, measure_views, recording_rate
+from cache_service.recording.record import num_workers
 from cache_service.recording.shards import all_shards, not_recorded, num_rows
 from cache_service.storage import open_storage
 from distill.config import TrainConfig
@@ -74,17 +74,17 @@ class TrainingCost(NamedTuple):
 
 
 def recording_cost(build: BuildContext) -> RecordingCost:
-    """Measure the teacher and the rendering on one batch. Writes nothing."""
+    """Measure the teacher and the rendering on a few batches. Writes nothing."""
     spec, seeds = build.spec, build.config.seeds
     pending = not_recorded(open_storage(build.config.cache), spec, all_shards(spec, seeds))
     rows, rows_pending = len(seeds) * spec.dataset.num_samples, num_rows(spec, pending)
     if not rows_pending:
         return RecordingCost(rows, 0, rows * CacheLayout(spec).row_bytes, 0.0, None)
-    render, teacher, _ = measure_rates(build)
-    slowest = min(teacher, render * _processes(build.config.workers))
-    return RecordingCost(
-        rows, rows_pending, rows * CacheLayout(spec).row_bytes, rows_pending / slowest, render
-    )
+    cost = measure_views(build)
+    workers, processes = num_workers(build, pending), build.config.processes
+    rate, _ = recording_rate(cost, Machine.of(build), workers=workers, processes=processes)
+    num_bytes = rows * CacheLayout(spec).row_bytes
+    return RecordingCost(rows, rows_pending, num_bytes, rows_pending / rate, 1 / cost.render_s)
 
 
 def training_cost(
@@ -111,10 +111,6 @@ def training_cost(
 def _epochs_done(out: str) -> int:
     done = [line["epoch"] for line in read_metrics(out) if line["kind"] == "epoch"]
     return max(done, default=0)
-
-
-def _processes(workers: int | None) -> int:
-    return max(1, (os.cpu_count() or 1) - 1) if workers is None else max(1, workers)
 
 
 def _update_seconds(config: TrainConfig, *, num_classes: int) -> float:
