@@ -66,12 +66,27 @@ class EncodedBatch(NamedTuple):
     witnesses: dict[int, NDArray[np.uint8]]
 
 
+class _Writing(NamedTuple):
+    """A shard that is being written, and whether this builder commits it."""
+
+    shard: Shard
+    committed: Future[bool]
+
+
 class _Run(NamedTuple):
-    """Objects that the functions of one call of `record` share."""
+    """Objects that the functions of one call of `record` share.
+
+    Attributes:
+        meter: counts.
+        stop: whether to stop.
+        order: of the shards.
+        taken: shards that other builders have reserved.
+    """
 
     meter: ProgressMeter
     stop: StopRequest
     order: ShardOrder
+    taken: list[Shard]
 
 
 def open_writer(build: BuildContext) -> CacheWriter:
@@ -118,18 +133,17 @@ def record(
     pending = not_recorded(writer.storage, build.spec, shards)
     meter = ProgressMeter(build.spec, part=shards, pending=pending, on_progress=on_progress)
     order = order or ShardOrder()
-    mine: set[Shard] = set()
+    if not writer.storage.has_locks:
+        order.scatter()
     writer.storage.sweep()
     try:
         while pending:
             with stop_on_signal() as stop:
-                run = _Run(meter, stop, order)
+                run = _Run(meter, stop, order, [])
                 with closing(_record_shards(build, writer, pending, run)) as committed:
                     for shard in committed:
                         meter.add_commit(shard)
-                        mine.add(shard)
-            left = [shard for shard in pending if shard not in mine]
-            pending = [shard for shard in left if not writer.is_committed(*shard)]
+            pending = list(_uncommitted(writer, run.taken, run))
             if pending:  # another process has locked them: wait until it commits or dies
                 time.sleep(POLL_S)
                 meter.add_answers(0)  # reports that this process is alive
@@ -160,7 +174,7 @@ def record_handed_out(
     """
     meter = ProgressMeter(build.spec, part=expected, pending=expected, on_progress=on_progress)
     with stop_on_signal() as stop:
-        run = _Run(meter, stop, order)
+        run = _Run(meter, stop, order, [])
         with closing(_record_shards(build, writer, expected, run)) as committed:
             for shard in committed:
                 meter.add_commit(shard)
@@ -170,35 +184,64 @@ def _record_shards(
     build: BuildContext, writer: CacheWriter, pending: list[Shard], run: _Run
 ) -> Generator[Shard]:
     """Yield each shard after its commit. The teacher runs on the next shard during a write."""
-    jobs = teacher_batches(build.spec, run.order.through(pending), build.config.batch_size)
+    shards = _uncommitted(writer, run.order.through(pending), run)
+    jobs = teacher_batches(build.spec, shards, build.config.batch_size)
     batches = load_ahead(Renderer(build.views), jobs, workers=num_workers(build, pending))
-    written: Future[Shard | None] | None = None
+    written: _Writing | None = None
     # One thread per stage, so that batches are encoded and shards are committed in order.
     encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
     committer = ThreadPoolExecutor(1, thread_name_prefix="writer")
     with encoder, committer:
         for shard, of_shard in groupby(batches, key=_shard_of):
-            if writer.is_committed(*shard) or not writer.storage.begin(_lock_name(shard)):
-                continue  # another process has committed or locked it
+            if writer.is_committed(*shard):  # while it was rendered
+                run.meter.add_found(shard)
+                continue
+            if not writer.storage.begin(_lock_name(shard)):
+                run.taken.append(shard)
+                continue
             try:
                 encoded = [
                     encoder.submit(encode_batch, build, batch, answer)
                     for batch, answer in _answer_batches(build, of_shard, run)
                 ]
-                done = written.result() if written is not None else None
+                done = _await(written, run)
             except KeyboardInterrupt:
                 writer.storage.end(_lock_name(shard))
-                if written is not None and (done := written.result()) is not None:
+                if (done := _await(written, run)) is not None:
                     yield done
                 raise
             except BaseException:
                 writer.storage.end(_lock_name(shard))
                 raise
-            written = committer.submit(_write, build.spec, writer, shard, encoded)
+            written = _Writing(shard, committer.submit(_write, build.spec, writer, shard, encoded))
             if done is not None:
                 yield done
-        if written is not None and (done := written.result()) is not None:
+        if (done := _await(written, run)) is not None:
             yield done
+
+
+def _uncommitted(writer: CacheWriter, shards: Iterable[Shard], run: _Run) -> Iterator[Shard]:
+    """The shards that are not committed when they are taken. The others are counted."""
+    for shard in shards:
+        if run.stop.requested:  # there may be many that others have committed
+            raise KeyboardInterrupt
+        if writer.is_committed(*shard):
+            run.meter.add_found(shard)
+        else:
+            yield shard
+
+
+def _await(written: _Writing | None, run: _Run) -> Shard | None:
+    """Wait until a shard is committed; None if another builder was first."""
+    if written is None:
+        return None
+    if written.committed.result():
+        return written.shard
+    # It was reserved here, and there: reservations exclude nobody, as where each builder has its
+    # own mount of the folder.
+    run.order.scatter()
+    run.meter.add_found(written.shard, answered=True)
+    return None
 
 
 def num_workers(build: BuildContext, pending: list[Shard]) -> int:
@@ -274,14 +317,13 @@ def encode_batch(build: BuildContext, batch: RenderedBatch, answer_BRX: Floats) 
 
 def _write(
     spec: CacheSpec, writer: CacheWriter, shard: Shard, encoded: list[Future[EncodedBatch]]
-) -> Shard | None:
+) -> bool:
     try:
         rows, witnesses = join_batches(spec, shard.shard, [batch.result() for batch in encoded])
         versions = library_versions(spec.recipe)
-        committed = writer.write_shard(*shard, rows, witnesses, versions)
+        return writer.write_shard(*shard, rows, witnesses, versions)
     finally:
         writer.storage.end(_lock_name(shard))
-    return shard if committed else None
 
 
 def join_batches(

@@ -6,11 +6,13 @@ the order of recording nor on the process. This module does not import torch.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 from cache_service.errors import ConfigError
@@ -69,6 +71,11 @@ class Part:
         return shards[self.index :: self.count]
 
 
+SCATTER_WINDOW = 64
+"""Shards among which a builder chooses: few enough that seeds are completed about in order, so that
+a student can start early; many enough that two builders choose one shard in about 3 of 100 cases.
+"""
+
 WHOLE = Part()
 """The part that contains all shards."""
 
@@ -112,17 +119,29 @@ class ShardOrder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._prioritized: deque[Shard] = deque()
+        self._window = 1
 
     def prioritize(self, shard: Shard) -> None:
         """Record this shard before those that nobody requested, unless it has been started."""
         with self._lock:
             self._prioritized.append(shard)
 
+    def scatter(self) -> None:
+        """From now on, take any of the next SCATTER_WINDOW shards.
+
+        Builders that cannot exclude each other seldom take the same shard then.
+        """
+        self._window = SCATTER_WINDOW
+
     def through(self, shards: Iterable[Shard]) -> Iterator[Shard]:
         """Yield each shard once. The next shard is chosen when it is requested."""
         left = OrderedDict.fromkeys(shards)
+        # Not seeded: builders in two containers may have the same host name and process number.
+        chance = random.Random()  # noqa: S311  nothing secret depends on it
         while left:
-            shard = self._next_prioritized(left) or next(iter(left))
+            shard = self._next_prioritized(left) or next(
+                islice(left, chance.randrange(min(self._window, len(left))), None)
+            )
             del left[shard]
             yield shard
 
@@ -141,11 +160,12 @@ class Progress:
 
     Attributes:
         seed, shard: the latest committed shard.
-        rows_done: number of committed rows of this part, including earlier runs.
+        rows_done: number of committed rows of this part, including earlier runs and what other
+            builders have committed, as far as this one has noticed.
         rows_answered: number of rows of this part that the teacher has answered, including those
-            committed by earlier runs; ahead of `rows_done` by what is not committed yet.
+            committed by others; ahead of `rows_done` by what is not committed yet.
         rows_total: number of rows of this part.
-        shards_done: number of committed shards of this part, including earlier runs.
+        shards_done: number of committed shards of this part, as in `rows_done`.
         shards_total: number of shards of this part.
         shards_committed: number of shards that this run has committed.
         bytes_written: bytes that this run has committed, uncompressed.
@@ -196,6 +216,7 @@ class ProgressMeter:
         self._shards_total = len(part)
         self._shards_before = len(part) - len(pending)
         self._rows_answered = 0
+        self._rows_lost = 0
         self._rows_committed = 0
         self._latest = Shard(0, 0)
         self._on_progress = on_progress
@@ -214,15 +235,30 @@ class ProgressMeter:
         self._rows_committed += num_rows(self._spec, [shard])
         self._report()
 
+    def add_found(self, shard: Shard, *, answered: bool = False) -> None:
+        """Add one shard that another builder has committed.
+
+        Args:
+            shard: that is committed.
+            answered: whether the teacher of this builder has answered it, too.
+        """
+        rows = num_rows(self._spec, [shard])
+        self._latest = shard
+        self._rows_before += rows
+        self._shards_before += 1
+        self._rows_lost += rows if answered else 0
+        self._report()
+
     def _report(self) -> None:
         # The lower bound avoids a division by 0 on clocks with a coarse resolution.
+        answered = self._rows_before + self._rows_answered - self._rows_lost
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
         self._on_progress(
             Progress(
                 seed=self._latest.seed,
                 shard=self._latest.shard,
                 rows_done=self._rows_before + self._rows_committed,
-                rows_answered=min(self._rows_before + self._rows_answered, self._rows_total),
+                rows_answered=min(answered, self._rows_total),
                 rows_total=self._rows_total,
                 shards_done=self._shards_before + self.shards_committed,
                 shards_total=self._shards_total,

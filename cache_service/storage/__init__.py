@@ -21,9 +21,16 @@ _SERVER = re.compile(r"[^/]+:\d+/v1/caches/")
 
 
 class Storage(Protocol):
-    """Whole objects by key. Keys are relative, with `/` between parts."""
+    """Whole objects by key. Keys are relative, with `/` between parts.
+
+    Attributes:
+        url: of the objects.
+        has_locks: whether `begin` can exclude other builders. Where each of them has its own mount
+            of a folder it does not, and nobody can tell.
+    """
 
     url: str
+    has_locks: bool
 
     def get(self, key: str) -> bytes | None:
         """The object, or None if there is none."""

@@ -55,6 +55,8 @@ Keys: TypeAlias = list[str]
 class HttpStorage:
     """Implements `cache_service.storage.Storage`; every write is refused."""
 
+    has_locks = False
+
     def __init__(self, url: str, retries: RetryPolicy = DEFAULT_RETRIES) -> None:
         self.client = HttpClient(url, retries)
         self.url = self.client.url

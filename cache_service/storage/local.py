@@ -32,8 +32,9 @@ MAX_FOLDERS = 512
 """Folders known to be durable: those of 80 shards. Forgetting one costs an fsync."""
 
 _LOCKS: set[int] = set()
-"""Handles of this process's reservations. A lock lives as long as any copy of its handle, so a
-forked loader worker that outlives its builder would keep it: at birth it closes its copies."""
+"""Handles of this process's reservations and temporary files. A lock lives as long as any copy of
+its handle, so a forked loader worker that outlives its builder would keep it: at birth it closes
+its copies."""
 
 
 def _forget_locks() -> None:
@@ -50,6 +51,7 @@ class LocalStorage:
 
     def __init__(self, root: str) -> None:
         self.url = root
+        self.has_locks = True
         self._root = Path(root)
         self._held: dict[str, int] = {}
         self._durable_folders: set[Path] = set()
@@ -83,13 +85,9 @@ class LocalStorage:
     def put(self, key: str, content: bytes) -> None:
         """Write the object, replacing one that is there."""
         target = self._path(key)
-        temporary = self._write_temporary(content, target)
-        try:
-            with _refusing("write", target):
-                temporary.replace(target)
-                _fsync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._temporary(content, target) as temporary, _refusing("write", target):
+            temporary.replace(target)
+            _fsync_folder(target.parent)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write the object unless there is one."""
@@ -97,14 +95,14 @@ class LocalStorage:
         with _refusing("write", target):
             if target.exists():
                 return False
-        temporary = self._write_temporary(content, target)
-        try:
-            with _refusing("write", target), suppress(FileExistsError):
-                os.link(temporary, target)
-                _fsync_folder(target.parent)
-                return True
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            self._temporary(content, target) as temporary,
+            _refusing("write", target),
+            suppress(FileExistsError),
+        ):
+            os.link(temporary, target)
+            _fsync_folder(target.parent)
+            return True
         return False
 
     def delete(self, key: str) -> None:
@@ -138,14 +136,12 @@ class LocalStorage:
         """Reserve by a lock on a file: the kernel gives it back when the holder dies."""
         handle = self._open_lock(name)
         path = self._root / SCRATCH / f"{name}.lock"
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        locked = _lock(handle)
+        if locked is False:
             os.close(handle)
             return False
-        except OSError:
-            # A file system without locks: every builder may do the work. Wasted, never wrong.
-            pass
+        # A file system without locks: every builder may do the work. Wasted, never wrong.
+        self.has_locks = locked is True
         # The last holder unlinks its file: a lock on an unlinked file would exclude nobody.
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(handle).st_ino:
@@ -178,7 +174,7 @@ class LocalStorage:
         process = rest.partition("~")[0]
         # Another host's writer may be alive; its leftovers are for a sweep on that host.
         if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
-            path.unlink(missing_ok=True)
+            _remove_unless_locked(path)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -200,22 +196,40 @@ class LocalStorage:
                 except FileNotFoundError:  # another builder swept the empty folder away just now
                     self._scratch()
 
-    def _write_temporary(self, content: bytes, target: Path) -> Path:
-        owner = f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
-        temporary = self._scratch() / f"{owner}.tmp"
+    @contextmanager
+    def _temporary(self, content: bytes, target: Path) -> Iterator[Path]:
+        """A durable file with the content, which is removed, under whatever name, in the end.
+
+        It is locked, so that no sweep takes it: a process number says nothing where another
+        container with the same host name sweeps.
+        """
+        with _refusing("write", target):
+            self._make_folder(target.parent)
+        handle, temporary = self._open_temporary(target)
         try:
             with _refusing("write", target):
-                self._make_folder(target.parent)
-                while True:
-                    try:
-                        _write_durably(temporary, content)
-                        break
-                    except FileNotFoundError:  # another builder swept the empty folder away
-                        self._scratch()
-        except BaseException:  # Ctrl-C must not leave the temporary file behind either
+                _write_durably(handle, content)
+            yield temporary
+        finally:  # Ctrl-C must not leave the temporary file behind either
             temporary.unlink(missing_ok=True)
-            raise
-        return temporary
+            _LOCKS.discard(handle)
+            os.close(handle)
+
+    def _open_temporary(self, target: Path) -> tuple[int, Path]:
+        """An empty file and its handle, locked where there are locks."""
+        while True:
+            owner = f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
+            temporary = self._scratch() / f"{owner}.tmp"
+            with _refusing("write", target):
+                try:
+                    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                except FileNotFoundError:  # another builder swept the empty folder away
+                    continue
+            _LOCKS.add(handle)
+            if _lock(handle) is not False and temporary.exists():
+                return handle, temporary
+            _LOCKS.discard(handle)  # a sweep came between the two calls
+            os.close(handle)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder durable: each level is an entry in the level above, fsynced there.
@@ -233,11 +247,33 @@ class LocalStorage:
         self._durable_folders.add(folder)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_durably(handle: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(handle, left) :]
+    os.fsync(handle)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    """Remove a temporary file whose writer is gone, as its lock tells. Nothing where none works."""
+    with suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDWR)  # NFS locks no file that is open for reading only
+        try:
+            if _lock(handle):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether the file is locked now, by this handle; None where there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _fsync_folder(folder: Path) -> None:

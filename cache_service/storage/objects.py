@@ -37,6 +37,8 @@ class ObjectStorage:
         name: what errors call it; a service says no address. Its log has the reason of an error.
     """
 
+    has_locks = False
+
     def __init__(self, url: str, name: str | None = None) -> None:
         self.url = name or url
         self._address = url

@@ -34,6 +34,7 @@ class StagedStorage:
 
     def __init__(self, bucket: Storage, fingerprint: str, disk: DiskCache) -> None:
         self.url = bucket.url
+        self.has_locks = bucket.has_locks
         self.disk = disk
         self._bucket = bucket
         self._fingerprint = fingerprint

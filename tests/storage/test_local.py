@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import threading
@@ -30,6 +32,10 @@ def storage(root):
 
 def leftovers(root: Path) -> list[str]:
     return sorted(path.name for path in (root / SCRATCH).glob("*"))
+
+
+def no_locks(_handle, _how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def killed(process, said):
@@ -118,6 +124,68 @@ def test_a_sweep_removes_what_a_killed_writer_left_and_nothing_else(storage, roo
     assert storage.list("") == ["rows"]
     assert storage.get("rows") == b"whole"
     assert LocalStorage(str(root)).begin("0-7") is False, "a sweep must not end a reservation"
+
+
+def test_a_sweep_leaves_the_file_of_a_living_writer_with_another_view_of_processes(storage, root):
+    storage.put("before", b"")
+    process, said = holders.start(holders.write_slowly, str(root), "rows")
+    assert said.recv() == "written"
+    (written,) = leftovers(root)
+    assert f"~{1 << 22}~" in written
+    storage.sweep()
+    assert leftovers(root) == [written]
+    said.send("go on")
+    assert said.recv() == "put"
+    assert storage.get("rows") == b"rows"
+    process.join(WAIT_S)
+    said.close()
+
+
+def test_the_same_file_is_swept_when_its_writer_is_killed(storage, root):
+    storage.put("before", b"")
+    process, said = holders.start(holders.write_slowly, str(root), "rows")
+    assert said.recv() == "written"
+    process.kill()
+    killed(process, said)
+    assert len(leftovers(root)) == 1
+    storage.sweep()
+    assert leftovers(root) == []
+
+
+def test_nothing_is_swept_where_no_lock_tells_the_living_from_the_dead(storage, root, monkeypatch):
+    process, said = holders.start(holders.die_while_writing, str(root), "rows")
+    killed(process, said)
+    (dead,) = leftovers(root)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    storage.sweep()
+    assert leftovers(root) == [dead]
+    storage.put("rows", b"others")
+    assert storage.get("rows") == b"others"
+
+
+def test_writing_beside_sweepers_who_see_no_living_process_never_fails(root, monkeypatch):
+    monkeypatch.setattr(local, "_alive", lambda _process: False)
+    stop = threading.Event()
+
+    def sweep() -> None:
+        storage = LocalStorage(str(root))
+        while not stop.is_set():
+            storage.sweep()
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for each in sweepers:
+        each.start()
+    try:
+        storage = LocalStorage(str(root))
+        for number in range(60):
+            storage.put("rows", b"%d" % number)
+            assert storage.create(f"commits/{number}", b"")
+    finally:
+        stop.set()
+        for each in sweepers:
+            each.join()
+    assert storage.get("rows") == b"59"
+    assert len(storage.list("commits/")) == 60
 
 
 def test_a_sweep_removes_the_empty_folder_and_writing_makes_it_again(storage, root):

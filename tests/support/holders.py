@@ -51,6 +51,29 @@ def die_while_writing(said: Connection, root: str, key: str) -> None:
     storage.put(key, b"half-written")
 
 
+def write_slowly(said: Connection, root: str, key: str) -> None:
+    """Tell when the temporary file is written, then wait for a word before it becomes the object.
+
+    It has the name that a process of another container gives it: same host name, another number.
+    """
+    storage = LocalStorage(root)
+    number, fsync = os.getpid(), os.fsync
+
+    def slow(handle: int) -> None:
+        os.fsync = fsync
+        fsync(handle)
+        said.send("written")
+        said.recv()
+
+    # The largest process number there can be: nobody here has it.
+    os.getpid, os.fsync = lambda: 1 << 22, slow
+    try:
+        storage.put(key, b"rows")
+    finally:
+        os.getpid = lambda: number
+    said.send("put")
+
+
 def write_under_a_size_limit(said: Connection, root: str, limit: int) -> None:
     """Write under RLIMIT_FSIZE what is too long, then lift the limit and write it again."""
     storage = LocalStorage(root)
