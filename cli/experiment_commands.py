@@ -162,7 +162,9 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="step, memory, build, total, views or http.", show_default=False
+            metavar="NAME",
+            help="step, memory, build, total, stream, views or http.",
+            show_default=False,
         ),
     ],
     pair: Annotated[
@@ -179,6 +181,13 @@ def bench(
         str | None,
         typer.Option(metavar="DIR", help="Folder of JPEGs for views; generated ones by default."),
     ] = None,
+    s3: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="s3://BUCKET/PREFIX for stream: it writes below it, and cleans up.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest sizes: seconds instead of minutes.")
     ] = False,
@@ -190,8 +199,8 @@ def bench(
     """Benchmark this machine: what a student costs from labels, from a cache and with its teacher.
 
     `step`, `memory`, `build` and `total` compare training from a cache with labels alone and with
-    a live teacher. `views` compares the rendering of views with torchvision, and `http` the
-    service with a route that returns a constant.
+    a live teacher. `stream` compares reading rows with a memory-mapped array and other formats,
+    `views` the rendering of views with torchvision, and `http` the service with a constant.
     """
     if name == "http":
         from cli.experiments.bench.http import FULL, QUICK, run_http_bench
@@ -202,7 +211,7 @@ def bench(
     from cli.experiments.bench.benchmarks import run_benchmark
     from cli.experiments.bench.page import BenchOptions
 
-    options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images)
+    options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images, s3)
     page, written = run_benchmark(name, options, out)
     emit(
         {**page.document(options), "written": written},

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, only this folder is
     sys.path.insert(0, str(ROOT))
 
-from docs import codebase, commands, service, settings  # noqa: E402  found through the line above
+from docs import codebase, commands, figures, service, settings  # noqa: E402  found through the line above
 
 PAGES = ("README.md", "docs/*.md", "examples/*.md")
 
@@ -40,6 +40,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "service codes": service.codes,
     "errors": codebase.errors,
     "tree": codebase.tree,
+    "goals of benchmarks": figures.goals,
+    "costs": figures.costs,
 }
 
 _PART = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)

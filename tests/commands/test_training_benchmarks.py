@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from support.command import kd_cache
 from support.photos import write_photos
+from support.s3 import moto_environment, new_prefix
 
-from cli.experiments.bench import pairs, step
+from cache_service.storage import open_storage
+from cli.experiments.bench import pairs, step, stream
+from cli.experiments.bench.formats import FORMATS, Format, Opened
 from cli.experiments.bench.page import BenchOptions, Goal
 from cli.experiments.bench.pairs import TINY, find_pairs, noise
 from cli.experiments.bench.total import Seconds, figure_of
@@ -20,6 +24,10 @@ VARIANTS = [
     "cache, SD-KD",
     "live teacher, SD-KD",
 ]
+
+TINY_STREAM = stream.Plan(
+    sizes=(stream.Size(10, 512, 32, 16), stream.Size(1000, 64, 32, 16)), rounds=1, turn_s=0.001
+)
 
 
 def bench(name, tmp_path, *options):
@@ -81,6 +89,37 @@ def test_a_view_is_compared_with_torchvisions_and_with_several_of_one_decode(tmp
     assert page.count("training, repeats: 4") == 3
 
 
+def test_rows_of_every_size_are_read_in_every_format_beside_their_floor(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "QUICK", TINY_STREAM)
+    for name, value in moto_environment().items():
+        monkeypatch.setenv(name, value)
+    url = new_prefix()
+    figures, page = bench("stream", tmp_path, "--s3", url)
+    local = [each for each in figures if each["where"] == "local files"]
+    assert {each["format"] for each in local} == {each.name for each in FORMATS}
+    assert {each["state"] for each in local} == {"warm", "reopened", "cold"}
+    assert {each["row_bytes"] for each in figures} == {40, 2020}
+    kinds = ("row_bytes", "where", "state", "order")
+    floors = {tuple(each[k] for k in kinds): each for each in figures if each["is_floor"]}
+    assert len(floors) == 2 * (3 * 2 + 2 + 2)
+    for each in figures:
+        floor = floors[tuple(each[k] for k in kinds)]
+        [own], [other] = each["rows_per_s"], floor["rows_per_s"]
+        assert own > 0
+        assert each["of_floor"] == [pytest.approx(own / other)]
+    assert page.count("| S3 | at random | kd-cache, logits |") == 2
+    assert open_storage(url).list("") == []
+
+
+def test_a_format_that_returns_other_rows_is_refused(tmp_path, monkeypatch):
+    wrong = Format("wrong", FORMATS[0].write, lambda *_: Opened(lambda a, b: np.zeros(b - a), None))
+    monkeypatch.setattr(stream, "FORMATS", (*FORMATS[:1], wrong))
+    monkeypatch.setattr(stream, "QUICK", TINY_STREAM)
+    ended = kd_cache("bench", "stream", "--quick")
+    assert ended.code == 3
+    assert "wrong returned other rows" in ended.err
+
+
 @pytest.mark.parametrize(
     ("seconds", "students", "ratio", "passes"),
     [
@@ -109,7 +148,7 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     ("arguments", "named"),
     [
         (["step", "--pair", "resnet50:resnet19"], "resnet50:resnet18"),
-        (["steps"], "step, memory, build, total, views, http"),
+        (["steps"], "step, memory, build, total, stream, views, http"),
         (["step", "--device", "cuda:7"], "cuda:7"),
     ],
 )

@@ -27,7 +27,7 @@ FROZEN = {
         "--device",
         "--json",
     },
-    "bench": {"NAME", "--pair", "--device", "--images", "--quick", "--out", "--json"},
+    "bench": {"NAME", "--pair", "--device", "--images", "--s3", "--quick", "--out", "--json"},
     "distill": {
         "DIR",
         "--teacher",

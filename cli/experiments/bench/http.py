@@ -40,6 +40,7 @@ from cache_service.remote.prefetch import rows_per_request
 from cache_service.rows.reader import open_cache
 from cache_service.rows.writer import create_cache
 from cache_service.storage import open_storage
+from cache_service.views.order import epoch_order
 from cli.experiments.bench.cpu import CpuPerRequest, Target, cpu_per_request, static_files
 
 LOG = logging.getLogger(__name__)
@@ -202,8 +203,8 @@ def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
         sizes = [kind.num_bytes for kind in (*kinds.values(), *small.values())]
         constant = [*module_command("cli.experiments.bench.constant"), *map(str, sizes)]
         with (
-            _serving(service) as measured,
-            _serving(constant) as beside,
+            serving(service) as measured,
+            serving(constant) as beside,
             static_files(folder, sizes) as static,
             _load() as load,
         ):
@@ -226,7 +227,7 @@ def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
 
 
 @contextlib.contextmanager
-def _serving(command: Sequence[str]) -> Iterator[Server]:
+def serving(command: Sequence[str]) -> Iterator[Server]:
     """A server whose first message is `{"url": ...}`; stopped at the end.
 
     Raises:
@@ -395,8 +396,8 @@ def _check_response(service: Server, path: str, spec: CacheSpec) -> None:
         raise CorruptError(f"{url} returned other rows than {path} holds.")
 
 
-def bench_spec(num_samples: int) -> CacheSpec:
-    """ImageNet's thousand classes, one cell a view, float16: about 2 kB a row."""
+def bench_spec(num_samples: int, num_classes: int = NUM_CLASSES) -> CacheSpec:
+    """One cell a view, float16: with ImageNet's thousand classes about 2 kB a row."""
     preprocess = Preprocess(size=VIEW_SIZE, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     draft = CacheSpec.model_validate(
         {
@@ -404,14 +405,14 @@ def bench_spec(num_samples: int) -> CacheSpec:
                 name="bench",
                 split="train",
                 num_samples=num_samples,
-                num_classes=NUM_CLASSES,
+                num_classes=num_classes,
                 sha256="0" * 64,
             ),
             "recipe": AugmentConfig(size=VIEW_SIZE, preset="none").recipe(),
             "teacher": TeacherId(
                 model="bench",
                 weights_sha256="0" * 64,
-                num_classes=NUM_CLASSES,
+                num_classes=num_classes,
                 preprocess=preprocess,
                 map_side=1,
                 affine_head=True,
@@ -426,12 +427,12 @@ def bench_spec(num_samples: int) -> CacheSpec:
     return draft.model_copy(update={"layout": layout})
 
 
-def write_bench_cache(url: str, num_samples: int) -> CacheSpec:
+def write_bench_cache(url: str, num_samples: int, num_classes: int = NUM_CLASSES) -> CacheSpec:
     """One recorded seed of so many rows."""
-    spec = bench_spec(num_samples)
+    spec = bench_spec(num_samples, num_classes)
     writer = create_cache(open_storage(url), spec, num_seeds=1, versions={}, provenance={})
     rng = np.random.default_rng(0)
-    order = rng.permutation(num_samples).astype(np.int32)
+    order = epoch_order(num_samples, 0)
     views = np.zeros(CacheLayout(spec).witness_shape, np.uint8)
     for shard in range(spec.num_shards):
         start, stop = spec.shard_range(shard)
@@ -442,7 +443,7 @@ def write_bench_cache(url: str, num_samples: int) -> CacheSpec:
 def _rows(
     spec: CacheSpec, samples: NDArray[np.int32], rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
-    logits = rng.standard_normal((len(samples), 1, NUM_CLASSES), np.float32)
+    logits = rng.standard_normal((len(samples), 1, spec.teacher.num_classes), np.float32)
     labels = np.zeros((len(samples), 1), np.int64)
     words = rng.integers(0, 2**63, (2, len(samples)), dtype=np.uint64)
     encoded = spec.codec.encode(logits, labels)

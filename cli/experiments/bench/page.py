@@ -26,6 +26,7 @@ class BenchOptions(NamedTuple):
         quick: small sizes: whether it works, not how fast it is.
         on_message: called with a line about what runs now.
         images: folder of photographs; None for generated ones.
+        s3: URL in a bucket below which rows may be written; None to leave buckets out.
     """
 
     pairs: tuple[str, ...]
@@ -33,6 +34,7 @@ class BenchOptions(NamedTuple):
     quick: bool
     on_message: OnMessage
     images: str | None = None
+    s3: str | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -49,6 +49,8 @@ STEP_GOAL = 0.85
 TORCHVISION = "torchvision"
 LABELS, RECORDED = "step on labels alone", f"step on a recording, repeats: {REPEATS}"
 
+SINGLE, SEVERAL = "training, repeats: 1", f"training, repeats: {REPEATS}"
+
 Work = Callable[[], object]
 
 _v2: Any = v2

@@ -1,0 +1,437 @@
+"""`bench stream`: rows per second into a training loop, in order and at random.
+
+Rows of about 40 B, 2 kB and 300 kB are read batch by batch from local files, from the service over
+loopback, and from a bucket, each beside what it cannot be faster than: a memory-mapped array, and
+a plain transfer of the same bytes. The local rows are also kept in formats of published tools.
+Formats take turns, so that other load on the machine affects all of them, and a ratio is the
+median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cache_service.errors import CorruptError
+from cache_service.human_format import human_bytes
+from cache_service.rows.reader import open_cache
+from cli.experiments.bench.formats import ALL_ARRAYS, FLOOR, FORMATS, LOGITS, Format, Halves, Opened
+from cli.experiments.bench.http import write_bench_cache
+from cli.experiments.bench.page import BenchOptions, BenchPage, Figures, Goal, spread
+from cli.experiments.bench.transfers import over_http, over_s3
+
+GOAL = 0.95
+"""Smallest wanted part of the floor's speed, for rows of 2 kB and more that were read before."""
+
+FIELD_GOAL = 1.0
+"""Smallest wanted ratio to the fastest other format."""
+
+WARM, REOPENED, COLD = "warm", "reopened", "cold"
+STATES = (WARM, REOPENED, COLD)
+"""Read before by this process; in memory, but opened anew; not in memory."""
+
+LOCAL = "local files"
+
+ORDERS = IN_ORDER, AT_RANDOM = "in order", "at random"
+
+WARM_UP_S = 3.0
+"""Time of the first pass over the rows at most, which is not counted."""
+
+
+MAX_DRAWN = 256
+"""Different batches of scattered rows in a turn at most."""
+
+BLOCK_BYTES = 512
+"""The unit in which the system counts what came from a device."""
+
+FLOOR_GOAL_BYTES = 2000
+
+SHOWN_BYTES = 2020
+"""Rows of a thousand classes: those of ImageNet."""
+
+
+class Size(NamedTuple):
+    """Rows of one size.
+
+    Attributes:
+        num_classes: of the logits, 2 bytes each; a row has 20 more.
+        rows: of a cache.
+        files: of the formats that have a file a row.
+        batch: rows of a batch.
+    """
+
+    num_classes: int
+    rows: int
+    files: int
+    batch: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row with all its arrays."""
+        return 20 + 2 * self.num_classes
+
+
+class Plan(NamedTuple):
+    """How much is measured: sizes, rounds, and the seconds of a turn."""
+
+    sizes: tuple[Size, ...]
+    rounds: int
+    turn_s: float
+
+
+FULL = Plan(
+    sizes=(
+        Size(10, 1 << 18, 2048, 256),
+        Size(1000, 1 << 16, 2048, 256),
+        Size(150_000, 512, 512, 32),
+    ),
+    rounds=5,
+    turn_s=0.12,
+)
+QUICK = Plan(
+    sizes=(Size(10, 512, 64, 32), Size(1000, 256, 64, 32), Size(150_000, 8, 8, 4)),
+    rounds=1,
+    turn_s=0.01,
+)
+
+
+class Turn(NamedTuple):
+    """What one turn took, a row."""
+
+    seconds: float
+    cpu_seconds: float
+    device_bytes: float
+
+
+Turns = dict[tuple[str, str, str], list[Turn]]
+"""By state, order and format."""
+
+
+def measure_stream(options: BenchOptions) -> Iterator[Figures]:
+    """Measure every size: local files, then the service, then the bucket if one is named."""
+    plan = QUICK if options.quick else FULL
+    for size in plan.sizes:
+        with tempfile.TemporaryDirectory(prefix="kd-cache-bench-") as name:
+            folder = Path(name)
+            cache = folder / "root" / "cache"
+            options.on_message(
+                f"rows of {human_bytes(size.row_bytes)}: writing them in every format"
+            )
+            write_bench_cache(str(cache), size.rows, size.num_classes)
+            yield _measure_local(size, plan, folder, cache, options)
+            options.on_message(f"rows of {human_bytes(size.row_bytes)}: over HTTP")
+            with over_http(cache) as places:
+                yield _measure_places(size, plan, "HTTP", places)
+            if options.s3 is not None:
+                options.on_message(f"rows of {human_bytes(size.row_bytes)}: in a bucket")
+                with over_s3(cache, options.s3) as places:
+                    yield _measure_places(size, plan, "S3", places)
+
+
+# Local files.
+
+
+class Kept(NamedTuple):
+    """The rows of one size in one format."""
+
+    format: Format
+    folder: Path
+    num_rows: int
+    batch: int
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Open them, and close them at the end: a file that is mapped stays in memory."""
+        opened = self.format.open(self.folder, self.batch)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def _measure_local(
+    size: Size, plan: Plan, folder: Path, cache: Path, options: BenchOptions
+) -> Figures:
+    rows_NC = _read_all(cache)
+    formats = [each for each in FORMATS if each.is_installed]
+    kept = {each.name: _keep(each, size, folder, cache, rows_NC) for each in formats}
+    for each in kept.values():
+        _check(each, rows_NC)
+    turns: Turns = defaultdict(list)
+    for state in STATES:
+        options.on_message(f"rows of {human_bytes(size.row_bytes)}, {state}: {plan.rounds} rounds")
+        if state == WARM:
+            with contextlib.ExitStack() as stack:
+                warm = {name: stack.enter_context(each.opened()) for name, each in kept.items()}
+                counts = {name: each.num_rows for name, each in kept.items()}
+                for name, opened in warm.items():
+                    _read_once(opened, counts[name], size.batch)
+                _take_turns(warm, counts, size, plan, turns)
+        else:
+            _take_turns_anew(kept, state, plan, turns)
+    return _figures(size, LOCAL, FLOOR, turns)
+
+
+def _read_all(cache: Path) -> Halves:
+    """All rows of seed 0, [N, C]."""
+    opened = open_cache(str(cache))
+    count = opened.spec.dataset.num_samples
+    rows_NC: Halves = opened.read(0, 0, count, arrays=("logits",))["logits"].reshape(count, -1)
+    return rows_NC
+
+
+def _keep(each: Format, size: Size, folder: Path, cache: Path, rows_NC: Halves) -> Kept:
+    """Write the rows in a format; those of kd-cache are there already."""
+    count = size.files if each.files else size.rows
+    own = cache
+    if each.write is not None:
+        own = folder / f"format{FORMATS.index(each)}"
+        own.mkdir()
+        each.write(own, rows_NC[:count], size.batch)
+    return Kept(each, own, count, size.batch)
+
+
+def _check(kept: Kept, rows_NC: Halves) -> None:
+    """Compare a batch in order and one at random with what was written.
+
+    Raises:
+        CorruptError: other rows came.
+    """
+    batch = kept.batch
+    rows_B = np.random.default_rng(0).integers(0, kept.num_rows, batch)
+    with kept.opened() as opened:
+        found = [(opened.in_order(batch, 2 * batch), rows_NC[batch : 2 * batch])]
+        if opened.at_random is not None:
+            found.append((opened.at_random(rows_B), rows_NC[rows_B]))
+    for rows_BC, expected_BC in found:
+        if not np.array_equal(np.asarray(rows_BC).reshape(batch, -1), expected_BC):
+            raise CorruptError(f"{kept.format.name} returned other rows than were written.")
+
+
+def _read_once(opened: Opened, count: int, batch: int) -> None:
+    """Read everything, so that pages are mapped and chunks are checked."""
+    end = time.perf_counter() + WARM_UP_S
+    for start in range(0, count, batch):
+        opened.in_order(start, start + batch)
+        if time.perf_counter() > end:
+            return
+
+
+def _take_turns_anew(kept: dict[str, Kept], state: str, plan: Plan, turns: Turns) -> None:
+    """Rounds in which every turn opens its rows, and reads each of them once at most."""
+    for number in range(plan.rounds):
+        for name in _rotated(list(kept), number):
+            for order in ORDERS:
+                if state == COLD:
+                    _drop_pages(kept[name].folder)
+                with kept[name].opened() as opened:
+                    calls = _calls(opened, kept[name].num_rows, kept[name].batch, order, number)
+                    if calls is not None:
+                        turn = _turn(calls, kept[name].batch, plan.turn_s, once=True)
+                        turns[state, order, name].append(turn)
+                del opened, calls
+
+
+def _drop_pages(folder: Path) -> None:
+    """Write files to the disk and take them out of the system's page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+
+
+# The service and the bucket.
+
+
+def _measure_places(size: Size, plan: Plan, where: str, places: dict[str, Opened]) -> Figures:
+    """Rounds of in order and at random; the first place is the floor."""
+    turns: Turns = defaultdict(list)
+    floor, *_ = places
+    longer = plan._replace(turn_s=2 * plan.turn_s)
+    _take_turns(places, dict.fromkeys(places, size.rows), size, longer, turns)
+    return _figures(size, where, floor, turns)
+
+
+# Turns.
+
+
+def _take_turns(
+    places: dict[str, Opened], counts: dict[str, int], size: Size, plan: Plan, turns: Turns
+) -> None:
+    """Rounds of what stays open."""
+    for number in range(plan.rounds):
+        for name in _rotated(list(places), number):
+            for order in ORDERS:
+                calls = _calls(places[name], counts[name], size.batch, order, number)
+                if calls is not None:
+                    turn = _turn(calls, size.batch, plan.turn_s, once=False)
+                    turns[WARM, order, name].append(turn)
+
+
+def _rotated(names: list[str], number: int) -> list[str]:
+    """A different one begins each round, so that none always follows the same one."""
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
+Calls = tuple[Callable[..., object], list[tuple[Any, ...]]]
+
+
+def _calls(opened: Opened, count: int, batch: int, order: str, number: int) -> Calls | None:
+    """What reads a batch, and the arguments of as many batches as the rows have."""
+    if order == IN_ORDER:
+        return opened.in_order, [(start, start + batch) for start in range(0, count, batch)]
+    if opened.at_random is None:
+        return None
+    rng = np.random.default_rng(number)
+    drawn_MB = rng.integers(0, count, (min(count // batch, MAX_DRAWN), batch))
+    return opened.at_random, [(rows_B,) for rows_B in drawn_MB]
+
+
+def _turn(calls: Calls, batch: int, seconds: float, *, once: bool) -> Turn:
+    """Read batches until the time is over, or, if `once`, all of them were read."""
+    read, arguments = calls
+    batches = 0
+    used, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    for each in arguments if once else itertools.cycle(arguments):
+        read(*each)
+        batches += 1
+        if time.perf_counter() - began > seconds:
+            break
+    elapsed, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    rows = batches * batch
+    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    blocks = after.ru_inblock - used.ru_inblock
+    return Turn(elapsed / rows, cpu / rows, BLOCK_BYTES * blocks / rows)
+
+
+def _figures(size: Size, where: str, floor: str, turns: Turns) -> Figures:
+    return [
+        {
+            "row_bytes": size.row_bytes,
+            "batch": size.batch,
+            "where": where,
+            "state": state,
+            "order": order,
+            "format": name,
+            "is_floor": name == floor,
+            "rows_per_s": [1 / turn.seconds for turn in own],
+            "cpu_us_a_row": [1e6 * turn.cpu_seconds for turn in own],
+            "device_bytes_a_row": statistics.median(turn.device_bytes for turn in own),
+            "of_floor": [
+                beside.seconds / turn.seconds
+                for beside, turn in zip(turns[state, order, floor], own, strict=True)
+            ],
+        }
+        for (state, order, name), own in turns.items()
+    ]
+
+
+# The page.
+
+
+def stream_page(figures: Figures, options: BenchOptions) -> BenchPage:
+    """The page of the figures."""
+    dropped = [each["device_bytes_a_row"] for each in figures if each["state"] == COLD]
+    notes = [
+        (
+            "Rows per second of one process, medians over rounds in which the formats take turns, "
+            "and behind each the part of the floor's speed, a median of the rounds' ratios, with "
+            "the least and the largest. The floor is the first line of each kind: a memory-mapped "
+            "array, of which rows in order are copied and others gathered; a socket that sends as "
+            "many bytes; plain requests for the bytes. The page has the spread of warm turns; the "
+            "JSON document beside it has every turn, and the CPU time of a row."
+        ),
+        (
+            f"{WARM}: this process has read all rows before. {REOPENED}: opened anew, the files "
+            "in memory, so that kd-cache compares every chunk with its checksum. "
+            f"{COLD}: written to the disk, taken out of the page cache (posix_fadvise), and "
+            "opened anew; the disk and its host may still have them. Opening is not counted. "
+            "kd-cache reads local files through memory maps and checks every byte on first use, "
+            "tensorstore checks what it reads; the other formats check nothing."
+        ),
+        (
+            "All formats hold the same float16 numbers, and a batch is one array. Sources: TinyViT "
+            "(microsoft/Cream), ml-dr (apple), SRe2L (VILA-Lab), whose readers are followed line "
+            "by line, in one process; a file a row or a batch is written for fewer rows, which "
+            "does not slow them."
+        ),
+    ]
+    if figures and options.s3 is None:
+        notes.append("No bucket was named (`--s3 s3://BUCKET/PREFIX`), so none was measured.")
+    if dropped and not any(dropped):
+        notes.append("No byte came from a device in a cold turn: this system keeps its pages.")
+    missing = [each.name for each in FORMATS if not each.is_installed]
+    if missing:
+        notes.append(f"Not installed, so not measured: {', '.join(missing)}.")
+    return BenchPage(
+        name="stream",
+        title="Rows per second into a training loop",
+        notes=notes,
+        header=("row", "from", "read", "format", *STATES),
+        rows=_rows(figures),
+        figures=figures,
+        goals=_goals(figures),
+    )
+
+
+def _rows(figures: Figures) -> list[list[str]]:
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for each in sorted(
+        figures,
+        key=lambda each: (
+            each["row_bytes"],
+            each["where"] != LOCAL,
+            each["where"],
+            each["order"] != IN_ORDER,
+        ),
+    ):
+        key = human_bytes(each["row_bytes"]), each["where"], each["order"], each["format"]
+        shown = f"{statistics.median(each['rows_per_s']):,.0f}"
+        if not each["is_floor"]:
+            warm = each["state"] == WARM
+            ratio = (
+                spread(each["of_floor"]) if warm else f"{statistics.median(each['of_floor']):.3f}"
+            )
+            shown = f"{shown}: {ratio}"
+        lines.setdefault(key, {})[each["state"]] = shown
+    return [[*key, *(cells.get(state, "") for state in STATES)] for key, cells in lines.items()]
+
+
+def _goals(figures: Figures) -> list[Goal]:
+    """Of local rows that were read before, beside the floor and the fastest other format."""
+    goals = []
+    for own in figures:
+        if own["format"] != LOGITS or own["where"] != LOCAL or own["state"] != WARM:
+            continue
+        what = f"rows of {human_bytes(own['row_bytes'])} {own['order']}"
+        if own["row_bytes"] >= FLOOR_GOAL_BYTES:
+            ratio = statistics.median(own["of_floor"])
+            goals.append(Goal(f"{what}: rows/s / {FLOOR}", GOAL, ratio, at_least=True))
+        others = [each for each in figures if _is_other(each, own)]
+        best = max(others, key=lambda each: statistics.median(each["of_floor"]))
+        ratios = [a / b for a, b in zip(own["rows_per_s"], best["rows_per_s"], strict=True)]
+        ratio = statistics.median(ratios)
+        goals.append(Goal(f"{what}: rows/s / {best['format']}", FIELD_GOAL, ratio, at_least=True))
+    return goals
+
+
+def _is_other(figure: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether it is of another format than kd-cache's, beside the same floor."""
+    same = ("row_bytes", "where", "order", "state")
+    if figure["is_floor"] or figure["format"] in (LOGITS, ALL_ARRAYS):
+        return False
+    return all(figure[name] == own[name] for name in same)
