@@ -7,17 +7,24 @@ six steps of SGD the tests see differences of 1e-6 at most; a mistake is 1e-2 or
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from support.ranks import run_ranks
+from support.ranks import Started, run_ranks
 from support.runs import curve, state_of
 from support.streams import MemoryStream, train_config
 from torch import distributed
 
+from cache_service.errors import ConfigError, NonFiniteError, UnsupportedError, WorkersError
+from cache_service.storage.local import LocalStorage
 from distill.methods import METHODS
+from distill.ranks import StoppedTogether, own_device
+from distill.step import seed_step
 from distill.trainer import train_students
 
 SEVERAL = {"soft", "hard", "ensemble"}
@@ -109,6 +116,8 @@ RICH = {
     "student__model_args": {},
     "evaluate": {"dataset": {"name": "support.toys:patches", "args": {"num_samples": 33}}},
 }
+HALF = {"amp": "float16", "optimizer": {"name": "sgd", "lr": 0.01}}
+"""The first scale of float16 gradients overflows: the ranks skip the same updates."""
 
 
 @pytest.mark.parametrize(
@@ -116,14 +125,15 @@ RICH = {
     [
         RICH,
         {"amp": "bfloat16"},
+        HALF,
         {"channels_last": True, "optimizer": {"name": "sgd", "lr": 0.05, "no_decay_bias": True}},
     ],
-    ids=["everything", "bfloat16", "channels-last"],
+    ids=["everything", "bfloat16", "float16", "channels-last"],
 )
 def test_settings_of_a_run_hold_on_several_processes(tmp_path, changes):
     train_each(tmp_path / "one", ["kd"], changes)
     assert run_ranks(3, train_each, tmp_path / "three", ["kd"], changes) == [None] * 3
-    within = 2e-2 if "amp" in changes else 1e-5  # bfloat16 has two digits
+    within = 2e-2 if "amp" in changes else 1e-5  # bfloat16 has two digits, float16 has three
     assert_alike(tmp_path / "one" / "kd", tmp_path / "three" / "kd", within=within)
 
 
@@ -133,3 +143,236 @@ def test_evaluations_are_of_every_image_once(tmp_path):
     one, two = (state_of(tmp_path / name / "kd")["history"] for name in ("one", "two"))
     assert two["last"]["num_samples"] == one["last"]["num_samples"] == 33
     assert two["last"] == pytest.approx(one["last"], abs=1e-6)
+
+
+class Watched(DividedStream):
+    """Does something before the batch of a step is read."""
+
+    def __init__(self, config, before):
+        super().__init__(config)
+        self._before = before
+
+    def batches(self, first_step):
+        for batch in super().batches(first_step):
+            self._before(batch.cursor.step)
+            yield batch
+
+
+def train_watched(out, before, on_event=None, **changes):
+    configs = configs_of(out, "kd", **changes)
+    train_students(configs, stream=Watched(configs[""], before), on_event=on_event)
+
+
+def rank():
+    return int(os.environ.get("RANK", "0"))
+
+
+MANY = {"epochs": 6, "checkpoint_every": {"steps": 1}, "ema": 0.9}
+"""18 steps."""
+
+
+def pause_at(step, folder):
+    """Wait for ever before a step, and leave a file that says so."""
+
+    def before(now):
+        if now == step:
+            (folder / f"paused{rank()}").touch()
+            time.sleep(1000)
+
+    return before
+
+
+def train_until(out, step):
+    train_watched(out, pause_at(step, out.parent), **MANY)
+
+
+def go_on(out):
+    train_watched(out, lambda _: None, **MANY)
+
+
+def wait_for(*paths):
+    end = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_a_run_of_two_that_is_killed_goes_on_as_one_three_or_four(tmp_path):
+    go_on(tmp_path / "whole")
+    started = Started(2, train_until, tmp_path / "killed", 8)
+    wait_for(tmp_path / "paused0", tmp_path / "paused1")
+    started.kill()
+    assert state_of(tmp_path / "killed" / "kd")["history"]["step"] == 8
+    for world in (1, 3, 4):
+        shutil.copytree(tmp_path / "killed", tmp_path / f"on{world}")
+        assert run_ranks(world, go_on, tmp_path / f"on{world}") == [None] * world
+        # 18 steps: differences of sums grow with each of them.
+        assert_alike(tmp_path / "whole" / "kd", tmp_path / f"on{world}" / "kd", within=1e-4)
+
+
+def stop_one(out, which, at):
+    """One rank gets a signal at some step, and the others do not."""
+
+    def before(step):
+        if rank() == which and step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train_watched(out, before, **MANY | {"checkpoint_every": {"epochs": 100}})
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, which):
+    ended = run_ranks(2, stop_one, tmp_path / "parts", which, 7)
+    assert [type(each) for each in ended] == [StoppedTogether] * 2
+    # The signal came before the eighth step, which all of them finished.
+    assert state_of(tmp_path / "parts" / "kd")["history"]["step"] == 8
+    go_on(tmp_path / "whole")
+    run_ranks(2, stop_one, tmp_path / "parts", None, None)
+    assert_alike(tmp_path / "whole" / "kd", tmp_path / "parts" / "kd", within=1e-4)
+
+
+def spoil(out, which):
+    class Spoiled(DividedStream):
+        def teacher_logits(self, batch, **options):
+            logits = super().teacher_logits(batch, **options).clone()
+            if rank() == which and batch.cursor.step == 4:
+                logits[0] = torch.nan
+            return logits
+
+    configs = configs_of(out, "kd", checkpoint_every={"steps": 4}, epochs=4)
+    train_students(configs, stream=Spoiled(configs[""]))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_bad_loss_on_one_rank_stops_all_and_is_never_saved(tmp_path, which):
+    ended = run_ranks(2, spoil, tmp_path, which)
+    assert all(isinstance(each, NonFiniteError) for each in ended)
+    assert "the loss of step 4 is not finite (loss=nan" in str(ended[which])
+    other = "the loss of step 4 is not finite on another process, which names the samples."
+    assert other in str(ended[1 - which])
+    assert state_of(tmp_path / "kd")["history"]["step"] == 4
+
+
+def die_at(out, which, at):
+    def before(step):
+        if rank() == which and step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_watched(out, before, **MANY)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_death_of_one_rank_ends_the_others_at_once(tmp_path, which):
+    began = time.monotonic()
+    started = Started(2, die_at, tmp_path, which, 5)
+    other, answer = started.one_answer()
+    assert other == 1 - which
+    assert isinstance(answer, WorkersError)
+    assert "another process of this run ended or cannot be reached" in str(answer)
+    assert started.codes()[which] == -signal.SIGKILL
+    assert time.monotonic() - began < 60
+
+
+def train_over(out, changes, others, stream):
+    """A run in which the other ranks have `others` changed, too."""
+    configs = configs_of(out, "kd", **changes | (others if rank() else {}))
+    train_students(configs, stream=stream(configs[""]))
+
+
+class Elsewhere(DividedStream):
+    """Other rows on each rank."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        identity = {**self.facts.identity, "caches": [f"{rank()}"]}
+        self.facts = self.facts._replace(identity=identity)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stream", "says"),
+    [
+        ({"batch_size": 3}, DividedStream, "batch_size=3 is the batch of all 2 processes"),
+        ({"compile": True}, DividedStream, "compile: true is not possible on 2 processes"),
+        ({"device": "cuda:1"}, DividedStream, "device: cuda:1 was requested for each of 2"),
+        ({}, MemoryStream, "the stream is of rank 0 of 1, but this process is rank"),
+    ],
+    ids=["batch", "compile", "device", "stream"],
+)
+def test_what_several_processes_cannot_train_is_refused(tmp_path, changes, stream, says):
+    refusals = run_ranks(2, train_over, tmp_path / "out", changes, {}, stream)
+    kinds = {type(refusal) for refusal in refusals}
+    assert kinds <= {ConfigError, UnsupportedError, WorkersError}
+    said = [refusal for refusal in refusals if not isinstance(refusal, WorkersError)]
+    assert all(says in refusal.message and refusal.hint for refusal in said)
+    assert said
+    assert not (tmp_path / "out" / "kd").exists()
+
+
+@pytest.mark.parametrize(
+    ("others", "stream", "says"),
+    [
+        ({"epochs": 9}, DividedStream, "rank 1 has other settings than rank 0: epochs is 9 here"),
+        ({}, Elsewhere, "rank 1 reads other data than rank 0: caches is ['1'] here and ['0']"),
+    ],
+    ids=["settings", "data"],
+)
+def test_ranks_that_would_not_train_the_same_are_refused(tmp_path, others, stream, says):
+    first, second = run_ranks(2, train_over, tmp_path / "out", {}, others, stream)
+    assert says in str(second)
+    assert isinstance(first, WorkersError)
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_on_every_rank(tmp_path):
+    out = tmp_path / "kd"
+    storage = LocalStorage(str(out))
+    assert storage.begin("run")
+    for refusal in run_ranks(2, train_over, tmp_path, {}, {}, DividedStream):
+        assert "another run is writing into" in str(refusal)
+    storage.end("run")
+    assert run_ranks(2, train_over, tmp_path, {}, {}, DividedStream) == [None] * 2
+
+
+def test_other_ranks_write_nothing_and_need_no_folder(tmp_path):
+    """As on machines that do not share `out`: rank 0 tells the others where the run is."""
+    work = (train_elsewhere, tmp_path)
+    assert run_ranks(2, *work, 1) == [None] * 2
+    assert run_ranks(2, *work, 2) == [None] * 2
+    assert state_of(tmp_path / "rank0" / "ps-kd")["history"]["step"] == 6
+    assert not (tmp_path / "rank1").exists()
+
+
+def train_elsewhere(folder, epochs):
+    class Short(DividedStream):
+        """Ends after some epochs, as if the run was killed."""
+
+        def batches(self, first_step):
+            last = epochs * self.facts.plan.steps_per_epoch
+            return (batch for batch in super().batches(first_step) if batch.cursor.step < last)
+
+    configs = configs_of(folder / f"rank{rank()}", "ps-kd")
+    train_students(configs, stream=Short(configs[""]))
+
+
+def test_each_rank_draws_random_numbers_of_its_own_and_the_first_those_of_one_process():
+    drawn = []
+    for arguments in ({}, {"rank": 0}, {"rank": 1}, {"rank": 2}):
+        seed_step(7, 3, torch.device("cpu"), **arguments)
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert len({tuple(each.tolist()) for each in drawn}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "has_gpu", "expected"),
+    [
+        ("auto", True, "cuda:3"),
+        ("cuda", True, "cuda:3"),
+        ("auto", False, "auto"),
+        ("cpu", True, "cpu"),
+    ],
+)
+def test_each_rank_has_the_gpu_of_its_place_on_its_machine(monkeypatch, name, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    for variable, value in {"RANK": "11", "LOCAL_RANK": "3", "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(variable, value)
+    assert own_device(name) == expected

@@ -45,6 +45,11 @@ class Started:
         for process in self.processes:
             process.join()
 
+    def one_answer(self) -> tuple[int, Any]:
+        """The rank that is the first to return, and what it returned or raised."""
+        rank, answer = self._answers.get()
+        return rank, answer
+
     def answers(self) -> list[Any]:
         """What the function returned or raised on each rank, in order of rank."""
         found = {}
