@@ -123,7 +123,14 @@ class JoinedRanks(Ranks):
         # Groups of its own: that of a calling program may not be able to send from a CPU.
         self._control: Any = distributed.new_group(backend="gloo", timeout=timeout)
         self._data: Any = self._control
-        if device.type == "cuda":
+        has_gpu = device.type == "cuda"
+        if self.any(has_gpu) != (self.least(int(has_gpu)) == 1):
+            raise ConfigError(
+                f"some of the {self.world} processes train on a GPU and others on a CPU; this one "
+                f"has {device}.",
+                hint="Use `--set device=cpu`, or machines with a GPU for each process.",
+            )
+        if has_gpu:
             torch.cuda.set_device(device)
             self._data = distributed.new_group(backend="nccl", timeout=timeout)
 
@@ -308,7 +315,7 @@ def own_device(name: str) -> str:
     """The device of this process, for the `device` of a train file.
 
     Raises:
-        ConfigError: it is one GPU, which several processes would share.
+        ConfigError: it is one GPU, which several processes would share, or there are too few.
     """
     _, world = launched_rank()
     if world == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -318,7 +325,14 @@ def own_device(name: str) -> str:
             f"device: {name} was requested for each of {world} processes.",
             hint="Use `--set device=cuda`, which gives each process a GPU of its own.",
         )
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    place, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= num_gpus:
+        raise ConfigError(
+            f"device: {name} was requested by process {place + 1} of this machine, which has "
+            f"{num_gpus} GPUs that torch can use.",
+            hint=f"Use `torchrun --nproc-per-node {num_gpus}`, or `--set device=cpu`.",
+        )
+    return f"cuda:{place}"
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.builds import record_toy
+from support.origin import serving
 from support.ranks import Started, run_ranks
 from support.runs import curve, state_of
 from support.streams import MemoryStream, train_config
@@ -23,9 +25,9 @@ from torch import distributed
 from cache_service.errors import ConfigError, NonFiniteError, UnsupportedError, WorkersError
 from cache_service.storage.local import LocalStorage
 from distill.methods import METHODS
-from distill.ranks import StoppedTogether, own_device
+from distill.ranks import StoppedTogether, join_ranks, own_device
 from distill.step import seed_step
-from distill.trainer import train_students
+from distill.trainer import train, train_students
 
 SEVERAL = {"soft", "hard", "ensemble"}
 METHOD = {
@@ -373,6 +375,58 @@ def test_each_rank_draws_random_numbers_of_its_own_and_the_first_those_of_one_pr
 )
 def test_each_rank_has_the_gpu_of_its_place_on_its_machine(monkeypatch, name, has_gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4 * has_gpu)
     for variable, value in {"RANK": "11", "LOCAL_RANK": "3", "WORLD_SIZE": "16"}.items():
         monkeypatch.setenv(variable, value)
     assert own_device(name) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for variable, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(
+        ConfigError, match=r"process 3 of this machine, .* 2 GPUs .*--nproc-per-node 2"
+    ):
+        own_device("auto")
+
+
+def join_on_a_mixture():
+    with join_ranks(torch.device("cuda" if rank() else "cpu")):
+        pass
+
+
+def test_a_gpu_and_a_cpu_do_not_train_together():
+    for refusal in run_ranks(2, join_on_a_mixture):
+        assert isinstance(refusal, ConfigError)
+        assert "some of the 2 processes train on a GPU and others on a CPU" in str(refusal)
+
+
+MIXED = {"size": 16, "ops": [{"op": "pad_crop"}, {"op": "mixup"}, {"op": "cutmix"}]}
+TOYS = {"name": "support.toys:patches", "args": {"num_samples": 96}}
+
+
+def train_recorded(out, cache, loader):
+    """Three epochs of two seeds, in a process group that the run makes for itself."""
+    config = train_config(
+        out,
+        dataset=TOYS,
+        caches=[cache],
+        loader=loader,
+        student={"model": "support.streams:normed_net"},
+        optimizer={"name": "sgd", "lr": 0.02},
+        batch_size=20,
+        epochs=3,
+    )
+    train(config)
+
+
+def test_mixed_views_are_those_of_the_record_from_a_folder_and_over_http(tmp_path):
+    record_toy(str(tmp_path / "c"), dataset=TOYS, augment=MIXED)
+    train_recorded(tmp_path / "one", str(tmp_path / "c"), "workers")
+    with serving(tmp_path) as origin:
+        served = {"url": origin.url("c"), "disk_cache": str(tmp_path / "disk")}
+        for name, cache in (("here", str(tmp_path / "c")), ("there", served)):
+            assert run_ranks(2, train_recorded, tmp_path / name, cache, "auto") == [None] * 2
+            assert_alike(tmp_path / "one", tmp_path / name)
