@@ -92,8 +92,9 @@ def until_complete(server: Serving, num_seeds: int) -> float:
     """When a server listed all shards of so many seeds, Unix time."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        commits = server.ask("GET", "/v1/caches/c").json()["commits"]
-        if sum(map(len, commits.values())) == 3 * num_seeds:
+        answer = server.ask("GET", "/v1/caches/c")
+        assert answer.status == 200, answer.data
+        if sum(map(len, answer.json()["commits"].values())) == 3 * num_seeds:
             return time.time()
         assert time.monotonic() < until
         time.sleep(0.05)

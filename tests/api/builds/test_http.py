@@ -111,8 +111,10 @@ def test_a_build_is_accepted_shown_and_done(server, tmp_path):
     assert (answer.status, asked["state"]) == (202, "queued")
     assert answer.headers["location"] == f"/v1/builds/{asked['id']}"
     until(lambda: state_of(server, asked["id"]) == "running")
+    assert "kdcache_builds_running 1.0" in server.ask("GET", "/metrics").data.decode()
     (tmp_path / "go").touch()
     until(lambda: state_of(server, asked["id"]) == "done")
+    until(lambda: "kdcache_builds_running 0.0" in server.ask("GET", "/metrics").data.decode())
     shown = server.ask("GET", answer.headers["location"]).json()
     assert shown["progress"]["shards_done"] == 9
     assert (shown["teacher"], shown["cache"], shown["seeds"]) == ("tiny", "toy", "0:2")
