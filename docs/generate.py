@@ -18,7 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, only this folder is
     sys.path.insert(0, str(ROOT))
 
-from docs import codebase, commands, figures, service, settings  # noqa: E402  found through the line above
+from docs import (  # noqa: E402  found through the line above
+    codebase,
+    commands,
+    figures,
+    scale,
+    service,
+    settings,
+)
 
 PAGES = ("README.md", "docs/*.md", "examples/*.md")
 
@@ -39,6 +46,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "routes": service.routes,
     "service codes": service.codes,
     "errors": codebase.errors,
+    "scale storage": scale.storage,
+    "scale computing": scale.computing,
+    "scale reading": scale.reading,
     "tree": codebase.tree,
     "goals of benchmarks": figures.goals,
     "costs": figures.costs,
