@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+LOOK_S = 0.1
+"""How often a wait looks whether it should end, seconds."""
+
 
 class StopRequest:
     """Whether somebody asked the run to stop."""
 
     requested = False
+
+
+class StoppedWaitingError(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came while something was awaited. Nothing was half done."""
+
+
+_REQUESTS: list[StopRequest] = []
+"""Those of this process, which any of its threads may look at."""
+
+
+def end_wait_if_stopped() -> None:
+    """Raise StoppedWaitingError if somebody asked the run to stop."""
+    if any(request.requested for request in _REQUESTS):
+        raise StoppedWaitingError
+
+
+def pause(seconds: float) -> None:
+    """Sleep, in any thread; raises StoppedWaitingError as soon as somebody asks to stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        end_wait_if_stopped()
+        time.sleep(min(left, LOOK_S))
 
 
 @contextmanager
@@ -41,7 +67,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     for number in SIGNALS:
         signal.signal(number, note)
+    _REQUESTS.append(request)
     try:
         yield request
     finally:
+        _REQUESTS.remove(request)
         restore()

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache_service.errors import KdCacheError, WorkersError
 from cache_service.human_format import describe_error, human_bytes
+from cache_service.interrupts import StoppedWaitingError, end_wait_if_stopped
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -80,6 +81,7 @@ def load_ahead(
 
     Raises:
         WorkersError: workers cannot start, died or hang.
+        StoppedWaitingError: Ctrl-C or SIGTERM came, and no item for some seconds.
         KdCacheError: as raised by `make`, in whichever process.
     """
     calls = _Calls(make, shared=workers > 0)
@@ -158,6 +160,12 @@ def _next(items: Iterator[Any], deadline: float) -> Any:
         except RuntimeError as error:
             text = str(error)
             if text.startswith("DataLoader timed out"):  # nothing yet, and all workers are alive
+                try:
+                    end_wait_if_stopped()
+                except StoppedWaitingError:
+                    for process in getattr(items, "_workers", ()):  # torch would await them for 5 s
+                        process.terminate()
+                    raise
                 if time.monotonic() < deadline:
                     continue
                 raise WorkersError(

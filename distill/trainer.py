@@ -18,7 +18,7 @@ import torch
 
 from cache_service.config import dump_yaml
 from cache_service.errors import ConfigError
-from cache_service.interrupts import StopRequest, stop_on_signal
+from cache_service.interrupts import StoppedWaitingError, StopRequest, stop_on_signal
 from cache_service.storage.local import LocalStorage
 from distill.batches import Batch, BatchPlan
 from distill.checkpoint import (
@@ -304,9 +304,8 @@ class Trainer(NamedTuple):
         steps_per_epoch = self._plan.steps_per_epoch
         first = min(student.history.step for student in self.students)
         began, num_views = time.perf_counter(), 0
-        for group in accumulation_groups(
-            self.context.stream.batches(first), self.shared.accumulate, steps_per_epoch
-        ):
+        batches = self._saved_if_stopped(self.context.stream.batches(first))
+        for group in accumulation_groups(batches, self.shared.accumulate, steps_per_epoch):
             begin, end = group[0].cursor.step, group[-1].cursor.step + 1
             students = [each for each in self.students if each.history.step == begin]
             self._update(students, group)
@@ -324,6 +323,15 @@ class Trainer(NamedTuple):
                 raise StoppedTogether
         for student in self.students:
             self._report(student, "end", _named_scores(student.history.last))
+
+    def _saved_if_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches. Where the wait for one is stopped, the steps so far are saved."""
+        try:
+            yield from batches
+        except StoppedWaitingError:
+            if self.context.ranks.world == 1:  # others may not have come so far
+                self._save([each for each in self.students if each.history.step > 0])
+            raise
 
     @property
     def _plan(self) -> BatchPlan:

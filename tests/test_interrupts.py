@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from cache_service.interrupts import stop_on_signal
+from cache_service.interrupts import StoppedWaitingError, pause, stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -54,3 +55,22 @@ def test_another_thread_installs_nothing():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_a_signal_ends_a_pause_in_whichever_thread_at_once():
+    ended = []
+
+    def wait():
+        with pytest.raises(StoppedWaitingError):
+            pause(60)
+        ended.append(time.monotonic())
+
+    with stop_on_signal():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+        thread.join()
+    assert ended[0] - began < 1
+    pause(0.01)  # a request that was served does not end the waits of a later run

@@ -15,6 +15,7 @@ import torch
 
 from cache_service import loading
 from cache_service.errors import WorkersError
+from cache_service.interrupts import StoppedWaitingError, stop_on_signal
 from cache_service.loading import load_ahead
 
 SLOW_START_S = 60
@@ -41,6 +42,12 @@ def hang(key):
     time.sleep(SLOW_START_S)
 
 
+def hang_later(key):
+    if key:
+        hang(key)
+    return torch.zeros(1)
+
+
 def make_large(key):
     return {"views": torch.zeros(40 * 2**20, dtype=torch.uint8)}
 
@@ -65,6 +72,18 @@ def test_a_dead_worker_is_reported_within_seconds_and_not_after_the_timeout(make
 def test_a_hung_worker_is_reported_after_the_timeout():
     with pytest.raises(WorkersError, match="alive, but gave nothing"):
         list(load_ahead(hang, range(2), workers=1, stalled_s=1))
+
+
+def test_a_signal_ends_the_wait_for_an_item_that_does_not_come():
+    with stop_on_signal() as stop:
+        items = load_ahead(hang_later, range(2), workers=1)
+        next(items)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        began = time.monotonic()
+        with pytest.raises(StoppedWaitingError):
+            next(items)
+    assert time.monotonic() - began < loading.CHECK_S + 2
 
 
 def test_what_cannot_be_sent_to_workers_is_refused_before_they_start():

@@ -28,7 +28,7 @@ from cache_service.remote.rows import RowClient
 from cache_service.rows.reader import Cache
 from cache_service.storage.disk import DiskCache
 from cache_service.storage.http import COMMITS, HttpStorage
-from cache_service.storage.http_client import DEFAULT_RETRIES, RetryPolicy
+from cache_service.storage.retries import DEFAULT_RETRIES, RetryPolicy
 from cache_service.views.order import BLOCK_ROWS, epoch_order
 
 KEPT_PIECES = 8

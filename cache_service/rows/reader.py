@@ -350,6 +350,7 @@ class Cache:
                 raise
         with self._lock:
             self._shards.pop((seed, number), None)
+            self._owner = object()  # chunks that were decoded may be of another recording
         return use(self._shard(seed, number), *args, **kwargs)
 
     def _shard(self, seed: int, number: int) -> ShardReader:

@@ -26,13 +26,8 @@ from cache_service.format.frame import CHECKSUM_HEADER, checksum_of
 from cache_service.format.layout import MAX_PIECE_BYTES
 from cache_service.format.seeds import MAX_SEED
 from cache_service.storage import check_key, check_prefix
-from cache_service.storage.http_client import (
-    DEFAULT_RETRIES,
-    HttpClient,
-    Request,
-    Response,
-    RetryPolicy,
-)
+from cache_service.storage.http_client import HttpClient, Request, Response
+from cache_service.storage.retries import DEFAULT_RETRIES, RetryPolicy
 
 COMMITS = "commits/"
 MAX_DOCUMENT_BYTES = 32 << 20

@@ -13,7 +13,6 @@ import http.client
 import json
 import logging
 import os
-import random
 import re
 import socket
 import ssl
@@ -29,6 +28,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Timeout, make_headers
 
+from cache_service import interrupts
 from cache_service.errors import (
     ConfigError,
     CorruptError,
@@ -37,8 +37,10 @@ from cache_service.errors import (
     RowsNotBuiltError,
     StorageError,
 )
+from cache_service.storage import retries as waits
 from cache_service.storage.http_body import IncompleteBodyError, InvalidBodyError, read_body
 from cache_service.storage.http_proxy import proxy_of
+from cache_service.storage.retries import DEFAULT_RETRIES, RetryPolicy
 
 T = TypeVar("T")
 
@@ -63,9 +65,6 @@ MAX_PROBLEM_BYTES = 64 << 10
 MAX_RETRY_AFTER_S = 30.0
 """A server may ask for a longer pause; it is asked again after this one all the same."""
 
-WARN_AFTER_S = 10.0
-"""An outage of this length is logged: a run that waits looks like one that hangs."""
-
 SAY_EVERY_S = 10.0
 """How often a client that waits for rows logs what for."""
 
@@ -83,8 +82,6 @@ _ERRORS_BY_CODE = {
     for kind in KdCacheError.__subclasses__()
     if kind.__module__ == KdCacheError.__module__
 }
-_JITTER = random.SystemRandom()
-"""Not the global generator: that one belongs to the training run."""
 
 
 class Address(NamedTuple):
@@ -173,33 +170,6 @@ def read_token() -> str | None:
             hint="Put in the one line that `kd-cache token` printed.",
         )
     return token
-
-
-class RetryPolicy(NamedTuple):
-    """For how long failed requests are repeated.
-
-    Attributes:
-        first_s: before the server has answered for the first time, in seconds. It is short, so
-            that a wrong address is reported soon.
-        total_s: later, for one request, in seconds: a server restarts, a machine reboots.
-        attempts: how many damaged or invalid responses are accepted before giving up.
-        base_s: the first pause in seconds; each further one is twice as long.
-        cap_s: the longest pause in seconds.
-    """
-
-    first_s: float = 10.0
-    total_s: float = 300.0
-    attempts: int = 6
-    base_s: float = 0.1
-    cap_s: float = 2.0
-
-    def pause_s(self, failures: int) -> float:
-        """The pause after this many failures: exponential, with jitter."""
-        longest = min(self.cap_s, self.base_s * 2.0 ** min(failures, 30))
-        return longest * _JITTER.uniform(0.5, 1.0)
-
-
-DEFAULT_RETRIES = RetryPolicy()
 
 
 class Request(NamedTuple):
@@ -330,12 +300,12 @@ class HttpClient:
                 limit_s = self.retries.total_s if self._has_answered else self.retries.first_s
                 end = outage_began + limit_s
                 give_up = invalid >= self.retries.attempts or now + pause > end
-                if not (warned or give_up) and now + pause - outage_began >= WARN_AFTER_S:
+                if not (warned or give_up) and now + pause - outage_began >= waits.WARN_AFTER_S:
                     LOG.warning("%s Retrying for %.0f s more.", result.error.message, end - now)
                     warned = True
             if give_up:
                 raise result.error
-            time.sleep(pause)
+            interrupts.pause(pause)
 
     def _attempt(
         self, request: Request, parse: Callable[[Response], T], accept: Container[int]

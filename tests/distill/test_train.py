@@ -6,6 +6,7 @@ import csv
 import io
 import signal
 import threading
+from itertools import islice
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from support.toys import NUM_CLASSES
 from torch import nn
 
 from cache_service.errors import ConfigError, NonFiniteError, SpecMismatchError
+from cache_service.interrupts import StoppedWaitingError
 from distill.checkpoint import load_checkpoint
 from distill.config import load_config
 from distill.finite import NonFiniteCheck
@@ -34,6 +36,14 @@ RICH = {
     "label_smoothing": 0.1,
 }
 """A run in which everything that has a state is on."""
+
+
+class EndlessWait(MemoryStream):
+    """A stream whose sixth batch does not come until somebody stops the run."""
+
+    def batches(self, first_step):
+        yield from islice(super().batches(first_step), 5)
+        raise StoppedWaitingError
 
 
 def run(config, *, stop_at=None, **arguments):
@@ -69,6 +79,18 @@ def test_a_run_stopped_at_every_step_is_still_the_same_run(tmp_path):
     for step in range(1, NUM_STEPS + 1):
         with pytest.raises(KeyboardInterrupt):
             run(config, stop_at=step)
+    run(config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_while_it_waits_for_a_batch_has_saved_every_step_so_far(tmp_path, accumulate):
+    run(train_config(tmp_path / "whole", accumulate=accumulate, **RICH))
+    config = train_config(tmp_path / "parts", accumulate=accumulate, **RICH)
+    with pytest.raises(StoppedWaitingError):
+        run(config, stream=EndlessWait(config))
+    assert load_checkpoint(tmp_path / "parts")["history"]["step"] == 5 // accumulate * accumulate
     run(config)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))

@@ -23,7 +23,7 @@ from cache_service.errors import (
     StorageError,
 )
 from cache_service.remote.cache import open_remote
-from cache_service.storage import http_client
+from cache_service.storage import retries
 
 
 def answers(status, code=None, **headers):
@@ -130,7 +130,7 @@ def test_a_wrong_address_is_said_soon_and_a_lost_server_is_waited_for(origin):
 
 
 def test_an_outage_is_told_once_when_it_lasts(origin, monkeypatch, caplog):
-    monkeypatch.setattr(http_client, "WARN_AFTER_S", 0.05)
+    monkeypatch.setattr(retries, "WARN_AFTER_S", 0.05)
     cache = open_remote(origin.url("c"), retries=QUICK._replace(total_s=1.5))
     origin.misdeed = lambda _path, _reply: None
     with pytest.raises(StorageError, match="got no answer"):

@@ -24,7 +24,7 @@ def test_workers_read_what_their_parent_reads(origin, method):
 REMOTE = """
 import json, os, sys
 from cache_service.remote.cache import open_remote
-from cache_service.storage.http_client import RetryPolicy
+from cache_service.storage.retries import RetryPolicy
 cache = open_remote(sys.argv[1], retries=RetryPolicy(first_s=0.0, total_s=0.0, attempts=1))
 whole = cache.read(0, 0, 300)["sample"]
 cache.commits()

@@ -10,6 +10,7 @@ from support import s3
 
 from cache_service.errors import StorageError
 from cache_service.storage import open_storage
+from cache_service.storage.retries import AT_ONCE
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def unreachable(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    return open_storage("s3://bucket/prefix")
+    from cache_service.storage.objects import ObjectStorage
+
+    return ObjectStorage("s3://bucket/prefix", retries=AT_ONCE)
 
 
 def test_a_server_that_is_down_is_told_within_seconds_and_without_the_secret(unreachable):

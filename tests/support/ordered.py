@@ -11,12 +11,9 @@ import numpy as np
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
 from cache_service.rows.writer import CacheWriter
-from cache_service.storage.http_client import RetryPolicy
+from cache_service.storage.retries import AT_ONCE, RetryPolicy  # noqa: F401  tests import it here
 from cache_service.views.order import epoch_order
 from support.caches import make_rows, open_writer, write_shard
-
-AT_ONCE = RetryPolicy(first_s=0.0, total_s=0.0, attempts=1)
-"""For tests of what is refused: nothing is tried again."""
 
 QUICK = RetryPolicy(first_s=5.0, total_s=10.0, attempts=6, base_s=0.005, cap_s=0.05)
 """For tests of what passes."""
