@@ -103,6 +103,8 @@ def run() -> None:
     try:
         app(standalone_mode=True)
     except KdCacheError as refusal:
+        if _rank():  # torchrun ends all ranks as soon as one ends, which this one is about to do
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         typer.echo(f"{_rank()}error[{refusal.code}]: {refusal}", err=True)
         sys.exit(refusal.exit_code)
     except ModuleNotFoundError as missing:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 
+import psutil
 import pytest
 from support.builds import record_toy, write_file
 from support.command import kd_cache
@@ -130,25 +132,43 @@ def test_the_commands_of_the_page_train_as_one_process_does(folder, command):
     assert {path.name for path in (folder / "run").iterdir()} == files
 
 
-def test_ctrl_c_leaves_one_checkpoint_and_the_same_command_resumes(folder):
-    command = f"{COMMANDS[0].partition('#')[0]} --set epochs=400 --set checkpoint_every.epochs=1000"
-    started = start(command, folder)
+def read_until(started, step):
+    """What a run prints, until it reports that step."""
+    lines = []
     for line in started.stderr:
-        if '"step": 100,' in line:
+        lines.append(line)
+        if f'"kind": "step", "epoch": {step // 5}, "step": {step},' in line:
             break
+    return "".join(lines)
+
+
+@pytest.mark.timeout(300)  # six processes that import torch, in turn
+def test_ranks_that_torchrun_starts_again_resume_and_ctrl_c_stops_all_of_them(folder):
+    often = ["epochs=4000", "checkpoint_every.steps=20", "log_every=11"]
+    command = COMMANDS[0].partition("#")[0].replace("torchrun", "torchrun --max-restarts 1")
+    started = start(f"{command} {' '.join(f'--set {each}' for each in often)}", folder)
+    read_until(started, 99)
+    ranks = [each for each in psutil.Process(started.pid).children() if "train" in each.cmdline()]
+    ranks[-1].kill()
+    said = read_until(started, 297)
+    assert said.count("error[workers]: another process of this run ended") == 1
+    (again,) = [json.loads(line) for line in said.splitlines() if '"kind": "start"' in line]
+    assert again["step"] >= 80  # from the last checkpoint
+    assert again["step"] % 20 == 0
     started.send_signal(signal.SIGINT)
     _, err = started.communicate()
     assert started.returncode == 1  # torchrun's own, whatever its processes end with
     for rank in (0, 1):
         assert f"rank {rank}: interrupted; the same command resumes" in err
-    assert err.count('"kind": "checkpoint"') == 1
-    saved = state_of(folder / "run")["history"]["step"]
-    assert 100 <= saved < 2000
-    config = load_config(folder / FILE, ["epochs=400", "checkpoint_every.epochs=1000"])
-    steps = []
+    saved = [json.loads(line)["step"] for line in err.splitlines() if '"checkpoint"' in line][-1]
+    assert state_of(folder / "run")["history"]["step"] == saved
+    first = []
     with pytest.raises(KeyboardInterrupt):
-        train(config, on_event=lambda event: note_and_stop(steps, event))
-    assert steps == [saved + 1]
+        train(
+            load_config(folder / FILE, [*often, "log_every=1"]),
+            on_event=lambda event: note_and_stop(first, event),
+        )
+    assert first == [saved + 1]
 
 
 def note_and_stop(steps, event):
