@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -53,6 +53,14 @@ KEPT_ORDERS = 4
 """Seeds whose order is kept: one is 5 MB for 1.28 million samples."""
 
 
+class _RowType(NamedTuple):
+    """The rows of an array as bytes, one element a row, and as numbers."""
+
+    stored: np.dtype[np.void]
+    numbers: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 class Cache:
     """One cache, opened for reading.
 
@@ -76,6 +84,14 @@ class Cache:
         self.spec: CacheSpec = group.spec
         self.versions = group.versions
         self.arrays = group.layout.arrays
+        self._types = {
+            each.name: _RowType(
+                np.dtype(f"V{each.row_bytes}"),
+                np.dtype(each.dtype).newbyteorder("<"),
+                each.row_shape,
+            )
+            for each in self.arrays
+        }
         self._open_shards = open_shards or _open_shards(group.layout)
         self._start_empty()
 
@@ -227,9 +243,16 @@ class Cache:
         self._check_inside(positions_B, "position")
         shards_B, local_B = np.divmod(positions_B, self.spec.layout.shard_rows)
         rows = self._blank_rows(len(positions_B), arrays)
-        for number in np.unique(shards_B).tolist():
-            where = np.flatnonzero(shards_B == number)
-            self._on_shard(seed, number, ShardReader.gather_into, local_B[where], rows, where)
+        by_shard_B = np.argsort(shards_B, kind="stable")
+        local_B, shards_B = local_B[by_shard_B], shards_B[by_shard_B]
+        numbers, starts = np.unique(shards_B, return_index=True)
+        stops = [*starts[1:].tolist(), len(shards_B)]
+        # Without positions there is a stop, but no shard.
+        for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=False):
+            own = slice(start, stop)
+            self._on_shard(
+                seed, number, ShardReader.gather_into, local_B[own], rows, by_shard_B[own]
+            )
         return self._typed(rows)
 
     def lookup(
@@ -315,17 +338,15 @@ class Cache:
 
     def _blank_rows(self, num_rows: int, names: tuple[str, ...] | None) -> dict[str, Rows]:
         """Memory for rows of the arrays named (all by default), in the order of the names."""
-        by_name = self.layout.by_name
         chosen = self.layout.names if names is None else names
-        return {name: np.empty(num_rows, f"V{by_name[name].row_bytes}") for name in chosen}
+        return {name: np.empty(num_rows, self._types[name].stored) for name in chosen}
 
     def _typed(self, rows: dict[str, Rows]) -> Arrays:
         """The same bytes as numbers, each array [B, ...]."""
         typed: Arrays = {}
         for name, values in rows.items():
-            array = self.layout.by_name[name]
-            dtype = np.dtype(array.dtype).newbyteorder("<")
-            typed[name] = values.view(dtype).reshape(len(values), *array.row_shape)
+            _, dtype, shape = self._types[name]
+            typed[name] = values.view(dtype).reshape(len(values), *shape)
         return typed
 
     def _open_shard(self, seed: int, number: int) -> ShardReader | None:

@@ -38,6 +38,10 @@ from cache_service.storage import Storage
 DECODED_BYTES = 64 << 20
 """Decoded chunks that a process keeps: a shard of usual size. One larger chunk is kept, too."""
 
+LARGE_ROW_BYTES = 8 << 10
+"""8 KiB: rows from this size on are copied one by one, smaller ones by one index of many rows,
+which copies them twice."""
+
 Rows: TypeAlias = NDArray[np.void]
 """Rows of one array as they are stored, one element a row."""
 
@@ -114,7 +118,7 @@ class ShardReader:
         """Copy scattered rows of the shard into the elements `where_B` of each array of `out`."""
         chunks_B, inside_B = np.divmod(positions_B, self._layout.spec.layout.chunk_rows)
         for name, rows in out.items():
-            rows[where_B] = self._reader(name).gather(chunks_B, inside_B)
+            self._reader(name).gather_into(chunks_B, inside_B, rows, where_B)
 
     def pieces(self, name: str, start: int, stop: int) -> list[Piece]:
         """Rows [start, stop) of an array in pieces; not copied where it is mapped."""
@@ -230,11 +234,22 @@ class MappedArray:
             for chunk, low, high in self._parts(start, stop)
         ]
 
-    def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
-        """Rows by chunk and place in it."""
+    def gather_into(
+        self,
+        chunks_B: NDArray[np.int64],
+        inside_B: NDArray[np.int64],
+        out: Rows,
+        where_B: NDArray[np.int64],
+    ) -> None:
+        """Copy rows by chunk and place in it into the elements `where_B` of `out`."""
         self._check(chunks_B)
-        rows: Rows = self._window[chunks_B * self._stride + inside_B * self._row_bytes]
-        return rows
+        size, starts_B = self._row_bytes, chunks_B * self._stride + inside_B * self._row_bytes
+        if size < LARGE_ROW_BYTES:
+            out[where_B] = self._window[starts_B]
+            return
+        flat = out.view(np.uint8)
+        for start, row in zip(starts_B.tolist(), where_B.tolist(), strict=True):
+            flat[row * size : (row + 1) * size] = self._mapped[start : start + size]
 
     def is_checked(self, chunks: Chunks) -> bool:
         """Whether reading these chunks touches nothing but memory that was checked before."""
@@ -299,15 +314,19 @@ class FetchedArray:
         self.read_into(start, stop, rows)
         return [(rows.view(np.uint8).data, None)]
 
-    def gather(self, chunks_B: NDArray[np.int64], inside_B: NDArray[np.int64]) -> Rows:
-        """Rows by chunk and place in it."""
-        out: Rows = np.empty(len(chunks_B), f"V{self._stored.row_bytes}")
+    def gather_into(
+        self,
+        chunks_B: NDArray[np.int64],
+        inside_B: NDArray[np.int64],
+        out: Rows,
+        where_B: NDArray[np.int64],
+    ) -> None:
+        """Copy rows by chunk and place in it into the elements `where_B` of `out`."""
         order_B = np.argsort(chunks_B, kind="stable")
         numbers, starts = np.unique(chunks_B[order_B], return_index=True)
         chunks = self._chunks(numbers.tolist())
         for chunk, rows in zip(chunks, np.split(order_B, starts[1:]), strict=True):
-            out[rows] = chunk[inside_B[rows]]
-        return out
+            out[where_B[rows]] = chunk[inside_B[rows]]
 
     def _chunks(self, numbers: list[int]) -> list[Rows]:
         """Decoded chunks, fetched where they are not kept."""

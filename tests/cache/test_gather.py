@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from support.caches import make_spec, write_cache
 
 from cache_service.format.canonical import crc32c
+from cache_service.rows import shard_reader
 from cache_service.rows.reader import open_cache
+from cache_service.rows.shard_reader import LARGE_ROW_BYTES
 from cache_service.storage.local import LocalStorage
 
 NAMES = st.lists(st.sampled_from(["sample", "digest", "origin"]), unique=True, min_size=1)
@@ -26,7 +28,9 @@ def assert_same(found, wanted, names):
         assert found[name].tobytes() == wanted[name].tobytes()
 
 
-def test_a_gather_is_what_indexing_the_written_rows_gives(recorded_here):
+@pytest.mark.parametrize("large", [0, LARGE_ROW_BYTES], ids=["one by one", "indexed"])
+def test_a_gather_is_what_indexing_the_written_rows_gives(recorded_here, monkeypatch, large):
+    monkeypatch.setattr(shard_reader, "LARGE_ROW_BYTES", large)
     cache, expected = recorded_here
     names = tuple(array.name for array in cache.arrays)
 
