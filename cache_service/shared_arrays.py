@@ -1,12 +1,14 @@
-"""Large read-only arrays that the processes of a command share, as files of one temporary folder.
+"""Large read-only arrays that the processes of a computer share, as files in TMPDIR.
 
 The paths and labels of ImageNet-21k take 650 MB and an order of its samples 57 MB. Every loader
 worker, builder and rank needs them. They are written to files once and mapped, so that a computer
-has them in memory once, and a worker process receives a file name.
+has them in memory once.
 
-The folder lies in TMPDIR. Child processes find it by an environment variable. Its owner, the
-process that made it, removes it at its end. A process that is killed cannot; its folder is removed
-by the next one that makes a folder, because a lock tells it that the owner is gone.
+There are two kinds of folders. What a process sends to its children by name lies in a folder of
+its own, which it removes at its end. A process that is killed cannot; its folder is removed by the
+next one that makes a folder, because a lock tells it that the owner is gone. What is a function of
+its name lies in one folder of the user: the first process empties it and the last one removes it,
+which locks tell, too.
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ KEPT = 8
 """Computed entries that are kept: 450 MB of orders of ImageNet-21k. Those in use stay mapped."""
 
 PREFIX = "kd-cache-"
-VARIABLE = "KD_CACHE_SHARED_ARRAYS"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_folder_lock = threading.Lock()
+_lock = threading.Lock()
+_folders: dict[tuple[str, int], Path] = {}
+"""Folders by their kind and the process that made or entered them: a fork has its own."""
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -81,7 +84,7 @@ class GrowingArray:
         if self._file is not None or self._bytes >= SHARED_FROM:
             with _refusing(self._bytes):
                 if self._file is None:
-                    self._file = (_folder() / f"{uuid.uuid4().hex}.bin").open("xb")
+                    self._file = (_own_folder() / f"{uuid.uuid4().hex}.bin").open("xb")
                 for piece in self._pieces:
                     self._file.write(piece.tobytes())
             self._pieces = []
@@ -128,7 +131,7 @@ def computed_once(name: str, make: Callable[[], Sequence[NDArray[Any]]]) -> list
         OutOfSpaceError: the temporary folder is full.
     """
     while True:
-        folder = _folder()
+        folder = _common_folder()
         with suppress(FileNotFoundError):  # nobody has computed them, or they were removed just now
             return _load(folder / name)
         with suppress(FileNotFoundError), _locked(folder / f"{name}.lock"):
@@ -194,32 +197,78 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _folder() -> Path:
-    """The folder of this process or of the one that started it; a new one where there is none."""
-    with _folder_lock:
-        known = os.environ.get(VARIABLE)
-        if known is None or not os.access(known, os.W_OK | os.X_OK):
-            known = os.environ[VARIABLE] = str(_make_folder())
-        return Path(known)
+def _own_folder() -> Path:
+    """The folder of this process."""
+    return _known("own", _make_own)
 
 
-def _make_folder() -> Path:
-    with _refusing(0):
-        parent = Path(tempfile.gettempdir())
-        _sweep(parent)
-        while True:
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-            owner = os.open(folder / "owner", os.O_CREAT | os.O_RDWR, 0o600)
-            with suppress(OSError):
-                fcntl.flock(owner, fcntl.LOCK_EX)
-            if folder.is_dir():  # no other process swept it before it was locked
-                break
-            os.close(owner)
-    # Also runs at the end of a process of multiprocessing, where atexit does not; not in a fork.
-    multiprocessing.util.Finalize(
-        None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-100
-    )
+def _common_folder() -> Path:
+    """The folder of this user's processes."""
+    return _known("common", _enter_common)
+
+
+def _known(kind: str, make: Callable[[Path], Path]) -> Path:
+    with _lock:
+        known = _folders.get((kind, os.getpid()))
+        if known is None or not known.is_dir():
+            with _refusing(0):
+                known = _folders[kind, os.getpid()] = make(Path(tempfile.gettempdir()))
+        return known
+
+
+def _make_own(parent: Path) -> Path:
+    _sweep(parent)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        owner = os.open(folder / "owner", os.O_CREAT | os.O_RDWR, 0o600)
+        with suppress(OSError):
+            fcntl.flock(owner, fcntl.LOCK_EX)
+        if folder.is_dir():  # no other process swept it before it was locked
+            break
+        os.close(owner)
+    _at_end(shutil.rmtree, folder, ignore_errors=True)
     return folder  # and leave `owner` open: closing it would give up the lock
+
+
+def _enter_common(parent: Path) -> Path:
+    folder = parent / f"{PREFIX}{os.getuid()}"
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            return _make_own(parent)  # another user took the name
+        users = os.open(folder / "users", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            _empty_if_alone(folder, users)
+            fcntl.flock(users, fcntl.LOCK_SH)
+        except OSError:  # a file system without locks
+            os.close(users)
+            return _make_own(parent)
+        with suppress(FileNotFoundError):
+            if (folder / "users").stat().st_ino == os.fstat(users).st_ino:
+                break  # no other process removed it before it was locked
+        os.close(users)
+    _at_end(_leave, folder, users)
+    return folder
+
+
+def _empty_if_alone(folder: Path, users: int) -> None:
+    """Remove what killed processes left: a computer that lost power may have half of a file."""
+    with suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+
+
+def _leave(folder: Path, users: int) -> None:
+    with suppress(OSError):  # others use it
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+
+
+def _at_end(do: Callable[..., object], *arguments: Any, **settings: Any) -> None:
+    """Also at the end of a process of multiprocessing, where atexit does nothing; not in a fork."""
+    multiprocessing.util.Finalize(None, do, arguments, settings, exitpriority=-100)
 
 
 def _sweep(parent: Path) -> None:

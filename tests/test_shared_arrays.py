@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ LARGE = np.arange(shared_arrays.SHARED_FROM // 8 + 1)
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
     """A temporary folder of the test; what it leaves is found there."""
-    monkeypatch.delenv(shared_arrays.VARIABLE, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(shared_arrays.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared_arrays, "_folders", {})
     return tmp_path
 
 
@@ -124,12 +125,8 @@ assert not found[0].flags.writeable
 
 
 def test_several_processes_compute_an_array_once():
-    folder = str(shared_arrays._folder())
-    environment = os.environ | {shared_arrays.VARIABLE: folder}
     command = [sys.executable, "-c", COMPUTE]
-    children = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(3)
-    ]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     outputs = [child.communicate()[0] for child in children]
     assert [child.returncode for child in children] == [0, 0, 0]
     assert sum(output.count(b"computed") for output in outputs) == 1
@@ -142,7 +139,7 @@ def test_the_oldest_entries_are_removed_and_computed_again():
         return computed_once(f"entry-{number}", lambda: [computed.append(number), LARGE][1:])[0]
 
     kept = [entry(number) for number in range(shared_arrays.KEPT + 2)]
-    entries = [path for path in shared_arrays._folder().iterdir() if path.is_dir()]
+    entries = [path for path in shared_arrays._common_folder().iterdir() if path.is_dir()]
     assert len(entries) == shared_arrays.KEPT
     assert np.array_equal(kept[0], LARGE)  # the mapping stays
     entry(shared_arrays.KEPT + 1)
@@ -150,30 +147,57 @@ def test_the_oldest_entries_are_removed_and_computed_again():
     assert computed == [*range(shared_arrays.KEPT + 2), 0]
 
 
-def test_the_folder_is_removed_at_the_end(temporary):
-    run(COMPUTE)
+def test_a_child_keeps_nothing_when_it_ends(temporary):
+    process = multiprocessing.get_context("spawn").Process(
+        target=computed_once, args=("numbers", make_large)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert not list(temporary.iterdir())
 
 
-KILLED = (
-    COMPUTE
-    + """
-import os, signal
+def make_large():
+    return [LARGE]
+
+
+KILLED = """
+import numpy as np, os, signal
+from cache_service.shared_arrays import computed_once, share
+computed_once("numbers", lambda: [np.arange(3)])
+kept = share(np.arange(1_000_000))
 os.kill(os.getpid(), signal.SIGKILL)
 """
-)
 
 
-def test_the_folder_of_a_killed_process_is_removed_by_the_next_one(temporary):
+def test_what_a_killed_process_left_is_removed_and_not_taken(temporary):
     with pytest.raises(subprocess.CalledProcessError) as killed:
         run(KILLED)
     assert killed.value.returncode == -signal.SIGKILL
-    (left,) = temporary.iterdir()
-    mine = shared_arrays._folder()
+    (left,) = temporary.glob("*/owner")
+    assert "computed" in run(COMPUTE)  # it computes again: half of a file may have been written
+    mine = share(LARGE)
     assert not left.exists()
-    run(COMPUTE.replace("import numpy", f"import os; del os.environ[{shared_arrays.VARIABLE!r}]; "
-                        "import numpy"))  # fmt: skip
-    assert mine.exists()
+    run(KILLED.split("os.kill", maxsplit=1)[0])  # another process sweeps, too
+    assert mine._file.exists()
+
+
+@pytest.mark.parametrize("program", [COMPUTE, KILLED.split("os.kill", maxsplit=1)[0]])
+def test_folders_are_removed_at_the_end(temporary, program):
+    run(program)
+    assert not list(temporary.iterdir())
+
+
+def test_the_common_folder_lives_as_long_as_one_of_its_users(temporary):
+    computed_once("numbers", lambda: [np.arange(5), np.ones(3, np.float32)])
+    assert "computed" not in run(COMPUTE)
+    assert shared_arrays._common_folder().is_dir()
+
+
+def test_a_folder_of_another_user_is_not_trusted(temporary, monkeypatch):
+    (temporary / f"{shared_arrays.PREFIX}12345").mkdir()
+    monkeypatch.setattr(shared_arrays.os, "getuid", lambda: 12345)
+    assert shared_arrays._common_folder().name != f"{shared_arrays.PREFIX}12345"
 
 
 def test_a_fork_does_not_remove_what_its_parent_uses(temporary):
@@ -185,14 +209,11 @@ def test_a_fork_does_not_remove_what_its_parent_uses(temporary):
     assert shared[0]._file.exists()
 
 
-def test_a_folder_that_is_gone_is_made_again():
-    first = shared_arrays._folder()
+def test_a_folder_that_is_gone_is_made_again(temporary):
     computed_once("numbers", lambda: [LARGE])
-    for path in sorted(first.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    first.rmdir()
+    for folder in temporary.iterdir():
+        shutil.rmtree(folder)
     assert np.array_equal(computed_once("numbers", lambda: [LARGE])[0], LARGE)
-    assert shared_arrays._folder() != first
 
 
 def test_a_child_whose_parent_has_gone_says_so(tmp_path):
@@ -204,8 +225,8 @@ def test_a_full_temporary_folder_is_refused_by_name(monkeypatch, temporary):
     def full(*_arguments, **_settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    shared_arrays._folder()
+    shared_arrays._common_folder()
     monkeypatch.setattr(shared_arrays.np, "save", full)
     with pytest.raises(OutOfSpaceError, match=rf"{temporary} has no room for 1\.0 MB.*TMPDIR"):
         computed_once("numbers", lambda: [LARGE])
-    assert not list(Path(shared_arrays._folder()).glob("*.tmp"))
+    assert not list(Path(shared_arrays._common_folder()).glob("*.tmp"))
