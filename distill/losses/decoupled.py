@@ -19,6 +19,7 @@ from distill.losses.logspace import (
     pick,
     refuse_other_shape,
     scale_logits,
+    soft_kl_rows,
     without_target,
 )
 
@@ -52,13 +53,12 @@ def nckd_rows(
 ) -> Tensor:
     """Return T**2 KL of the distributions without the target class, [X], in nats."""
     refuse_other_shape(student_logits_XC, teacher_logits_XC)
-    student_XC = log_probabilities(
-        without_target(student_logits_XC, labels_X), temperature=temperature
+    rows_X = soft_kl_rows(
+        without_target(student_logits_XC, labels_X),
+        without_target(teacher_logits_XC.detach(), labels_X),
+        temperature=temperature,
     )
-    teacher_XC = log_probabilities(
-        without_target(teacher_logits_XC.detach(), labels_X), temperature=temperature
-    )
-    return temperature**2 * kl_rows(teacher_XC, student_XC)
+    return temperature**2 * rows_X
 
 
 def dkd_rows(

@@ -14,6 +14,7 @@ from distill.losses.logspace import (
     log_probabilities,
     refuse_other_shape,
     scale_logits,
+    soft_kl_rows,
     widen,
 )
 
@@ -33,9 +34,13 @@ def kd_rows(
 ) -> Tensor:
     """Return T**2 times the KL at temperature T of each row, [X]; see `kd_loss`."""
     refuse_other_shape(student_logits_XC, teacher_logits_XC)
+    if direction == "forward":
+        rows_X = soft_kl_rows(student_logits_XC, teacher_logits_XC, temperature=temperature)
+        return temperature**2 * rows_X
     student_XC = log_probabilities(student_logits_XC, temperature=temperature)
     teacher_XC = log_probabilities(teacher_logits_XC.detach(), temperature=temperature)
-    order = {"forward": (teacher_XC, student_XC), "reverse": (student_XC, teacher_XC)}
+    # A lookup, so that an unknown direction is an error and never one of the two.
+    order = {"reverse": (student_XC, teacher_XC)}
     return temperature**2 * kl_rows(*order[direction])
 
 

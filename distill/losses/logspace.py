@@ -9,8 +9,11 @@ logarithm, which is what keeps every loss finite for logits of 1e4 at T = 0.1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
 from cache_service.errors import ConfigError
@@ -52,6 +55,48 @@ def refuse_other_shape(student_logits_XC: Tensor, teacher_logits_XC: Tensor) -> 
             hint="A cache with cells gives [batch, cells, classes]: compare the whole image with "
             "teacher_logits[:, 0], or cells with an sdd loss and cell_logits of the student.",
         )
+
+
+class _SoftKL(torch.autograd.Function):
+    """See `soft_kl_rows`. Autograd would keep five tensors [X, C] for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_logits_XC: Tensor, teacher_logits_XC: Tensor, temperature: float
+    ) -> Tensor:
+        log_q_XC = log_probabilities(student_logits_XC, temperature=temperature)
+        log_p_XC = log_probabilities(teacher_logits_XC, temperature=temperature)
+        # The wider of both types, because what follows is computed in place.
+        dtype = torch.promote_types(log_p_XC.dtype, log_q_XC.dtype)
+        log_p_XC, log_q_XC = log_p_XC.to(dtype), log_q_XC.to(dtype)
+        p_XC = log_p_XC.exp()
+        gap_XC = log_p_XC.sub_(log_q_XC).masked_fill_(p_XC == 0, 0.0)
+        # The result of `kl_rows`, in place; what remains is the gradient by the scaled logits.
+        q_minus_p_XC = log_q_XC.exp_().sub_(p_XC)
+        ctx.save_for_backward(q_minus_p_XC)
+        ctx.temperature, ctx.dtype = temperature, student_logits_XC.dtype
+        rows_X: Tensor = gap_XC.mul_(p_XC).add_(q_minus_p_XC).sum(dim=-1)
+        return rows_X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (q_minus_p_XC,) = ctx.saved_tensors
+        scale_X1 = (grads[0] / ctx.temperature).unsqueeze(-1)
+        return (q_minus_p_XC * scale_X1).to(ctx.dtype), None, None
+
+
+def soft_kl_rows(
+    student_logits_XC: Tensor, teacher_logits_XC: Tensor, *, temperature: float
+) -> Tensor:
+    """Return KL(teacher || student) at temperature T of each row, [X], in nats.
+
+    The same values as `kl_rows` of both `log_probabilities`, in half of the time: only
+    the gradient by the student's logits, (q - p) / T, is kept for the backward pass. The teacher
+    is a constant. A logit of -inf leaves its class out, on both sides.
+    """
+    rows_X: Tensor = _SoftKL.apply(student_logits_XC, teacher_logits_XC.detach(), temperature)
+    return rows_X
 
 
 def kl_rows(log_p_XC: Tensor, log_q_XC: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from distill.losses.logspace import (
     log_probabilities,
     pick,
     scale_logits,
+    soft_kl_rows,
     widen,
     without_target,
 )
@@ -70,3 +71,62 @@ def test_labels_of_a_sample_serve_all_of_its_cells(draw_logits):
         assert torch.equal(picked_BR[b], logits_BRC[b, :, label])
         assert (hidden_BRC[b, :, label] == -torch.inf).all()
     assert torch.isinf(hidden_BRC).sum() == 2 * 3
+
+
+def test_soft_kl_of_mixed_types_is_computed_in_the_wider_one(draw_logits):
+    student_XC, teacher_XC = draw_logits(0, 4, 9), draw_logits(1, 4, 9)
+    for mixed in ((student_XC, teacher_XC.float()), (student_XC.float(), teacher_XC)):
+        rows_X = soft_kl_rows(*mixed, temperature=2.0)
+        student, teacher = (log_probabilities(x, temperature=2.0) for x in mixed)
+        assert rows_X.dtype == torch.float64
+        torch.testing.assert_close(rows_X, kl_rows(teacher, student), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 100.0])
+def test_soft_kl_is_kl_of_log_probabilities_with_the_same_gradient(
+    draw_logits, draw_labels, dtype, temperature
+):
+    labels_X = draw_labels(7, 6, num_classes=9)
+    teacher_XC = without_target(draw_logits(5, 6, 9, scale=20).to(dtype), labels_X)
+    weights_X = torch.linspace(0, 2, 6)
+
+    def plain(student_XC):
+        both = teacher_XC, student_XC
+        return kl_rows(*(log_probabilities(each, temperature=temperature) for each in both))
+
+    def fused(student_XC):
+        return soft_kl_rows(student_XC, teacher_XC, temperature=temperature)
+
+    found = []
+    for form in (plain, fused):
+        logits_XC = draw_logits(6, 6, 9, scale=5).to(dtype).requires_grad_()
+        rows_X = form(without_target(logits_XC, labels_X))
+        loss = (weights_X.to(rows_X.dtype) * rows_X).sum()
+        found.append((rows_X.detach(), *torch.autograd.grad(loss, logits_XC)))
+    (plain_X, plain_XC), (fused_X, fused_XC) = found
+    assert torch.equal(fused_X, plain_X)
+    assert fused_XC.dtype == dtype
+    rounding = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(fused_XC, plain_XC, rtol=rounding, atol=rounding / temperature)
+
+
+def test_soft_kl_keeps_one_tensor_for_its_gradient(draw_logits):
+    student_XC = draw_logits(0, 8, 50).requires_grad_()
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        soft_kl_rows(student_XC, draw_logits(1, 8, 50), temperature=4.0)
+    assert kept == [student_XC.numel()]
+
+
+def test_soft_kl_passes_a_nan_on(draw_logits):
+    for bad in range(2):
+        logits = [draw_logits(0, 2, 5), draw_logits(1, 2, 5)]
+        logits[bad][0, 3] = torch.nan
+        rows_X = soft_kl_rows(*logits, temperature=2.0)
+        assert rows_X.isnan().tolist() == [True, False]
