@@ -33,7 +33,7 @@ from cache_service.format.shard import (
     decode_chunk,
     index_size,
 )
-from cache_service.storage import Storage
+from cache_service.storage import Readable
 
 DECODED_BYTES = 64 << 20
 """Decoded chunks that a process keeps: a shard of usual size. One larger chunk is kept, too."""
@@ -99,7 +99,7 @@ class ShardReader:
     """
 
     def __init__(
-        self, storage: Storage, layout: CacheLayout, commit: Commit, *, owner: Hashable
+        self, storage: Readable, layout: CacheLayout, commit: Commit, *, owner: Hashable
     ) -> None:
         self._storage = storage
         self._layout = layout
@@ -173,7 +173,7 @@ class ShardReader:
 class StoredArray:
     """One array's object in one shard: where it lies, and what it must be."""
 
-    def __init__(self, storage: Storage, layout: CacheLayout, commit: Commit, name: str) -> None:
+    def __init__(self, storage: Readable, layout: CacheLayout, commit: Commit, name: str) -> None:
         """Compare the commit's figures with the layout, before anything is read.
 
         Raises:

@@ -20,17 +20,14 @@ _SERVER = re.compile(r"[^/]+:\d+/v1/caches/")
 """Host, port and the service's path: a URL without its `http://`, and not a folder."""
 
 
-class Storage(Protocol):
-    """Whole objects by key. Keys are relative, with `/` between parts.
+class Readable(Protocol):
+    """Whole objects by key, to read. Keys are relative, with `/` between parts.
 
     Attributes:
         url: of the objects.
-        has_locks: whether `begin` can exclude other builders. Where each of them has its own mount
-            of a folder it does not, and nobody can tell.
     """
 
     url: str
-    has_locks: bool
 
     def get(self, key: str) -> bytes | None:
         """The object, or None if there is none."""
@@ -48,6 +45,21 @@ class Storage(Protocol):
         """The size of the object in bytes, or None if there is none."""
         ...
 
+    def map(self, key: str) -> NDArray[np.uint8] | None:
+        """The object as a read-only memory map; None if it is absent or cannot be mapped."""
+        ...
+
+
+class Storage(Readable, Protocol):
+    """Whole objects by key, to read and to write.
+
+    Attributes:
+        has_locks: whether `begin` can exclude other builders. Where each of them has its own mount
+            of a folder it does not, and nobody can tell.
+    """
+
+    has_locks: bool
+
     def put(self, key: str, content: bytes) -> None:
         """Writes the object, replacing an existing one."""
         ...
@@ -62,10 +74,6 @@ class Storage(Protocol):
 
     def list(self, prefix: str) -> list[str]:
         """Keys below the prefix (which ends with `/` or is empty), sorted."""
-        ...
-
-    def map(self, key: str) -> NDArray[np.uint8] | None:
-        """The object as a read-only memory map; None if it is absent or cannot be mapped."""
         ...
 
     def forget(self, keys: Sequence[str]) -> bool:

@@ -11,7 +11,10 @@ FROZEN = {
     "plan": {"FILE", "--set", "--json"},
     "build": {"FILE", "--seeds", "--engine", "--address", "--shard", "--set", "--json"},
     "info": {"CACHE", "--json"},
-    "verify": {"CACHE", "--recompute", "--repair", "--no-repair", "--set", "--json"},
+    "verify": {
+        *("CACHE", "--recompute", "--shard", "--sample", "--processes"),
+        *("--repair", "--no-repair", "--set", "--json"),
+    },
     "serve": {"ROOT", "--host", "--port", "--prefix", "--config", "--set", "--json"},
     "token": {"--name", "--scope", "--add", "--json"},
     "train": {"FILE", "--set", "--json"},
