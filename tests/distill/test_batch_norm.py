@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.ranks import run_ranks
 from torch import distributed, nn
+from torch.nn.functional import cross_entropy
 
+from cache_service.models.create import create_model
 from distill.batches import BatchPlan
 from distill.ranks import JoinedRanks
 
@@ -80,6 +82,32 @@ def test_a_batch_norm_sees_the_views_of_all_ranks(name):
 def test_half_precision_is_widened_for_the_statistics():
     for differences in run_ranks(2, compare, "2d", torch.bfloat16):
         assert max(differences) < 2e-2
+
+
+def deep_gradients():
+    """Largest relative difference of the gradients of a deep network from those of one process."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    ranks = JoinedRanks(CPU, 60)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(10, 3, 32, 32, generator=draw, dtype=torch.float64)
+    labels = torch.randint(0, 10, (10,), generator=draw)
+    plan = BatchPlan(10, 10, (0,), 1, ranks.rank, ranks.world)
+    own, division = slice(*plan.cursor(0)[3:]), ranks.division(plan, 0)
+    whole, divided = (
+        create_model("resnet20", num_classes=10, pretrained=False, seed=0).double().train()
+        for _ in range(2)
+    )
+    cross_entropy(whole(images), labels).backward()
+    with division.statistics():
+        loss = cross_entropy(divided(images[own]), labels[own], reduction="sum") / 10
+    loss.backward()
+    ranks.add_up(divided.parameters(), torch.zeros(1))
+    pairs = zip(divided.parameters(), whole.parameters(), strict=True)
+    return max(float((one.grad - other.grad).norm() / other.grad.norm()) for one, other in pairs)
+
+
+def test_gradients_through_many_batch_norms_are_those_of_one_process():
+    assert max(run_ranks(2, deep_gradients)) < 1e-10
 
 
 def add_up():
