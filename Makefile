@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Two cores, many small tensors: one thread per process is faster and repeatable.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check faults slow gpu lint format install clean
+.PHONY: demo test check faults test-s3 slow gpu lint format install clean
 
 install: $(STAMP)
 
@@ -41,6 +41,10 @@ test: check
 
 faults: $(STAMP)
 	$(BIN)/pytest -n 2 -m faults
+
+# Starts Ceph's object gateway on loopback; says which Debian packages it needs, and installs none.
+test-s3: $(STAMP)
+	$(BIN)/python tests/run_on_gateway.py
 
 slow: $(STAMP)
 	$(BIN)/pytest -m slow

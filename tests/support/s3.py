@@ -1,7 +1,7 @@
 """An S3 server on loopback: moto's, started once per test process, or one that you name.
 
-`KD_CACHE_S3_ENDPOINT` names a real server for the runs marked `faults`; its credentials are the
-usual AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+`KD_CACHE_S3_ENDPOINT` names a real server, which then takes moto's place, too; its credentials are
+the usual AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. `make test-s3` starts one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from support.counted import CountingProxy, counted
 
 BUCKET = "kd-cache-tests"
-SECRET = "canary-secret-3141"
+KEY, SECRET = "canary-key", "canary-secret-3141"
 """Credentials of the fake server, and what must never show up in a message or a pickle."""
 
 _START_S = 60.0
@@ -38,7 +38,9 @@ def moto_environment() -> dict[str, str]:
     for name in ("moto", "boto3", "obstore"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -e '.[test]'")
-    return _environment(_moto_endpoint(), "canary-key", SECRET)
+    if os.environ.get("KD_CACHE_S3_ENDPOINT"):
+        return real_environment()
+    return _environment(_moto_endpoint(), KEY, SECRET)
 
 
 def real_environment() -> dict[str, str]:
@@ -101,7 +103,7 @@ def _moto_endpoint() -> str:
                 break
         time.sleep(0.05)
     endpoint = f"http://127.0.0.1:{port}"
-    _make_bucket(endpoint, "canary-key", SECRET)
+    _make_bucket(endpoint, KEY, SECRET)
     return endpoint
 
 
