@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 DEMO_PACKAGES = ("sklearn", "torch", "torchvision", "timm", "PIL")
 """Import names of the packages that the demo needs."""
 
+BenchName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="step, memory, build, total, stream, views, codec or http.",
+        show_default=False,
+    ),
+]
+
+AnswersCache = Annotated[
+    str | None,
+    typer.Option(metavar="CACHE", help="Cache with every class, for codec: the answers to encode."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
@@ -159,14 +173,7 @@ def cycle(file: File, settings: Settings = None, json: Json = False) -> None:
 
 
 def bench(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="step, memory, build, total, stream, views or http.",
-            show_default=False,
-        ),
-    ],
+    name: BenchName,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -181,6 +188,7 @@ def bench(
         str | None,
         typer.Option(metavar="DIR", help="Folder of JPEGs for views; generated ones by default."),
     ] = None,
+    cache: AnswersCache = None,
     s3: Annotated[
         str | None,
         typer.Option(
@@ -200,7 +208,8 @@ def bench(
 
     `step`, `memory`, `build` and `total` compare training from a cache with labels alone and with
     a live teacher. `stream` compares reading rows with a memory-mapped array and other formats,
-    `views` the rendering of views with torchvision, and `http` the service with a constant.
+    `views` the rendering of views with torchvision, `codec` the bytes of a row with what they lose,
+    and `http` the service with a constant.
     """
     if name == "http":
         from cli.experiments.bench.http import FULL, QUICK, run_http_bench
@@ -211,7 +220,7 @@ def bench(
     from cli.experiments.bench.benchmarks import run_benchmark
     from cli.experiments.bench.page import BenchOptions
 
-    options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images, s3)
+    options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images, s3, cache)
     page, written = run_benchmark(name, options, out)
     emit(
         {**page.document(options), "written": written},

@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cache_service.config import Frozen
 from cache_service.errors import NonFiniteError
-from cache_service.format.topk import summarize_rows
+from cache_service.format.topk import TopRows, summarize_rows
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -28,6 +28,12 @@ FLOAT16_MAX = 65504.0
 """Largest finite float16. A logit beyond it is refused: stored, it would read as infinity."""
 
 NAN = float("nan")
+
+TAIL = ("tail_mean", "tail_var", "tail_max", "tail_lme")
+"""Moments of the logits that `topk` drops."""
+
+CLASS_BLOCK = 256
+"""Classes of a block: within one, a packed class is a byte."""
 
 
 class RowArray(NamedTuple):
@@ -183,28 +189,14 @@ class Int8Codec(BaseCodec):
 
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
         """Levels, and what they are multiplied by and added to."""
-        return (
-            RowArray("logits", "uint8", (num_cells, num_classes), ("cell", "class"), 0),
-            RowArray("scale", "float32", (num_cells,), ("cell",), NAN),
-            RowArray("offset", "float32", (num_cells,), ("cell",), NAN),
-        )
+        return _level_arrays("logits", num_cells, num_classes, "class")
 
     def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:  # noqa: ARG002
-        low_BR, high_BR = answer_BRX.min(axis=-1), answer_BRX.max(axis=-1)
-        scale_BR = ((high_BR - low_BR) / np.float32(255)).astype(np.float32)
-        # A cell whose classes all agree has no range; any divisor gives level 0, which is exact.
-        divisor_BR = np.where(scale_BR > 0, scale_BR, np.float32(1))
-        levels_BRC = np.rint((answer_BRX - low_BR[..., None]) / divisor_BR[..., None])
-        return {
-            "logits": np.clip(levels_BRC, 0, 255).astype(np.uint8),
-            "scale": scale_BR,
-            "offset": low_BR.astype(np.float32),
-        }
+        return _encode_levels("logits", answer_BRX)
 
     def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
         """Logits, each within half a level of what was encoded."""
-        levels_BRC = how.array_math.float32(rows["logits"])
-        return levels_BRC * rows["scale"][..., None] + rows["offset"][..., None]
+        return _decode_levels("logits", rows, how)
 
 
 class TopKCodec(BaseCodec):
@@ -214,28 +206,62 @@ class TopKCodec(BaseCodec):
 
     kind: Literal["topk"] = "topk"
     k: Annotated[int, Field(ge=3, description="Classes kept per cell, labels included.")]
+    packed: Annotated[
+        bool,
+        Field(
+            description="Store a kept class in 2 bytes instead of 4, its logit in 8 bits, and the "
+            "moments in 12 bytes instead of 16. For `k` up to 255."
+        ),
+    ] = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The document identifies caches that were recorded before any were packed.
+        document: dict[str, Any] = serialize(self)
+        return {key: value for key, value in document.items() if (key, value) != ("packed", False)}
 
     @property
     def num_kept(self) -> int:  # type: ignore[override]
         """`k`."""
         return self.k
 
+    @property
+    def rounding_error(self) -> float:  # type: ignore[override]
+        """Of the kept logits, whose levels are a 255th of their range."""
+        return 0.03 if self.packed else 0.0
+
+    def describe(self) -> str:
+        """As of all codecs, and whether rows are packed."""
+        return super().describe() + (" packed" if self.packed else "")
+
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:
         """Kept classes with their values, and the moments of the others."""
-        kept = ((num_cells, self.k), ("cell", "rank"))
-        tail = ("tail_mean", "tail_var", "tail_max", "tail_lme")
+        kept, cells = ((num_cells, self.k), ("cell", "rank")), ((num_cells,), ("cell",))
+        if not self.packed:
+            return (
+                RowArray("classes", class_dtype(num_classes).name, *kept, 0),
+                RowArray("values", "float16", *kept, NAN),
+                *(RowArray(name, "float32", *cells, NAN) for name in TAIL),
+            )
+        blocks = ((num_cells, -(-num_classes // CLASS_BLOCK)), ("cell", "block"))
         return (
-            RowArray("classes", class_dtype(num_classes).name, *kept, 0),
-            RowArray("values", "float16", *kept, NAN),
-            *(RowArray(name, "float32", (num_cells,), ("cell",), NAN) for name in tail),
+            RowArray("classes", "uint8", *kept, 0),
+            RowArray("block_counts", "uint8", *blocks, 0),
+            RowArray("values", "uint8", *kept, 0),
+            *(RowArray(name, "float16", *cells, NAN) for name in ("low", "high", *TAIL)),
         )
 
     def check(self, num_classes: int) -> None:
-        """Raise ValueError where nothing would be dropped."""
+        """Raise ValueError where nothing would be dropped, or a count needs more than a byte."""
         if self.k >= num_classes:
             raise ValueError(
                 f"codec.k={self.k} is not below num_classes={num_classes}; "
                 "use `codec: {kind: dense}` to keep every class"
+            )
+        if self.packed and self.k >= CLASS_BLOCK:
+            raise ValueError(
+                f"codec.k={self.k} is too large for codec.packed, which counts up to "
+                f"{CLASS_BLOCK - 1} classes in a byte; leave codec.packed out"
             )
 
     def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
@@ -244,14 +270,16 @@ class TopKCodec(BaseCodec):
         top = summarize_rows(
             answer_BRX.reshape(-1, num_classes), labels_BRL.reshape(-1, labels_BL.shape[-1]), self.k
         )
-        return {
-            "classes": top.kept_NK.astype(class_dtype(num_classes)).reshape(*cells, self.k),
-            "values": top.values_NK.astype(np.float16).reshape(*cells, self.k),
-            "tail_mean": top.mean_N.reshape(cells),
-            "tail_var": top.var_N.reshape(cells),
-            "tail_max": top.max_N.reshape(cells),
-            "tail_lme": top.lme_N.reshape(cells),
-        }
+        moments = dict(zip(TAIL, (top.mean_N, top.var_N, top.max_N, top.lme_N), strict=True))
+        if self.packed:
+            rows = _pack_top(top, moments, num_classes)
+        else:
+            rows = {
+                "classes": top.kept_NK.astype(class_dtype(num_classes)),
+                "values": top.values_NK.astype(np.float16),
+                **moments,
+            }
+        return {name: values.reshape(*cells, *values.shape[1:]) for name, values in rows.items()}
 
     def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
         """Dense logits whose softmax at the temperature T gives the dropped classes their weight.
@@ -261,31 +289,59 @@ class TopKCodec(BaseCodec):
         where it is known (`tail_lme`), comes out exactly. It falls with T, from the largest of
         them to m.
         """
+        classes_BRK, values_BRK, fill_BR = self.decode_top(rows, how)
+        return how.array_math.scatter(fill_BR, how.num_classes, classes_BRK, values_BRK)
+
+    def decode_top(self, rows: dict[str, Any], how: Decoding) -> tuple[Any, Any, Any]:
+        """Kept classes and their logits, [B, R, K], and the logit of each dropped class [B, R]."""
+        classes_BRK, values_BRK = rows["classes"], rows["values"]
+        if self.packed:
+            rows = rows | {name: how.array_math.float32(rows[name]) for name in TAIL}
+            classes_BRK, values_BRK = _unpack_top(rows, how.array_math)
         mean_BR, lme_BR, half_BR = rows["tail_mean"], rows["tail_lme"], rows["tail_var"] / 2
         third_BR, temperature = lme_BR - mean_BR - half_BR, how.temperature
         fitted_BR = mean_BR + half_BR / temperature + third_BR / temperature**2
         low_BR, high_BR = (mean_BR, lme_BR) if temperature >= 1 else (lme_BR, rows["tail_max"])
-        fill_BR = fitted_BR.clip(low_BR, high_BR)
-        return how.array_math.scatter(fill_BR, how.num_classes, rows["classes"], rows["values"])
+        return classes_BRK, values_BRK, fitted_BR.clip(low_BR, high_BR)
 
     def kept_logits(self, rows: Arrays, logits_BRC: Floats) -> Floats:
         """The logits of the kept classes, [B, R, K]."""
-        kept_BRK: Floats = np.take_along_axis(logits_BRC, rows["classes"].astype(np.int64), axis=-1)
+        classes_BRK = _unpack_top(rows, ArrayMath())[0] if self.packed else rows["classes"]
+        kept_BRK: Floats = np.take_along_axis(logits_BRC, classes_BRK.astype(np.int64), axis=-1)
         return kept_BRK
 
 
 class FeaturesCodec(BaseCodec):
-    """The input of a linear head as float16, and the head once: exact at every temperature."""
+    """The input of a linear head, and the head once: right at every temperature."""
 
     stores_features: ClassVar[bool] = True
     array_name: ClassVar[str] = "features"
     label: ClassVar[str] = "features {num_channels}"
 
     kind: Literal["features"] = "features"
+    bits: Annotated[
+        Literal[8, 16],
+        Field(description="Of each feature: float16, or 8 with a scale and an offset per cell."),
+    ] = 16
     num_channels: Annotated[
         int | None,
         Field(ge=1, le=2**20, description="Width of the head's input; the build fills it in."),
     ] = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The document identifies caches that were recorded before there were 8 bits.
+        document: dict[str, Any] = serialize(self)
+        return {key: value for key, value in document.items() if (key, value) != ("bits", 16)}
+
+    @property
+    def rounding_error(self) -> float:  # type: ignore[override]
+        """That of 8 bits is larger than of logits, because features are less evenly spread."""
+        return 0.0 if self.bits == 16 else 0.06
+
+    def describe(self) -> str:
+        """As of all codecs, with the bits where they are not 16."""
+        return super().describe() + (" in 8 bits" if self.bits == 8 else "")
 
     def check(self, num_classes: int) -> None:  # noqa: ARG002
         """Raise ValueError where the head's width is not known yet."""
@@ -304,8 +360,21 @@ class FeaturesCodec(BaseCodec):
     def arrays(self, num_cells: int, num_classes: int) -> tuple[RowArray, ...]:  # noqa: ARG002
         """Inputs of the head."""
         assert self.num_channels is not None  # `check` refused it
+        if self.bits == 8:
+            return _level_arrays("features", num_cells, self.num_channels, "channel")
         shape = (num_cells, self.num_channels)
         return (RowArray("features", "float16", shape, ("cell", "channel"), NAN),)
+
+    def _encode(self, answer_BRX: Floats, labels_BL: NDArray[np.int64]) -> Arrays:
+        if self.bits == 8:
+            return _encode_levels("features", answer_BRX)
+        return super()._encode(answer_BRX, labels_BL)
+
+    def decode(self, rows: dict[str, Any], how: Decoding) -> Any:
+        """Features, of 8 bits each within half a level of what was encoded."""
+        if self.bits == 8:
+            return _decode_levels("features", rows, how)
+        return super().decode(rows, how)
 
 
 Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(discriminator="kind")]
@@ -314,6 +383,72 @@ Codec = Annotated[DenseCodec | Int8Codec | TopKCodec | FeaturesCodec, Field(disc
 def class_dtype(num_classes: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
     """Smallest stored integer that holds every class index."""
     return np.dtype(np.uint16) if num_classes <= 2**16 else np.dtype(np.uint32)
+
+
+def _pack_top(top: TopRows, moments: Arrays, num_classes: int) -> Arrays:
+    """Rows of the packed form, [N, ...]."""
+    blocks_NK = top.kept_NK // CLASS_BLOCK
+    num_blocks = -(-num_classes // CLASS_BLOCK)
+    counts_NX = (blocks_NK[..., None] == np.arange(num_blocks)).sum(axis=1)
+    low_N, high_N = (
+        edge.astype(np.float16) for edge in (top.values_NK.min(axis=-1), top.values_NK.max(axis=-1))
+    )
+    low_N1, high_N1 = low_N[:, None].astype(np.float32), high_N[:, None].astype(np.float32)
+    range_N1 = np.where(high_N1 > low_N1, high_N1 - low_N1, np.float32(1))
+    levels_NK = np.rint((top.values_NK - low_N1) / range_N1 * 255)
+    return {
+        "classes": (top.kept_NK % CLASS_BLOCK).astype(np.uint8),
+        "block_counts": counts_NX.astype(np.uint8),
+        "values": np.clip(levels_NK, 0, 255).astype(np.uint8),
+        "low": low_N,
+        "high": high_N,
+        # A variance beyond float16 is clipped; the mean exponential, which T = 1 needs, is not.
+        **{
+            name: np.minimum(values, FLOAT16_MAX).astype(np.float16)
+            for name, values in moments.items()
+        },
+    }
+
+
+def _unpack_top(rows: dict[str, Any], array_math: ArrayMath) -> tuple[Any, Any]:
+    """Kept classes [B, R, K] as whole float32, which are exact below 2**24, and their logits."""
+    low_BR1, high_BR1 = (array_math.float32(rows[name])[..., None] for name in ("low", "high"))
+    bytes_BRK = array_math.float32(rows["classes"])
+    ranks_BRK = (bytes_BRK * 0 + 1).cumsum(-1) - 1
+    ends_BRX = array_math.float32(rows["block_counts"]).cumsum(-1)
+    blocks_BRK = (ranks_BRK[..., None] >= ends_BRX[..., None, :]).sum(-1)
+    levels_BRK = array_math.float32(rows["values"])
+    values_BRK = low_BR1 + levels_BRK * ((high_BR1 - low_BR1) / 255)
+    return bytes_BRK + CLASS_BLOCK * blocks_BRK, values_BRK
+
+
+def _level_arrays(
+    name: str, num_cells: int, width: int, dim: str
+) -> tuple[RowArray, RowArray, RowArray]:
+    return (
+        RowArray(name, "uint8", (num_cells, width), ("cell", dim), 0),
+        RowArray("scale", "float32", (num_cells,), ("cell",), NAN),
+        RowArray("offset", "float32", (num_cells,), ("cell",), NAN),
+    )
+
+
+def _encode_levels(name: str, answer_BRX: Floats) -> Arrays:
+    """256 levels from the least to the largest value of each cell."""
+    low_BR, high_BR = answer_BRX.min(axis=-1), answer_BRX.max(axis=-1)
+    scale_BR = ((high_BR - low_BR) / np.float32(255)).astype(np.float32)
+    # A cell whose values all agree has no range; any divisor gives level 0, which is exact.
+    divisor_BR = np.where(scale_BR > 0, scale_BR, np.float32(1))
+    levels_BRX = np.rint((answer_BRX - low_BR[..., None]) / divisor_BR[..., None])
+    return {
+        name: np.clip(levels_BRX, 0, 255).astype(np.uint8),
+        "scale": scale_BR,
+        "offset": low_BR.astype(np.float32),
+    }
+
+
+def _decode_levels(name: str, rows: dict[str, Any], how: Decoding) -> Any:
+    levels_BRX = how.array_math.float32(rows[name])
+    return levels_BRX * rows["scale"][..., None] + rows["offset"][..., None]
 
 
 def _refuse_non_finite(answer_BRX: Floats) -> None:

@@ -26,6 +26,9 @@ VALUE_ROOM = 92
 MARKER = 4.5
 """Half the size of a marker."""
 
+LEGEND_ROW = 22
+"""Height of a line of a legend below a chart."""
+
 MAX_MARKED = 12
 """Points beyond which markers would hide the line."""
 
@@ -78,6 +81,7 @@ class LineChart(NamedTuple):
         low, high: ends of the y axis.
         show: how a value of y is written.
         reference: a horizontal line with its name.
+        show_x: how a value of x is written.
     """
 
     label: str
@@ -88,6 +92,7 @@ class LineChart(NamedTuple):
     high: float
     show: Callable[[float], str]
     reference: tuple[str, float] | None = None
+    show_x: Callable[[float], str] = "{:.0f}".format
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -106,6 +111,30 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def line_chart(chart: LineChart, series: Sequence[Series]) -> str:
     """Lines over x."""
+    return _image(chart.label, LINE_HEIGHT, _line_parts(chart, series))
+
+
+def line_picture(charts: Sequence[tuple[LineChart, Sequence[Series]]], style_sheet: str) -> str:
+    """Charts of lines side by side, with the legend of the first, as an SVG file of its own."""
+    height = LINE_HEIGHT + LEGEND_ROW * len(charts[0][1])
+    parts = [f"<style>{style_sheet}</style>"]
+    parts.append(f'<rect width="{WIDTH * len(charts)}" height="{height}" fill="var(--page)"/>')
+    for number, (chart, series) in enumerate(charts):
+        content = "".join(_line_parts(chart, series))
+        parts.append(f'<g transform="translate({number * WIDTH} 0)">{content}</g>')
+    for number, line in enumerate(charts[0][1]):
+        y = LINE_HEIGHT + LEGEND_ROW * (number + 0.5)
+        parts.append(f'<path class="line s{line.style}" d="M{LEFT} {y:.1f}h32"/>')
+        parts.append(marker(LEFT + 16, y, line.style))
+        parts.append(_text(LEFT + 44, y + 5, line.label))
+    label = escape("; ".join(chart.label for chart, _ in charts))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * len(charts)} {height}" '
+        f'role="img" aria-label="{label}">{"".join(parts)}</svg>\n'
+    )
+
+
+def _line_parts(chart: LineChart, series: Sequence[Series]) -> list[str]:
     points_of = {line: _points(chart, line) for line in series}
     last_x = max(chart.first_x + 1, *(x for points in points_of.values() for x, _ in points))
 
@@ -129,7 +158,7 @@ def line_chart(chart: LineChart, series: Sequence[Series]) -> str:
         parts.append(f'<path class="line s{line.style}" d="M{path}"/>')
         if len(points) <= MAX_MARKED:
             parts += [marker(x, y, line.style) for x, y in points]
-    return _image(chart.label, LINE_HEIGHT, parts)
+    return parts
 
 
 def _points(chart: LineChart, line: Series) -> list[tuple[float, float]]:
@@ -232,7 +261,7 @@ def _x_axis(chart: LineChart, last_x: float, place_x: Callable[[float], float]) 
     base = LINE_HEIGHT - BOTTOM
     parts = [_text((LEFT + WIDTH - RIGHT) / 2, LINE_HEIGHT - 6, chart.x_name, anchor="middle")]
     whole = (tick for tick in nice_ticks(chart.first_x, last_x, most=8) if tick == int(tick))
-    parts += [_text(place_x(x), base + 20, str(int(x)), anchor="middle") for x in whole]
+    parts += [_text(place_x(x), base + 20, chart.show_x(x), anchor="middle") for x in whole]
     return parts
 
 

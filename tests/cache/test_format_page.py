@@ -61,6 +61,18 @@ def test_the_topk_example_is_our_decoder(page, temperature):
     )
 
 
+def test_the_example_of_packed_rows_is_our_decoder(page):
+    codec = {"kind": "topk", "k": 30, "packed": True}
+    spec = make_spec(num_classes=1000, scales=(1,), codec=codec)
+    logits = np.random.default_rng(0).normal(0, 3, (5, 1, 1000)).astype(np.float32)
+    rows = spec.codec.encode(logits, np.zeros((5, 1), np.int64))
+    packed = ("classes", "block_counts", "values", "low", "high")
+    classes, values = page["unpack_topk"](*(rows[name] for name in packed))
+    moments = (rows[f"tail_{name}"].astype(np.float32) for name in ("mean", "var", "max", "lme"))
+    found = page["decode_topk"](classes, values, *moments, 1000, 4.0)
+    np.testing.assert_allclose(found, spec.decode(rows, temperature=4.0, head=None), rtol=1e-5)
+
+
 def test_every_key_of_a_cache_is_in_the_list_of_keys():
     keys = PAGE.split("## 1. Keys")[1].split("## 2.")[0]
     for root in (DENSE, TOPK):
@@ -90,10 +102,12 @@ def test_every_field_and_array_there_is_has_a_word_on_the_page():
     for codec in (
         {"kind": "int8"},
         {"kind": "topk", "k": 3},
+        {"kind": "topk", "k": 3, "packed": True},
         {"kind": "features", "num_channels": 3},
+        {"kind": "features", "num_channels": 3, "bits": 8},
     ):
         layout = CacheLayout(make_spec(codec=codec))
-        names |= {*layout.names, *layout.heads, "witness"}
+        names |= {*layout.names, *layout.heads, "witness", *codec}
     for part in ("dataset", "layout", "teacher", "recipe"):
         names |= set(facts["spec"][part])
     missing = sorted(name for name in names if f"`{name}`" not in PAGE)

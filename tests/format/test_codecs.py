@@ -10,14 +10,24 @@ from hypothesis.extra import numpy as hnp
 from support.caches import answers, labels, make_head, make_spec
 
 from cache_service.errors import NonFiniteError
-from cache_service.format.codecs import FLOAT16_MAX, DenseCodec, FeaturesCodec, Int8Codec, TopKCodec
+from cache_service.format.codecs import (
+    FLOAT16_MAX,
+    ArrayMath,
+    Decoding,
+    DenseCodec,
+    FeaturesCodec,
+    Int8Codec,
+    TopKCodec,
+)
 from cache_service.format.layout import CacheLayout
 
 CODECS = {
     "dense": DenseCodec(),
     "int8": Int8Codec(),
     "topk": TopKCodec(k=3),
+    "topk packed": TopKCodec(k=3, packed=True),
     "features": FeaturesCodec(num_channels=6),
+    "features in 8 bits": FeaturesCodec(num_channels=6, bits=8),
 }
 
 LOGITS = hnp.arrays(
@@ -113,6 +123,79 @@ def test_topk_stores_class_numbers_in_the_smallest_type_that_holds_them():
         assert rows["classes"][0, 0].tolist() == [0, 1, classes - 1]
 
 
+@given(
+    LOGITS.filter(lambda z: z.shape[-1] > 3),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.5, 1, 4]),
+)
+def test_packed_rows_keep_the_same_classes_and_their_logits_to_half_a_level(
+    logits, seed, temperature
+):
+    kept = np.random.default_rng(seed).integers(0, logits.shape[-1], (len(logits), 2))
+    plain, packed = TopKCodec(k=3), TopKCodec(k=3, packed=True)
+    rows, small = plain.encode(logits, kept), packed.encode(logits, kept)
+    found = packed.decode(small, Decoding(ArrayMath(), logits.shape[-1], 1.0))
+    where = rows["classes"].astype(int)
+    off = np.abs(np.take_along_axis(found, where, -1) - np.take_along_axis(logits, where, -1))
+    edges = np.stack([rows["values"].min(-1), rows["values"].max(-1)]).astype(np.float64)
+    # Half a level, and what float16 takes from the ends of the range.
+    bound = (edges[1] - edges[0]) / 255 / 2 + 2e-3 * np.abs(edges).max(0) + 1e-6
+    assert (off <= bound[..., None]).all()
+
+
+@pytest.mark.parametrize("classes", [255, 256, 257, 1000, 21841])
+def test_packed_classes_are_found_again_in_every_block(classes):
+    logits = np.random.default_rng(0).normal(size=(40, 2, classes)).astype(np.float32)
+    kept = np.stack([np.zeros(40, int), np.full(40, classes - 1)], 1)
+    rows = TopKCodec(k=200).encode(logits, kept)
+    packed = TopKCodec(k=200, packed=True)
+    ranks = np.broadcast_to(np.arange(classes, dtype=np.float32), logits.shape)
+    np.testing.assert_array_equal(
+        packed.kept_logits(packed.encode(logits, kept), ranks), rows["classes"]
+    )
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_a_packed_row_takes_about_half_the_bytes(classes):
+    sizes = [
+        sum(array.row_bytes for array in TopKCodec(k=24, packed=packed).arrays(1, classes))
+        for packed in (False, True)
+    ]
+    assert sizes == [4 * 24 + 16, 2 * 24 + 12 + -(-classes // 256)]
+
+
+def test_packed_rows_take_255_classes_at_most():
+    TopKCodec(k=255, packed=True).check(1000)
+    with pytest.raises(ValueError, match=r"codec\.k=256 is too large for codec\.packed"):
+        TopKCodec(k=256, packed=True).check(1000)
+    TopKCodec(k=256).check(1000)
+
+
+@pytest.mark.parametrize("kind", ["topk packed", "features in 8 bits"])
+def test_torch_decodes_as_numpy_does(kind):
+    torch = pytest.importorskip("torch")
+    targets = pytest.importorskip("distill.targets")
+    codec = CODECS[kind]
+    answer = np.random.default_rng(0).normal(0, 3, (8, 2, 6)).astype(np.float32)
+    rows = codec.encode(answer, own(8))
+    wanted = codec.decode(rows, Decoding(ArrayMath(), 6, 4.0))
+    tensors = targets.tensors_of(rows, list(rows))
+    found = codec.decode(tensors, Decoding(targets.TorchMath(), 6, 4.0))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+
+
+def test_codecs_that_were_there_before_have_the_documents_that_they_had():
+    assert TopKCodec(k=3).model_dump() == {"compression": "none", "kind": "topk", "k": 3}
+    assert FeaturesCodec(num_channels=6).model_dump() == {
+        "compression": "none",
+        "kind": "features",
+        "num_channels": 6,
+    }
+    assert TopKCodec(k=3, packed=True).model_dump()["packed"] is True
+    assert FeaturesCodec(num_channels=6, bits=8).model_dump()["bits"] == 8
+
+
 # --- features --------------------------------------------------------------------------------
 
 
@@ -125,6 +208,15 @@ def test_features_give_the_heads_answer_to_float16_features(seed):
     back = spec.decode(spec.codec.encode(features, own(4)), head=head)
     wanted = rounded(features) @ head.weight_CD.T + head.bias_C
     np.testing.assert_array_equal(back, wanted)
+
+
+@given(LOGITS)
+def test_features_in_8_bits_are_off_by_half_a_level_at_most(features):
+    codec = FeaturesCodec(num_channels=features.shape[-1], bits=8)
+    rows = codec.encode(features, own(len(features)))
+    back = codec.decode(rows, Decoding(ArrayMath(), 2, 1.0))
+    slack = 4 * np.spacing(np.abs(features).max(axis=-1, keepdims=True))
+    assert (np.abs(back - features) <= rows["scale"][..., None] * 0.5 + slack).all()
 
 
 # --- all -------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ ALL = [1, 2, 4]
         ),
         ({"codec": TOPK}, "topk keeps other classes in every cell, so it must store all scales"),
         ({"codec": {"kind": "features"}}, "codec.num_channels is not known"),
+        ({"codec": {"kind": "features", "num_channels": 6, "bits": 4}}, "Input should be 8 or 16"),
         ({"codec": {"kind": "features", "num_channels": 0}}, "greater than or equal to 1"),
         ({"codec": {"kind": "features", "num_channels": 2**20 + 1}}, "less than or equal to 104"),
         ({"layout__shard_rows": 31}, "must be even"),
@@ -130,14 +131,18 @@ OTHER = {
     "codec.kind": {"codec__kind": "int8"},
     "codec.compression": {"codec__compression": "zstd"},
     "codec.k": {"codec": TOPK | {"k": 6}, "stored_scales": ALL},
+    "codec.packed": {"codec": TOPK | {"packed": True}, "stored_scales": ALL},
     "codec.num_channels": {"codec": {"kind": "features", "num_channels": 7}},
+    "codec.bits": {"codec": {"kind": "features", "num_channels": 6, "bits": 8}},
     "layout.shard_rows": {"layout__shard_rows": 64},
     "layout.chunk_rows": {"layout__chunk_rows": 16},
 }
 
 BASES = {
     "codec.k": {"codec": TOPK, "stored_scales": ALL},
+    "codec.packed": {"codec": TOPK, "stored_scales": ALL},
     "codec.num_channels": {"codec": {"kind": "features", "num_channels": 6}},
+    "codec.bits": {"codec": {"kind": "features", "num_channels": 6}},
 }
 """Where a field exists in one codec only: the spec to change it in."""
 

@@ -60,6 +60,21 @@ def test_the_dropped_classes_keep_their_joint_weight_at_every_temperature(case, 
     assert (np.exp(log_p) * (log_p - log_q)).sum(-1).mean() < kl_bound
 
 
+@pytest.mark.parametrize("case", BOUNDS, ids=str)
+@pytest.mark.parametrize("temperature", [1, 2, 4, 20])
+def test_packed_rows_lose_hardly_more_at_half_the_bytes(case, temperature):
+    classes, k, width = case
+    logits = realistic_logits(classes, width)
+    log_p, losses = log_softmax(logits, temperature), []
+    for packed in (False, True):
+        codec = {"kind": "topk", "k": k, "packed": packed}
+        spec = make_spec(num_classes=classes, scales=(1,), codec=codec)
+        rows = spec.codec.encode(logits, np.argmin(logits, -1).astype(np.int64))
+        log_q = log_softmax(spec.decode(rows, temperature=temperature, head=None), temperature)
+        losses.append((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+    assert losses[1] < 1.01 * losses[0] + 2e-4
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 20.0])
 def test_a_tail_that_is_one_bell_is_kept_to_second_order(temperature):
     logits = np.random.default_rng(0).normal(0, 0.3, (8, 2, 400)).astype(np.float32)

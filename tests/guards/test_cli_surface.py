@@ -30,7 +30,17 @@ FROZEN = {
         "--device",
         "--json",
     },
-    "bench": {"NAME", "--pair", "--device", "--images", "--s3", "--quick", "--out", "--json"},
+    "bench": {
+        "NAME",
+        "--pair",
+        "--device",
+        "--images",
+        "--s3",
+        "--cache",
+        "--quick",
+        "--out",
+        "--json",
+    },
     "distill": {
         "DIR",
         "--teacher",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cache_service.errors import ConfigError
-from cli.experiments.bench import build, memory, step, stream, total, views
+from cli.experiments.bench import build, codec, memory, step, stream, total, views
 from cli.experiments.bench.page import BenchOptions, BenchPage, Figures, write_page
 from cli.experiments.bench.pairs import Pair, find_pairs
 from distill.students import choose_device
@@ -38,6 +38,7 @@ BENCHMARKS = {
     "total": Benchmark(_each_pair(total.measure_total), total.total_page),
     "stream": Benchmark(stream.measure_stream, stream.stream_page),
     "views": Benchmark(views.measure_views, views.views_page),
+    "codec": Benchmark(codec.measure_codec, codec.codec_page),
 }
 
 

@@ -27,6 +27,7 @@ class BenchOptions(NamedTuple):
         on_message: called with a line about what runs now.
         images: folder of photographs; None for generated ones.
         s3: URL in a bucket below which rows may be written; None to leave buckets out.
+        cache: a recording of answers; None for made-up ones.
     """
 
     pairs: tuple[str, ...]
@@ -35,6 +36,7 @@ class BenchOptions(NamedTuple):
     on_message: OnMessage
     images: str | None = None
     s3: str | None = None
+    cache: str | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -93,6 +95,7 @@ class BenchPage(NamedTuple):
         rows: of the table, as people read them.
         figures: every figure, for programs.
         goals: what of it was wanted.
+        plot: an SVG file; empty for none.
     """
 
     name: str
@@ -102,6 +105,7 @@ class BenchPage(NamedTuple):
     rows: Sequence[Sequence[str]]
     figures: Sequence[dict[str, Any]]
     goals: Sequence[Goal] = ()
+    plot: str = ""
 
     def document(self, options: BenchOptions) -> dict[str, Any]:
         """Return a JSON document with the machine and the versions."""
@@ -127,6 +131,7 @@ class BenchPage(NamedTuple):
                 f"{machine['load']} at the end."
                 + (" Quick form: it shows that the benchmark works." if options.quick else ""),
                 "",
+                *([f"![{self.title}]({self.name}.svg)", ""] if self.plot else []),
                 *_table(self.header, self.rows),
                 "",
                 *self.notes,
@@ -142,13 +147,17 @@ class BenchPage(NamedTuple):
 
 
 def write_page(page: BenchPage, options: BenchOptions, out: str) -> list[str]:
-    """Write `NAME.md` and `NAME.json` to a folder and return their paths."""
+    """Write `NAME.md`, `NAME.json` and, if there is a plot, `NAME.svg`; return their paths."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     text, data = folder / f"{page.name}.md", folder / f"{page.name}.json"
     text.write_text(page.markdown(options))
     data.write_text(json.dumps(page.document(options), indent=2) + "\n")
-    return [str(text), str(data)]
+    if not page.plot:
+        return [str(text), str(data)]
+    plot = folder / f"{page.name}.svg"
+    plot.write_text(page.plot)
+    return [str(text), str(data), str(plot)]
 
 
 def describe_machine(device: str) -> dict[str, Any]:
