@@ -172,12 +172,7 @@ def _measure_local(
     for state in STATES:
         options.on_message(f"rows of {human_bytes(size.row_bytes)}, {state}: {plan.rounds} rounds")
         if state == WARM:
-            with contextlib.ExitStack() as stack:
-                warm = {name: stack.enter_context(each.opened()) for name, each in kept.items()}
-                counts = {name: each.num_rows for name, each in kept.items()}
-                for name, opened in warm.items():
-                    _read_once(opened, counts[name], size.batch)
-                _take_turns(warm, counts, size, plan, turns)
+            _take_warm_turns(kept, size, plan, turns)
         else:
             _take_turns_anew(kept, state, plan, turns)
     return _figures(size, LOCAL, FLOOR, turns)
@@ -226,6 +221,16 @@ def _read_once(opened: Opened, count: int, batch: int) -> None:
         opened.in_order(start, start + batch)
         if time.perf_counter() > end:
             return
+
+
+def _take_warm_turns(kept: dict[str, Kept], size: Size, plan: Plan, turns: Turns) -> None:
+    """Rounds of formats that stay open. Nothing that is open outlives this function."""
+    counts = {name: each.num_rows for name, each in kept.items()}
+    with contextlib.ExitStack() as stack:
+        warm = {name: stack.enter_context(each.opened()) for name, each in kept.items()}
+        for name, opened in warm.items():
+            _read_once(opened, counts[name], size.batch)
+        _take_turns(warm, counts, size, plan, turns)
 
 
 def _take_turns_anew(kept: dict[str, Kept], state: str, plan: Plan, turns: Turns) -> None:
