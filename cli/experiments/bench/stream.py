@@ -52,6 +52,9 @@ WARM_UP_S = 3.0
 MAX_DRAWN = 256
 """Different batches of scattered rows in a turn at most."""
 
+NOT_COLD = "not dropped"
+"""In place of the speed of a cold turn that was none."""
+
 BLOCK_BYTES = 512
 """The unit in which the system counts what came from a device."""
 
@@ -377,8 +380,8 @@ def stream_page(figures: Figures, options: BenchOptions) -> BenchPage:
     ]
     if figures and options.s3 is None:
         notes.append("No bucket was named (`--s3 s3://BUCKET/PREFIX`), so none was measured.")
-    if dropped and not any(dropped):
-        notes.append("No byte came from a device in a cold turn: this system keeps its pages.")
+    if not all(dropped):
+        notes.append(f"{NOT_COLD}: no byte came from a device, so the files were still in memory.")
     missing = [each.name for each in FORMATS if not each.is_installed]
     if missing:
         notes.append(f"Not installed, so not measured: {', '.join(missing)}.")
@@ -405,15 +408,21 @@ def _rows(figures: Figures) -> list[list[str]]:
         ),
     ):
         key = human_bytes(each["row_bytes"]), each["where"], each["order"], each["format"]
-        shown = f"{statistics.median(each['rows_per_s']):,.0f}"
-        if not each["is_floor"]:
-            warm = each["state"] == WARM
-            ratio = (
-                spread(each["of_floor"]) if warm else f"{statistics.median(each['of_floor']):.3f}"
-            )
-            shown = f"{shown}: {ratio}"
+        if each["state"] == COLD and not each["device_bytes_a_row"]:
+            shown = NOT_COLD
+        else:
+            shown = _speed(each)
         lines.setdefault(key, {})[each["state"]] = shown
     return [[*key, *(cells.get(state, "") for state in STATES)] for key, cells in lines.items()]
+
+
+def _speed(figure: dict[str, Any]) -> str:
+    speed = f"{statistics.median(figure['rows_per_s']):,.0f}"
+    if figure["is_floor"]:
+        return speed
+    if figure["state"] == WARM:
+        return f"{speed}: {spread(figure['of_floor'])}"
+    return f"{speed}: {statistics.median(figure['of_floor']):.3f}"
 
 
 def _goals(figures: Figures) -> list[Goal]:
