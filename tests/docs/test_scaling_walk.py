@@ -1,6 +1,6 @@
 """The walk of docs/scaling.md in a fresh clone, word by word, on a Ray cluster of two nodes here.
 
-Installing is left out: the environment of the tests is used.
+Installing is left out: the environment of the tests is used, and a bucket of this machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import s3
 from support.builds import tree_bytes
 from support.clones import Machine
 from support.fronts import free_port
@@ -37,6 +38,7 @@ def machine(tmp_path):
     made = Machine(tmp_path / "machine")
     mark = uuid.uuid4().hex
     made.env |= {"KD_CACHE_WALK": mark, "RAY_AUTH_MODE": "disabled"}
+    made.env |= s3.moto_environment() | {"XDG_CACHE_HOME": str(tmp_path / "copies")}
     # `ray` is a script beside the interpreter.
     made.env["PATH"] += f":{Path(sys.executable).parent}"
     yield made
@@ -77,7 +79,18 @@ def test_the_walk_has_no_stumble(machine):
 
     (data,) = blocks["python examples/ray_data.py examples/digits.build.yaml"]
     machine.run(data)
-    assert take(cache) == by_parts
+    assert tree_bytes(cache) == by_parts
+
+    student = machine.folder / "kd-cache" / "runs" / "digits-student"
+    for command in blocks["torchrun --nproc-per-node 2"]:
+        machine.run(command)
+        assert (student / "student.safetensors").is_file()
+        shutil.rmtree(student)
+
+    keys, *bucket = blocks["export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."]
+    assert "AWS_ENDPOINT_URL" in keys
+    machine.run("\n".join(bucket).replace("s3://bucket", s3.new_prefix()))
+    assert (student / "student.safetensors").is_file()
 
 
 def take(cache):
