@@ -1,8 +1,9 @@
 """What one slow worker costs a build: fixed parts against shards that are handed out.
 
-    python benchmarks/slow_worker.py [--quick]
+    python benchmarks/slow_worker.py [--seeds N] [--rounds N]
 
-Two workers record the same 48 shards, and one of them is stopped for three quarters of the time.
+Two workers record the same shards, six a seed, and one of them is stopped for three quarters of the
+time.
 Prints the seconds from the first commit to the last: with two `--shard` parts, and with two actors
 of the Ray engine, in turn.
 """
@@ -92,10 +93,11 @@ def seconds(engine: str, seeds: int) -> float:
 def main() -> None:
     """Measure both engines in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="8 shards, one round")
-    quick = parser.parse_args().quick
-    for _ in range(1 if quick else 3):
-        parts, ray = (seconds(engine, 1 if quick else 6) for engine in ("parts", "ray"))
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    for _ in range(options.rounds):
+        parts, ray = (seconds(engine, options.seeds) for engine in ("parts", "ray"))
         print(f"parts {parts:.1f} s, handed out {ray:.1f} s, ratio {ray / parts:.2f}")
 
 
