@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +100,60 @@ def until_complete(server: Serving, num_seeds: int) -> float:
             return time.time()
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_two_workers_of_uvicorn_on_one_port_send_the_same_bytes_while_a_build_adds_to_them(
+    tmp_path,
+):
+    root, port = tmp_path / "root", free_port()
+    record_toy(str(root / "c"), seeds="0:1")
+    file = write_file(tmp_path / "build.yaml", build_document(str(root / "c"), seeds="0:2"))
+    serve = ["-m", "uvicorn", "--factory", "support.uvicorn_app:make_app", "--workers", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {
+        "KD_CACHE_ROOT": str(root),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    with (
+        subprocess.Popen(
+            [sys.executable, *serve, "--port", str(port)], env=environment, **quiet
+        ) as workers,
+        subprocess.Popen([sys.executable, "-c", KD_CACHE, "build", str(file)], **quiet) as build,
+    ):
+        server = Serving(f"http://127.0.0.1:{port}")
+        try:
+            wait_for_port(port)
+            while build.poll() is None:
+                answer = server.ask("GET", "/v1/caches/c/rows?seed=1&start=0&stop=32")
+                assert answer.status in (200, 404, 503), answer.data
+                time.sleep(0.05)
+            assert build.returncode == 0
+            time.sleep(COMMITS_TTL_S)
+            found = rows_by_process(server)
+        finally:
+            workers.terminate()
+    assert len(set(found.values())) == 1
+
+
+def wait_for_port(port):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("nothing listens")
+
+
+def rows_by_process(server):
+    """The last seed's rows and their ETag, from each of two processes."""
+    found, until = {}, time.monotonic() + PATIENCE_S
+    while len(found) < 2 and time.monotonic() < until:
+        rows = server.ask("GET", "/v1/caches/c/rows?seed=1&start=0&stop=96")
+        assert rows.status == 200, rows.data
+        found[rows.headers["x-process"]] = (rows.data, rows.headers["etag"])
+    assert len(found) == 2
+    return found
 
 
 class Behind(NamedTuple):
