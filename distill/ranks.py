@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
 from cache_service.errors import ConfigError, KdCacheError, WorkersError
 from cache_service.human_format import one_line
@@ -291,8 +292,9 @@ def join_ranks(device: torch.device, *, wait_s: float = 0.0) -> Iterator[Ranks]:
     is_new, patience_s = not distributed.is_initialized(), PATIENCE_S + wait_s
     with _reaching_others():
         if is_new:
+            timeout = timedelta(seconds=patience_s)
             distributed.init_process_group(
-                "gloo", rank=rank, world_size=world, timeout=timedelta(seconds=patience_s)
+                "gloo", store=_store(timeout), rank=rank, world_size=world, timeout=timeout
             )
         ranks = JoinedRanks(device, patience_s)
     try:
@@ -305,6 +307,21 @@ def join_ranks(device: torch.device, *, wait_s: float = 0.0) -> Iterator[Ranks]:
     finally:
         if is_new:
             distributed.destroy_process_group()
+
+
+def _store(timeout: timedelta) -> Any:
+    """Where the ranks of this start find each other.
+
+    By default torchrun keeps one store when it starts the processes of a machine again, and that
+    has the addresses of those that ended. Between machines its rendezvous makes a new one.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return store
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(  # type: ignore[attr-defined]
+        f"start-{start}", store
+    )
 
 
 class StoppedTogether(KeyboardInterrupt):

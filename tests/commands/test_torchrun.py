@@ -7,6 +7,8 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -109,6 +111,8 @@ def start(command, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Commands of an environment that is not activated are on no PATH.
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
 
 
