@@ -142,7 +142,8 @@ def _connected(config: BuildConfig, address: str | None) -> Iterator[Any]:
     where = address or os.environ.get("RAY_ADDRESS")
     if where:
         _require_open(where)
-    options |= {"address": where} if where else {"include_dashboard": False}
+    # Without an address Ray would join whatever cluster this machine started last, running or not.
+    options |= {"address": where or "local"} | ({} if where else {"include_dashboard": False})
     try:
         ray.init(**options)
     except Exception as problem:

@@ -77,6 +77,7 @@ def test_the_walk_has_no_stumble(machine):
     machine.run(build.replace("HEAD:6379", address))
     assert take(cache) == by_parts
 
+    machine.env["RAY_ADDRESS"] = address  # other tests start clusters, too
     (data,) = blocks["python examples/ray_data.py examples/digits.build.yaml"]
     machine.run(data)
     assert tree_bytes(cache) == by_parts

@@ -213,7 +213,7 @@ def test_the_example_with_ray_data_records_the_same_bytes_though_an_actor_is_kil
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"},
     )
     commits = tmp_path / "cache" / "commits"
     wait_for(lambda: list(commits.rglob("*.json")))
