@@ -317,6 +317,7 @@ class _Round:
     ) -> None:
         self._ray = ray
         self._spec = spec
+        self._shards = shards
         self._dispatcher = ray.remote(num_cpus=0)(Dispatcher).remote(shards)
         actor = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(Recorder)
         # More processes than shards would load teachers for nothing.
@@ -330,9 +331,7 @@ class _Round:
         """
         ray = self._ray
         running = [each.work.remote(self._dispatcher) for each in self._actors]
-        rows_before = num_rows(self._spec, total) - num_rows(
-            self._spec, ray.get(self._dispatcher.remaining.remote())
-        )
+        rows_before = num_rows(self._spec, total) - num_rows(self._spec, self._shards)
         try:
             with stop_on_signal() as stop:
                 while running:
@@ -348,7 +347,7 @@ class _Round:
                     )
                     if stop.requested:
                         raise KeyboardInterrupt
-                    if not ray.get(self._dispatcher.remaining.remote()):
+                    if ray.get(self._dispatcher.is_finished.remote()):
                         running = []  # of actors for which the cluster had no room
             return int(ray.get(self._dispatcher.deaths.remote()))
         finally:
@@ -414,9 +413,9 @@ class Dispatcher:
         """Note that an actor has committed what it took."""
         self._taken.pop(actor, None)
 
-    def remaining(self) -> list[Shard]:
-        """Shards that were not handed out, or whose actor has not ended."""
-        return self._left + [shard for taken in self._taken.values() for shard in taken]
+    def is_finished(self) -> bool:
+        """Whether every shard was handed out to an actor that has ended."""
+        return not self._left and not self._taken
 
     def reports(self) -> list[Progress]:
         """The latest progress of every actor, and the last of those that died."""

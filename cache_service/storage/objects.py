@@ -44,7 +44,7 @@ class ObjectStorage:
     Args:
         url: of the objects.
         name: what errors call it; a service says no address. Its log has the reason of an error.
-        retries: for how long an outage is borne, as that of a server is.
+        retries: how long requests are repeated while the bucket does not answer.
     """
 
     has_locks = False

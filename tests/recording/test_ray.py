@@ -41,7 +41,12 @@ def test_shards_of_an_actor_that_died_are_handed_out_again_and_first():
     assert [dispatcher.take(0), dispatcher.take(1), dispatcher.take(0)] == SHARDS[:3]
     assert dispatcher.begin(0) == [SHARDS[0], SHARDS[2], SHARDS[3]]
     assert dispatcher.take(1) == SHARDS[0]
-    assert sorted(dispatcher.remaining()) == sorted(SHARDS)
+    dispatcher.end(1)
+    assert not dispatcher.is_finished()
+    assert [dispatcher.take(0), dispatcher.take(0)] == [SHARDS[2], SHARDS[3]]
+    assert not dispatcher.is_finished()  # they are not committed yet
+    dispatcher.end(0)
+    assert dispatcher.is_finished()
     assert dispatcher.deaths() == 1
 
 

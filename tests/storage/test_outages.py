@@ -80,7 +80,7 @@ def test_what_the_bucket_refuses_and_a_wrong_address_are_told_soon(bucket, monke
     bucket.is_down = False
     assert brief.get("a") is None
     down_for(bucket, 2.0).join(0)
-    assert brief.get("a") is None, "an outage of a bucket that has answered is borne for longer"
+    assert brief.get("a") is None, "after its first answer, a bucket is asked for longer"
 
 
 def test_a_service_gives_up_at_once_because_its_clients_wait(bucket):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from support.proxy import in_thread
+
 PIECE = 1 << 16
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -128,14 +130,6 @@ def _length(head: bytes) -> int | None:
 @contextmanager
 def counted(target: int, *, latency_s: float = 0.0) -> Iterator[CountingProxy]:
     """A proxy in a thread, in front of a port of this machine."""
-    proxy, ready = CountingProxy(target, latency_s), threading.Event()
-    loop, done = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(proxy.run(ready, done),))
-    thread.start()
-    ready.wait(5)
-    try:
+    proxy = CountingProxy(target, latency_s)
+    with in_thread(proxy.run):
         yield proxy
-    finally:
-        loop.call_soon_threadsafe(done.set)
-        thread.join()
-        loop.close()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import cycle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PIECE = 1 << 14
 
@@ -114,13 +114,23 @@ def proxied(
     target: int, faults: Sequence[Fault], tls: ssl.SSLContext | None = None
 ) -> Iterator[Proxy]:
     """A proxy in a thread, in front of a port of this machine; it may speak TLS to its clients."""
-    proxy, ready = Proxy(target, faults, tls), threading.Event()
+    proxy = Proxy(target, faults, tls)
+    with in_thread(proxy.run):
+        yield proxy
+
+
+@contextmanager
+def in_thread(
+    run: Callable[[threading.Event, asyncio.Event], Coroutine[Any, Any, None]],
+) -> Iterator[None]:
+    """Run a server in a thread, from when it sets the first event until the second one is set."""
+    ready = threading.Event()
     loop, done = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(proxy.run(ready, done),))
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(ready, done),))
     thread.start()
     ready.wait(5)
     try:
-        yield proxy
+        yield
     finally:
         loop.call_soon_threadsafe(done.set)
         thread.join()
