@@ -11,8 +11,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-LOOK_S = 0.1
-"""How often a wait looks whether it should end, seconds."""
+POLL_S = 0.1
+"""Interval at which a wait checks for a stop request, seconds."""
 
 
 class StopRequest:
@@ -40,7 +40,7 @@ def pause(seconds: float) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         end_wait_if_stopped()
-        time.sleep(min(left, LOOK_S))
+        time.sleep(min(left, POLL_S))
 
 
 @contextmanager

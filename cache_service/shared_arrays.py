@@ -18,6 +18,7 @@ import fcntl
 import multiprocessing.util
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import uuid
@@ -31,14 +32,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cache_service.errors import OutOfSpaceError, WorkersError
+from cache_service.errors import OutOfSpaceError, StorageError, WorkersError
 from cache_service.human_format import human_bytes
 
 SHARED_FROM = 1 << 20
 """Bytes from which an array lies in a file. Smaller ones are sent to workers in no time."""
 
 KEPT = 8
-"""Computed entries that are kept: 450 MB of orders of ImageNet-21k. Those in use stay mapped."""
+"""Computed entries that are kept: of ImageNet-21k 450 MB, or 2 GB with repeats. Those in use stay
+mapped."""
 
 PREFIX = "kd-cache-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -233,10 +235,15 @@ def _make_own(parent: Path) -> Path:
 def _enter_common(parent: Path) -> Path:
     folder = parent / f"{PREFIX}{os.getuid()}"
     while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            return _make_own(parent)  # another user took the name
-        users = os.open(folder / "users", os.O_CREAT | os.O_RDWR, 0o600)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        try:
+            facts = folder.lstat()
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+                return _make_own(parent)  # another user took the name, or it is a link
+            users = os.open(folder / "users", os.O_CREAT | os.O_RDWR, 0o600)
+        except FileNotFoundError:  # another process removed it just now
+            continue
         try:
             _empty_if_alone(folder, users)
             fcntl.flock(users, fcntl.LOCK_SH)
@@ -284,10 +291,17 @@ def _refusing(num_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno not in _FULL and num_bytes:
-            raise
+        folder = tempfile.tempdir or "TMPDIR"
+        if problem.errno not in _FULL:
+            if num_bytes:
+                raise
+            raise StorageError(
+                f"cannot make a folder in {folder} ({problem.strerror}), which the processes of "
+                "this command would share.",
+                hint="Set TMPDIR to a folder that you may write to.",
+            ) from problem
         raise OutOfSpaceError(
-            f"{tempfile.tempdir or 'TMPDIR'} has no room for {human_bytes(num_bytes)} that the "
+            f"{folder} has no room for {human_bytes(num_bytes)} that the "
             f"processes of this command share ({problem.strerror}).",
             hint="Set TMPDIR to a folder on a disk with more room.",
         ) from problem

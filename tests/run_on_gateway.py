@@ -1,7 +1,6 @@
 """Runs the S3 tests against a real object gateway on this machine: `make test-s3`.
 
-Arguments go to pytest; without any, the tests of storage, caches, builds, students and the
-service on a bucket run.
+Arguments go to pytest; without any, every test of a bucket runs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ TESTS = [
     "tests/storage",
     "tests/cache",
     "tests/recording/test_s3.py",
-    "tests/recording/test_without_locks.py",
     "tests/remote/test_staged.py",
     "tests/api/test_bucket.py",
     "-k",

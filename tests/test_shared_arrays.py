@@ -15,7 +15,7 @@ import pytest
 
 from cache_service import shared_arrays
 from cache_service.datasets.path_list import PathList
-from cache_service.errors import OutOfSpaceError, WorkersError
+from cache_service.errors import OutOfSpaceError, StorageError, WorkersError
 from cache_service.shared_arrays import GrowingArray, computed_once, share
 
 LARGE = np.arange(shared_arrays.SHARED_FROM // 8 + 1)
@@ -198,6 +198,25 @@ def test_a_folder_of_another_user_is_not_trusted(temporary, monkeypatch):
     (temporary / f"{shared_arrays.PREFIX}12345").mkdir()
     monkeypatch.setattr(shared_arrays.os, "getuid", lambda: 12345)
     assert shared_arrays._common_folder().name != f"{shared_arrays.PREFIX}12345"
+
+
+def test_a_link_in_place_of_the_common_folder_is_not_followed(temporary):
+    precious = temporary / "data" / "images"
+    precious.mkdir(parents=True)
+    (temporary / f"kd-cache-{os.getuid()}").symlink_to(precious.parent)
+    (array,) = computed_once("order", lambda: [LARGE])
+    np.testing.assert_array_equal(array, LARGE)
+    assert precious.is_dir()
+    assert list(precious.parent.iterdir()) == [precious]
+
+
+def test_a_folder_that_cannot_be_made_is_said(temporary, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shared_arrays.tempfile, "mkdtemp", refuse)
+    with pytest.raises(StorageError, match=r"cannot make a folder in .* \(Permission denied\)"):
+        share(LARGE)
 
 
 def test_a_fork_does_not_remove_what_its_parent_uses(temporary):

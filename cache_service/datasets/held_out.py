@@ -1,4 +1,4 @@
-"""`dataset.hold_out`: a share of each class of the training split as a split of its own.
+"""`dataset.hold_out`: a fraction of each class of the training split as a split of its own.
 
 Which samples are held out depends on their paths only: the same ones on every machine, and mostly
 the same ones after images were added.
@@ -48,15 +48,15 @@ class SubsetSource:
         return self._source.describe(int(self._samples_M[sample]))
 
 
-def hold_out(source: Source, share: float, *, split: str, dataset: str) -> SubsetSource:
-    """The samples of a split, where `share` of each class is held out.
+def hold_out(source: Source, fraction: float, *, split: str, dataset: str) -> SubsetSource:
+    """The samples of a split, where a fraction of each class is held out.
 
     The held-out samples of a class are those whose paths, or numbers in a dataset without paths,
     have the smallest SHA-256. There is at least one of a class with two samples or more.
 
     Args:
         source: the whole training split.
-        share: of the samples of each class, between 0 and 1.
+        fraction: of the samples of each class, between 0 and 1.
         split: train or training for the rest; any other name for the held-out samples.
         dataset: name of the dataset, for messages.
 
@@ -66,13 +66,13 @@ def hold_out(source: Source, share: float, *, split: str, dataset: str) -> Subse
     is_held_N = np.zeros(len(source.labels), bool)
     for label in np.unique(source.labels):
         members = np.flatnonzero(source.labels == label).tolist()
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        count = max(1, round(fraction * len(members))) if len(members) > 1 else 0
         ordered = sorted(members, key=lambda sample: _digest(source.paths, sample))
         is_held_N[ordered[: min(count, len(members) - 1)]] = True
     if not is_held_N.any():
         raise DatasetError(
-            f"dataset.hold_out={share:g} holds out no image of dataset {dataset}: every class has "
-            "one image only.",
+            f"dataset.hold_out={fraction:g} holds out no image of dataset {dataset}: every class "
+            "has one image only.",
             hint="Put images for evaluation into a folder of their own beside that of training.",
         )
     chosen_N = ~is_held_N if split in TRAIN_SPLITS else is_held_N

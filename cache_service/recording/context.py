@@ -28,7 +28,8 @@ SCORED_SAMPLES = 512
 
 
 SCORED_FROM = 1 << 18
-"""Samples from which those are chosen: ten of each of 21,000 classes. They are sorted."""
+"""Samples among which SCORED_SAMPLES are chosen: about twelve of each of 21,000 classes. Choosing
+sorts them, so their number is bounded."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class BuildPlan:
         memory_bytes: largest resident memory of this process, with dataset and teacher.
         device_bytes: largest memory allocated on the CUDA device at the batch size of the build,
             with the weights; None on another device.
-        bucket_requests: requests of an epoch that is read from a bucket, once per computer.
+        bucket_requests: requests of an epoch that is read from a bucket, once per computer; every
+            further process reads the commits again.
         server_requests: requests of an epoch that is read from a server with `disk_cache`. Without
             it there is one a batch.
         accuracy, chance: the teacher's accuracy on unaugmented samples, and that of guessing.

@@ -26,7 +26,7 @@ from cache_service.errors import StorageError
 from cache_service.format.layout import CacheLayout
 from cache_service.format.shard import pack
 from cache_service.recording.context import BuildContext, resolve_device
-from cache_service.storage import Storage, is_url, open_storage
+from cache_service.storage import Storage, local_path, open_storage
 from cache_service.views.replay import ViewBatch
 
 T = TypeVar("T")
@@ -192,8 +192,8 @@ def _write_seconds_of(storage: Storage, num_bytes: int) -> float:
 
 @contextmanager
 def _place_to_write(url: str) -> Iterator[Storage]:
-    path = url.removeprefix("file://")
-    if is_url(path):
+    path = local_path(url)
+    if path is None:
         yield open_storage(url)
         return
     folders = [Path(path).absolute(), *Path(path).absolute().parents]

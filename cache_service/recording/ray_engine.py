@@ -338,6 +338,7 @@ class _Round:
                     ready, running = ray.wait(running, timeout=POLL_S)
                     for each in ready:
                         _get(ray, each)
+                    is_finished = ray.get(self._dispatcher.is_finished.remote())
                     on_progress(
                         _sum(
                             ray.get(self._dispatcher.reports.remote()),
@@ -347,7 +348,7 @@ class _Round:
                     )
                     if stop.requested:
                         raise KeyboardInterrupt
-                    if ray.get(self._dispatcher.is_finished.remote()):
+                    if is_finished:
                         running = []  # of actors for which the cluster had no room
             return int(ray.get(self._dispatcher.deaths.remote()))
         finally:

@@ -199,6 +199,8 @@ def _record_shards(
             if not writer.storage.begin(_lock_name(shard)):
                 run.taken.append(shard)
                 continue
+            if not writer.storage.has_locks:  # of a folder, known from the first reservation on
+                run.order.scatter()
             try:
                 encoded = [
                     encoder.submit(encode_batch, build, batch, answer)
@@ -237,7 +239,7 @@ def _await(written: _Writing | None, run: _Run) -> Shard | None:
         return None
     if written.committed.result():
         return written.shard
-    # It was reserved here, and there: reservations exclude nobody, as where each builder has its
+    # Both builders had reserved it, so reservations do not exclude anybody here: each may have its
     # own mount of the folder.
     run.order.scatter()
     run.meter.add_found(written.shard, answered=True)

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from cache_service.errors import KdCacheError, RowsNotBuiltError
 from cache_service.format.codecs import Arrays, RowArray
 from cache_service.format.spec import CacheSpec
+from cache_service.interrupts import StoppedWaitingError
 
 MAX_REQUEST_BYTES = 8 << 20
 MAX_REQUEST_ROWS = 4096
@@ -118,6 +119,8 @@ class _BackgroundFetch:
             self._result = self._fetch(self.span)
         except KdCacheError as error:
             self._result = error
+        except StoppedWaitingError:
+            pass  # the thread that needs the rows stops by itself
 
 
 class Prefetcher:

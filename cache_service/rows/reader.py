@@ -92,7 +92,7 @@ class Cache:
             )
             for each in self.arrays
         }
-        self._open_shards = open_shards or _open_shards(group.layout)
+        self._open_shards = open_shards or _default_open_shards(group.layout)
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -371,7 +371,6 @@ class Cache:
                 raise
         with self._lock:
             self._shards.pop((seed, number), None)
-            self._owner = object()  # chunks that were decoded may be of another recording
         return use(self._shard(seed, number), *args, **kwargs)
 
     def _shard(self, seed: int, number: int) -> ShardReader:
@@ -477,8 +476,8 @@ def open_stored(
     return Cache(storage, group, open_shards=open_shards)
 
 
-def _open_shards(layout: CacheLayout) -> int:
-    """How many shards are kept mapped where nothing is asked for."""
+def _default_open_shards(layout: CacheLayout) -> int:
+    """Number of shards that are kept mapped by default."""
     shard_bytes = layout.spec.layout.shard_rows * layout.row_bytes
     return max(MIN_OPEN_SHARDS, min(OPEN_BYTES // shard_bytes, MAX_OPEN_SHARDS))
 

@@ -85,8 +85,8 @@ class DecodedChunks:
 
 
 DECODED = DecodedChunks(DECODED_BYTES)
-"""Of this process. Keys begin with the reader's own, so that no cache gets the chunks of another
-one, or of the same one as it was when it was opened before."""
+"""The decoded chunks of this process. A key begins with the object that identifies an opened cache,
+so that two opened caches never share a chunk."""
 
 # Another thread may hold the lock in the moment of a fork.
 os.register_at_fork(after_in_child=DECODED.clear)
@@ -95,7 +95,8 @@ os.register_at_fork(after_in_child=DECODED.clear)
 class ShardReader:
     """One shard, opened through its commit.
 
-    `owner` identifies whoever opened it: decoded chunks outlive the reader, but not their owner.
+    `owner` identifies the opened cache. Its decoded chunks are kept when the reader is closed,
+    until others replace them.
     """
 
     def __init__(
@@ -330,7 +331,9 @@ class FetchedArray:
 
     def _chunks(self, numbers: list[int]) -> list[Rows]:
         """Decoded chunks, fetched where they are not kept."""
-        keys = [(self._owner, self._stored.key, number) for number in numbers]
+        # A reader that was opened again may have the commit of another recording.
+        checksums = self._stored.table.checksums
+        keys = [(self._owner, self._stored.key, n, int(checksums[n])) for n in numbers]
         chunks = DECODED.get(keys)
         missing = [at for at, chunk in enumerate(chunks) if chunk is None]
         fetched = self._fetch([numbers[at] for at in missing])

@@ -163,12 +163,12 @@ def choose_shards(
     Args:
         spec: of the cache.
         recorded: (seed, shard) of the committed shards.
-        sample: a share below 1, or a number of rows, rounded up to whole shards; None for all.
+        sample: a fraction below 1, or a number of rows, rounded up to whole shards; None for all.
     """
     if sample is None or not recorded:
         return list(recorded)
-    wanted = sample * len(recorded) if sample < 1 else sample / spec.layout.shard_rows
-    count = math.ceil(min(wanted, len(recorded)))
+    num_shards = sample * len(recorded) if sample < 1 else sample / spec.layout.shard_rows
+    count = math.ceil(min(num_shards, len(recorded)))
     return [recorded[(2 * i + 1) * len(recorded) // (2 * count)] for i in range(count)]
 
 
@@ -216,6 +216,11 @@ def _check_all(
                     yield _result(running.popleft(), stop)
             while running:
                 yield _result(running.popleft(), stop)
+        except BaseException:
+            # They only read. During an outage of a bucket they would repeat requests for minutes.
+            for process in list(pool._processes.values()):  # noqa: SLF001
+                process.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

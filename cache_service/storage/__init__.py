@@ -142,22 +142,28 @@ def is_url(url: str) -> bool:
     return "://" in url
 
 
+def local_path(url: str) -> str | None:
+    """The path of a folder of this machine; None for the URL of another place."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return url
+    return rest if scheme == "file" else None
+
+
 def open_storage(url: str) -> Storage:
     """Opens the storage at a path or a `file://`, `s3://`, `http://` or `https://` URL.
 
     Raises:
         ConfigError: the scheme is unknown, or the extra that it needs is not installed.
     """
-    scheme, found, rest = url.partition("://")
-    if not found:
-        if _SERVER.match(url):
-            raise ConfigError(
-                f"cannot open {url}: that is the address of a server without its scheme.",
-                hint=f"Write http://{url}",
-            )
-        return _local(url)
-    if scheme == "file":
-        return _local(rest)
+    scheme, found, _ = url.partition("://")
+    if not found and _SERVER.match(url):
+        raise ConfigError(
+            f"cannot open {url}: that is the address of a server without its scheme.",
+            hint=f"Write http://{url}",
+        )
+    if (path := local_path(url)) is not None:
+        return _local(path)
     if is_bucket_url(url):
         return _object_store(url)
     if scheme in ("http", "https"):

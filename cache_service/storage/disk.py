@@ -129,13 +129,15 @@ class DiskCache:
         total = sum(length for _, length, _ in found)
         free = shutil.disk_usage(self._folder).free
         most = min(self.max_bytes, (total + free) // 2)
+        if size > most:
+            raise OSError(
+                errno.ENOSPC, f"only {human_bytes(free)} are free, and half of them stay free"
+            )
         for age, length, path in sorted(found):
             if age and total + size <= most:
                 break
             os.unlink(path)  # noqa: PTH108  scandir's own path
             total -= length
-        if total + size > most:
-            raise OSError(errno.ENOSPC, f"{human_bytes(free)} are free, and half of them stay free")
 
     @contextmanager
     def _lock(self, slot: int) -> Iterator[None]:
@@ -159,7 +161,8 @@ class DiskCache:
         except OSError as problem:
             if self.usable:
                 LOG.warning(
-                    "The disk cache %s is not used any more (%s); rows come from where they are.",
+                    "The disk cache %s is no longer used (%s); rows are read from the server or "
+                    "bucket.",
                     self._folder,
                     problem.strerror,
                 )

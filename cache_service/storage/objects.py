@@ -31,8 +31,8 @@ T = TypeVar("T")
 log = logging.getLogger("kdcache.storage")
 
 _PASSING = re.compile(r"after \d+ retries|HTTP error")
-"""In obstore's message where it has tried again in vain: connections, 429 and 5xx. Its exception is
-the same for a request that is refused."""
+"""Matches obstore's message for failures that may pass: connections, 429 and 5xx. Its exception
+class is the same for a request that is refused."""
 
 _STARTED_IN: list[int] = []
 """The process that started obstore's threads: empty before the first use of any client."""
@@ -56,7 +56,7 @@ class ObjectStorage:
         self._address = url
         self._retries = retries
         self._has_answered = False
-        self._outage_is_told = False
+        self._outage_is_logged = False
         self._store: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,7 +157,8 @@ class ObjectStorage:
                 hint='Start loader workers with multiprocessing_context="forkserver".',
             )
         if self._store is None:
-            # 0.1 s, or under 1 s where `_ask` does not go on: it says why, and Ctrl-C ends it.
+            # obstore's own retries take 0.1 s, or under 1 s where `_ask` does not repeat. Those of
+            # `_ask` are logged and can be interrupted.
             tries = 1 if self._retries.total_s else 3
             self._store = from_url(self._address, retry_config={"max_retries": tries})
         return self._store
@@ -180,7 +181,7 @@ class ObjectStorage:
                 pause_s = self._pause_s(verb, key, problem, began, failures)
                 interrupts.pause(pause_s)
                 continue
-            self._has_answered, self._outage_is_told = True, False
+            self._has_answered, self._outage_is_logged = True, False
             return answer
 
     def _pause_s(
@@ -192,8 +193,8 @@ class ObjectStorage:
         end = began + (self._retries.total_s if self._has_answered else self._retries.first_s)
         if not _PASSING.search(str(problem)) or now + pause_s > end:
             raise error from problem
-        if not self._outage_is_told and now + pause_s - began >= retries.WARN_AFTER_S:
-            self._outage_is_told = True
+        if not self._outage_is_logged and now + pause_s - began >= retries.WARN_AFTER_S:
+            self._outage_is_logged = True
             log.warning("%s Retrying for %.0f s more.", error.message, end - now)
         return pause_s
 

@@ -38,5 +38,5 @@ class RetryPolicy(NamedTuple):
 
 DEFAULT_RETRIES = RetryPolicy()
 
-AT_ONCE = RetryPolicy(first_s=0.0, total_s=0.0, attempts=1)
-"""Nothing is asked again, for whoever has a client of their own who waits."""
+NO_RETRIES = RetryPolicy(first_s=0.0, total_s=0.0, attempts=1)
+"""For the service, whose clients repeat failed requests themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,21 @@ def test_a_cache_that_is_opened_again_reads_its_chunks_again(tmp_path):
     with pytest.raises(CorruptError):
         open_cache(url).read(0, 0, 100)
     assert len(first["logits"]) == 100
+
+
+def test_a_shard_that_was_recorded_anew_is_not_read_from_the_chunks_of_before(tmp_path):
+    spec = make_spec(codec={"kind": "dense", "compression": "zstd"})
+    write_cache(str(tmp_path / "cache"), spec)
+    cache = open_cache(str(tmp_path / "cache"), open_shards=1)
+    before = cache.read(0, 0, 8)["logits"]
+    shutil.rmtree(tmp_path / "cache")
+    write_cache(str(tmp_path / "cache"), spec, salt=1)
+    cache.read(0, 92, 100)  # another shard, for which the first one is closed
+    after = cache.read(0, 0, 8)["logits"]
+    np.testing.assert_array_equal(
+        after, open_cache(str(tmp_path / "cache")).read(0, 0, 8)["logits"]
+    )
+    assert not np.array_equal(after, before)
 
 
 def test_a_forked_child_starts_empty_whoever_held_the_lock():

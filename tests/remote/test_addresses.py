@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from support.ordered import AT_ONCE
+from support.ordered import NO_RETRIES
 from support.origin import PROBLEM
 
 from cache_service.errors import ConfigError, KdCacheError, NotACacheError
@@ -109,7 +109,7 @@ def test_the_token_is_in_no_pickle_log_or_message(origin, monkeypatch, tmp_path,
     monkeypatch.setenv("KD_CACHE_TOKEN", CANARY)
     origin.token = CANARY
     disk = DiskSettings(str(tmp_path / "disk"))
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     cache.read(0, 0, 8)
     open_source(origin.url("c"), disk=disk).read(0, 0, 8)
     said = [pickle.dumps(cache).decode("latin-1"), repr(cache), repr(vars(cache)), caplog.text]

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.ordered import QUICK, epoch_in_batches, same
@@ -22,6 +23,14 @@ def open_kept(origin, folder, max_bytes=10**9):
 
 def pieces(folder):
     return sorted(Path(folder).glob("*.rows"))
+
+
+def test_a_piece_for_which_there_is_no_room_removes_none_of_the_others(tmp_path, monkeypatch):
+    disk = DiskCache(str(tmp_path), 10**6)
+    disk.put(disk.key_of("small"), b"s" * 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
+    disk.put(disk.key_of("large"), b"l" * 10**4)
+    assert len(pieces(tmp_path)) == 1
 
 
 def test_a_second_epoch_asks_the_server_for_no_row(origin, local, tmp_path):

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from support.misdeeds import MISDEEDS
-from support.ordered import AT_ONCE
+from support.ordered import NO_RETRIES
 
 from cache_service.errors import CorruptError, KdCacheError, StorageError
 from cache_service.remote.cache import open_remote
@@ -41,7 +41,7 @@ def refused(origin, misdeed, ask):
 
 def play(origin, num_cases):
     """Names of the misdeeds that were believed, and of those that were not refused in time."""
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     asks, bad = questions(cache), []
     for case, maker in zip(range(num_cases), itertools.cycle(MISDEEDS), strict=False):
         rng = np.random.default_rng(case)
@@ -69,7 +69,7 @@ def test_none_of_2000_misdeeds_is_believed(origin):
 
 
 def test_a_refusal_is_about_what_was_asked(origin):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     for maker in MISDEEDS:
         rng = np.random.default_rng(1)
         refusal = refused(origin, lambda r, m=maker, g=rng: m(r, g), questions(cache)[0])
@@ -81,7 +81,7 @@ def test_a_refusal_is_about_what_was_asked(origin):
 
 @pytest.mark.parametrize("stated", [10**9, 10**15])
 def test_what_a_server_states_is_not_allocated(origin, stated):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
 
     def misdeed(reply):
         reply.headers["Content-Length"] = str(stated)
@@ -93,7 +93,7 @@ def test_what_a_server_states_is_not_allocated(origin, stated):
 def test_floods_are_cut(origin, monkeypatch):
     monkeypatch.setattr(http_client, "SILENCE_S", 0.2)
     monkeypatch.setattr(http_client, "CONNECT_S", 0.2)
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     floods = {
         "headers": [b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"x" * 60_000 + b"\r\n"] * 400],
         "header": [b"HTTP/1.1 200 OK\r\nX: ", *[b"x" * 100_000] * 400],
@@ -116,7 +116,7 @@ def test_floods_are_cut(origin, monkeypatch):
 def test_a_drip_is_cut_at_the_deadline(origin, monkeypatch, part):
     monkeypatch.setattr(http_client, "SILENCE_S", 0.2)
     monkeypatch.setattr(http_client, "CONNECT_S", 0.2)
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n"
 
     def drip(reply):
@@ -137,7 +137,7 @@ def test_a_drip_is_cut_at_the_deadline(origin, monkeypatch, part):
 
 
 def test_a_manifest_that_is_none_is_refused(origin, local):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     name = local.fingerprint
     for text in (
         "[]",
@@ -165,7 +165,7 @@ def test_a_manifest_that_is_none_is_refused(origin, local):
 
 
 def test_shards_that_a_cache_cannot_have_are_not_counted(origin, local):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
 
     def misdeed(_path, reply):
         reply.body = (

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from support.forward_proxy import forwarding
-from support.ordered import AT_ONCE, same
+from support.ordered import NO_RETRIES, same
 
 from cache_service.errors import ConfigError, CorruptError, KdCacheError, StorageError
 from cache_service.remote.cache import open_remote
@@ -84,7 +84,7 @@ def test_no_proxy_and_this_machine_are_asked_directly(proxy, origin, local, envi
 def test_a_proxy_that_does_not_answer_is_named(environment):
     environment.setenv("HTTP_PROXY", "127.0.0.1:1")
     with pytest.raises(StorageError, match="no answer through the proxy") as refusal:
-        open_remote(FAR, retries=AT_ONCE)
+        open_remote(FAR, retries=NO_RETRIES)
     assert "http://127.0.0.1:1 of HTTP_PROXY" in refusal.value.message
     assert "NO_PROXY=teacher.internal" in refusal.value.hint
 
@@ -151,7 +151,7 @@ def changing(origin, change, part=""):
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_body_that_a_proxy_recoded_is_the_body_that_was_sent(origin, local, change):
     changing(origin, change)
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     assert same(cache.read(0, 3, 90), local.read(0, 3, 90))
     assert (cache.witnesses(0, 1) == local.witnesses(0, 1)).all()
     assert cache.commits() == local.commits()
@@ -161,7 +161,7 @@ def test_a_body_that_a_proxy_recoded_is_the_body_that_was_sent(origin, local, ch
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_damage_in_a_recoded_body_is_found(origin, change):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
 
     def flip(reply):
         body = bytearray(reply.body)
@@ -191,7 +191,7 @@ SPOILED = {
 
 @pytest.mark.parametrize(("change", "said"), SPOILED.values(), ids=SPOILED)
 def test_a_recoded_body_that_is_cut_or_blown_up_is_refused(origin, change, said):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     changing(origin, change, "/rows")
     with pytest.raises((CorruptError, StorageError), match=said):
         cache.read(0, 3, 90)

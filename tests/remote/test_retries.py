@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from support.ordered import AT_ONCE, QUICK, epoch_in_batches, same
+from support.ordered import NO_RETRIES, QUICK, epoch_in_batches, same
 from support.origin import PROBLEM
 from support.proxy import Fault, proxied
 
@@ -74,7 +74,7 @@ def test_what_a_server_refuses_is_refused_after_so_many_questions(
 
 
 def test_a_refusal_repeats_what_the_server_says_and_what_to_do(origin):
-    cache = open_remote(origin.url("c"), retries=AT_ONCE)
+    cache = open_remote(origin.url("c"), retries=NO_RETRIES)
     origin.misdeed = answers(422, "config")
     with pytest.raises(ConfigError, match="says: because") as refusal:
         cache.read(0, 0, 5)

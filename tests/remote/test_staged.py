@@ -213,7 +213,7 @@ def test_half_of_a_nearly_full_disk_stays_free(url, tmp_path, caplog, monkeypatc
     caplog.clear()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
     assert same(cache.read(0, 0, 100), open_cache(url).read(0, 0, 100))
-    assert "5.0 kB are free, and half of them stay free" in caplog.text
+    assert "only 5.0 kB are free, and half of them stay free" in caplog.text
     assert sum(path.stat().st_size for path in copies(tmp_path)) <= 5000
 
 

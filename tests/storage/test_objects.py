@@ -10,7 +10,7 @@ from support import s3
 
 from cache_service.errors import StorageError
 from cache_service.storage import open_storage
-from cache_service.storage.retries import AT_ONCE
+from cache_service.storage.retries import NO_RETRIES
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def unreachable(monkeypatch):
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     from cache_service.storage.objects import ObjectStorage
 
-    return ObjectStorage("s3://bucket/prefix", retries=AT_ONCE)
+    return ObjectStorage("s3://bucket/prefix", retries=NO_RETRIES)
 
 
 def test_a_server_that_is_down_is_told_within_seconds_and_without_the_secret(unreachable):

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from support.builds import build_document, write_file
-from support.sockets import free_port
 
 
 class Head(NamedTuple):
@@ -30,7 +29,9 @@ class Head(NamedTuple):
 def running_head(folder: Path) -> Iterator[Head]:
     """A cluster with three CPUs that runs in a folder."""
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    port = free_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
     ray = str(Path(sys.executable).parent / "ray")
     head = subprocess.Popen(

@@ -35,7 +35,7 @@ def parse_bounded_seeds(value: Any) -> tuple[int, ...]:
     return parse_seeds(value)
 
 
-_SEED = {"type": "integer", "minimum": 0, "maximum": MAX_SEEDS}
+_SEED = {"type": "integer", "minimum": 0, "maximum": MAX_SEEDS - 1}
 
 BoundedSeeds = Annotated[
     tuple[int, ...],

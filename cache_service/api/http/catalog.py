@@ -33,7 +33,7 @@ from cache_service.format.shard import REPAIR
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache, open_stored
 from cache_service.storage import Storage, open_storage
-from cache_service.storage.retries import AT_ONCE
+from cache_service.storage.retries import NO_RETRIES
 from cache_service.views.order import epoch_order, positions_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -320,8 +320,8 @@ class _Bucket:
         from cache_service.storage.objects import ObjectStorage
 
         self._url = url.rstrip("/")
-        # Clients are told 503 in an outage, and wait themselves.
-        self._open = partial(ObjectStorage, retries=AT_ONCE)
+        # In an outage clients get 503, and repeat the request.
+        self._open = partial(ObjectStorage, retries=NO_RETRIES)
         self._storage = self._open(self._url, name="the root")
         # Names are the client's choice, so their number is bounded.
         self._stamps: TTLCache[str, bytes | None] = TTLCache(2 * MAX_OPEN, ttl=BUCKET_TTL_S)
