@@ -7,13 +7,13 @@ import pickle
 
 import numpy as np
 import pytest
-from support.ordered import NO_RETRIES
 from support.origin import PROBLEM
 
 from cache_service.errors import ConfigError, KdCacheError, NotACacheError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.source import DiskSettings, open_source
 from cache_service.storage.http_client import parse_address, read_token
+from cache_service.storage.retries import NO_RETRIES
 
 CANARY = "canary-5b1d0c3f9e"
 

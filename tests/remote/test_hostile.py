@@ -9,11 +9,11 @@ import tracemalloc
 import numpy as np
 import pytest
 from support.misdeeds import MISDEEDS
-from support.ordered import NO_RETRIES
 
 from cache_service.errors import CorruptError, KdCacheError, StorageError
 from cache_service.remote.cache import open_remote
 from cache_service.storage import http_client
+from cache_service.storage.retries import NO_RETRIES
 
 MEMORY = 24 << 20
 

@@ -8,12 +8,13 @@ import zlib
 import numpy as np
 import pytest
 from support.forward_proxy import forwarding
-from support.ordered import NO_RETRIES, same
+from support.ordered import same
 
 from cache_service.errors import ConfigError, CorruptError, KdCacheError, StorageError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.source import open_source
 from cache_service.storage.http_proxy import proxy_of
+from cache_service.storage.retries import NO_RETRIES
 
 FAR = "http://teacher.internal:8000/v1/caches/c"
 """No name server knows it."""

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from support.ordered import NO_RETRIES, QUICK, epoch_in_batches, same
+from support.ordered import QUICK, epoch_in_batches, same
 from support.origin import PROBLEM
 from support.proxy import Fault, proxied
 
@@ -24,6 +24,7 @@ from cache_service.errors import (
 )
 from cache_service.remote.cache import open_remote
 from cache_service.storage import retries
+from cache_service.storage.retries import NO_RETRIES
 
 
 def answers(status, code=None, **headers):

@@ -8,13 +8,14 @@ import ssl
 
 import pytest
 from support.forward_proxy import forwarding
-from support.ordered import NO_RETRIES, same
+from support.ordered import same
 from support.proxy import Fault, proxied
 from support.serving import READ_TOKEN, TOKENS, serving
 
 from cache_service.errors import ConfigError, StorageError
 from cache_service.remote.cache import open_remote
 from cache_service.remote.source import open_source
+from cache_service.storage.retries import NO_RETRIES
 
 x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the certificates")
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402

@@ -11,7 +11,7 @@ import numpy as np
 from cache_service.format.spec import CacheSpec
 from cache_service.rows.reader import Cache
 from cache_service.rows.writer import CacheWriter
-from cache_service.storage.retries import NO_RETRIES, RetryPolicy  # noqa: F401  tests import it here
+from cache_service.storage.retries import RetryPolicy
 from cache_service.views.order import epoch_order
 from support.caches import make_rows, open_writer, write_shard
 
