@@ -64,7 +64,7 @@ def _changes(epochs: int, seeds: int, *, on_gpu: bool) -> dict[str, Any]:
             "amp": "bfloat16" if on_gpu else "none",
             "channels_last": on_gpu,
             "compile": on_gpu,
-            "workers": 0,  # the views are cut on the device
+            "workers": 0,  # the views are made on the device
             "log_every": 100,
             "checkpoint_every": {"epochs": epochs},
         },

@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(file: File, settings: Settings = None, json: Json = False) -> None:
-    """Estimate the rows, bytes and teacher time of a build, and score its teacher."""
+    """Estimate the rows, bytes, time and memory of a build, and score its teacher.
+
+    Writes a few objects where the cache will be, and removes them.
+    """
     from cache_service.config import load_yaml_config
     from cache_service.recording.build_config import BuildConfig
     from cache_service.recording.context import open_build

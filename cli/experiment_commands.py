@@ -208,8 +208,9 @@ def bench(
 
     `step`, `memory`, `build` and `total` compare training from a cache with labels alone and with
     a live teacher. `stream` compares reading rows with a memory-mapped array and other formats,
-    `views` the rendering of views with torchvision, `codec` the bytes of a row with what they lose,
-    and `http` the service with a constant.
+    `views` the rendering of views with torchvision. `codec` compares how many bytes each codec
+    takes with how exactly it keeps the teacher's answers, and `http` the service with a route that
+    returns a constant.
     """
     if name == "http":
         from cli.experiments.bench.http import FULL, QUICK, run_http_bench

@@ -78,7 +78,7 @@ def _training(column: str, *, small: bool) -> Callable[[Figures], str]:
         if not ratios:
             return ""
         cached, live = ratios[variants.CACHE_KD.title], ratios[variants.LIVE_KD.title]
-        return f"**{cached:.2f}** (live {live:.2f})"
+        return f"{cached:.2f} (live {live:.2f})"
 
     return cell
 
@@ -88,7 +88,7 @@ def _recording(figures: Figures) -> str:
 
 
 def _single_view(figures: Figures) -> str:
-    return f"**{_median(_of_photographs(figures, views.SINGLE)['ratios']):.2f}**"
+    return f"{_median(_of_photographs(figures, views.SINGLE)['ratios']):.2f}"
 
 
 def _several_views(figures: Figures) -> str:

@@ -1,6 +1,7 @@
 """Runs the S3 tests against a real object gateway on this machine: `make test-s3`.
 
-Arguments go to pytest; without any, every test of a bucket runs.
+Arguments go to pytest; without any, the tests of storage, caches, builds, students and the
+service on a bucket run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TESTS = [
     "tests/storage",
     "tests/cache",
     "tests/recording/test_s3.py",
+    "tests/recording/test_without_locks.py",
     "tests/remote/test_staged.py",
     "tests/api/test_bucket.py",
     "-k",

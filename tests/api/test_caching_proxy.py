@@ -12,10 +12,11 @@ import pytest
 import urllib3
 import zarr
 from support.caches import make_rows, make_spec, write_cache
-from support.fronts import NGINX, free_port, nginx
+from support.fronts import NGINX, nginx
 from support.ordered import write_ordered
 from support.pages import ROOT
 from support.serving import serving
+from support.sockets import free_port
 
 from cache_service.errors import SpecMismatchError
 from cache_service.remote.source import open_source

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from support.caches import make_spec, open_writer, write_cache
-from support.fronts import NGINX, adapted, free_port, nginx, self_signed
+from support.fronts import NGINX, adapted, nginx, self_signed
 from support.pages import ROOT, blocks_of
 from support.serving import serving
-from support.sockets import metric, receive_all
+from support.sockets import free_port, metric, receive_all
 
 pytestmark = pytest.mark.skipif(
     NGINX is None or shutil.which("openssl") is None, reason="nginx or openssl is not installed"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import urllib3
 from support.caches import make_spec
-from support.fronts import CADDY, NGINX, OPENSSL, adapted, caddy, free_port, nginx, self_signed
+from support.fronts import CADDY, NGINX, OPENSSL, adapted, caddy, nginx, self_signed
 from support.ordered import write_ordered
 from support.pages import ROOT, blocks_of
 from support.serving import READ_TOKEN, TOKENS, serving
+from support.sockets import free_port
 
 from cache_service.remote.source import open_source
 from cache_service.rows.reader import open_cache

@@ -14,7 +14,7 @@ import pytest
 import urllib3
 from support.build_queue import builds_document
 from support.builds import build_document, record_toy, write_file
-from support.fronts import NGINX, adapted, free_port, nginx
+from support.fronts import NGINX, adapted, nginx
 from support.pages import ROOT, blocks_of
 from support.serving import (
     BUILD_TOKEN,
@@ -24,6 +24,7 @@ from support.serving import (
     Serving,
     serving_process,
 )
+from support.sockets import free_port
 from support.streams import train_config
 
 from cache_service.api.http.catalog import COMMITS_TTL_S

@@ -16,7 +16,7 @@ from cli.experiments.bench import cpu, http
 from cli.experiments.bench.http import write_bench_cache
 from cli.experiments.bench.load import measure
 
-TINY = http.Plan(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8}, cpu_requests=40)
+TINY = http.Sizes(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8}, cpu_requests=40)
 
 
 @pytest.fixture

@@ -25,8 +25,10 @@ VARIANTS = [
     "live teacher, SD-KD",
 ]
 
-TINY_STREAM = stream.Plan(
-    sizes=(stream.Size(10, 512, 32, 16), stream.Size(1000, 64, 32, 16)), rounds=1, turn_s=0.001
+TINY_STREAM = stream.Sizes(
+    row_sizes=(stream.RowSize(10, 512, 32, 16), stream.RowSize(1000, 64, 32, 16)),
+    rounds=1,
+    turn_s=0.001,
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from support.builds import open_toy, record_toy, run_build
 from support.ordered import same
 from support.origin import serving
 from support.proxy import Fault, proxied
+from support.sockets import free_port
 from support.streams import train_config
 from support.toys import patches
 
@@ -239,9 +239,7 @@ class Restarted:
     def __init__(self, root, program):
         self._root = root
         self._program = program
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.kills = 0
         self.start()
 

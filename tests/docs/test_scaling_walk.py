@@ -16,8 +16,8 @@ import pytest
 from support import s3
 from support.builds import tree_bytes
 from support.clones import Machine
-from support.fronts import free_port
 from support.pages import ROOT, blocks_of
+from support.sockets import free_port
 
 from cache_service.rows.reader import open_cache
 

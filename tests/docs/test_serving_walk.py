@@ -12,8 +12,8 @@ import signal
 
 import pytest
 from support.clones import Machine
-from support.fronts import free_port
 from support.pages import ROOT, blocks_of
+from support.sockets import free_port
 
 pytestmark = [
     pytest.mark.faults,

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+from support import s3
 from support.builds import open_toy, run_build
+from support.ordered import epoch_in_batches
+from support.origin import serving
 
 from cache_service.errors import StorageError
-from cache_service.format.commit import commit_key
-from cache_service.format.layout import CacheLayout
 from cache_service.recording.engines import prepare, run_local
-from cache_service.recording.plan import bucket_requests, make_plan, server_requests
+from cache_service.recording.plan import make_plan
 from cache_service.recording.rates import (
     WRITTEN_BYTES,
     Machine,
@@ -21,6 +22,10 @@ from cache_service.recording.rates import (
     recording_rate,
     workers_for,
 )
+from cache_service.remote import prefetch
+from cache_service.remote.cache import open_remote
+from cache_service.remote.source import DiskSettings, open_source
+from cache_service.storage.disk import DiskCache
 from cache_service.storage.local import LocalStorage
 
 
@@ -161,23 +166,29 @@ def test_a_complete_cache_is_not_written_to(tmp_path):
     assert (plan.write_rows_per_s, plan.wall_s) == (None, 0.0)
 
 
-def test_planned_requests_of_a_bucket_are_the_objects_and_commits_of_a_seed(tmp_path):
-    build = open_toy(str(tmp_path / "c"), seeds="0:1")
-    cache = run_build(build)
-    keys = [key for shard in range(3) for key in cache.layout.object_keys(0, shard).values()]
-    rows = [key for key in keys if not key.startswith("witness/")]
-    commits = [commit_key(0, shard) for shard in range(3)]
-    assert (
-        bucket_requests(cache.layout)
-        == len(rows) + len(commits)
-        == make_plan(build).bucket_requests
-    )
+def test_planned_requests_of_a_bucket_are_those_that_an_epoch_makes(tmp_path, monkeypatch):
+    for name, value in s3.moto_environment().items():
+        monkeypatch.setenv(name, value)
+    build = open_toy(s3.new_prefix(), seeds="0:1")
+    run_build(build)
+    with s3.counted_bucket(monkeypatch) as bucket:
+        cache = open_source(build.config.cache, disk=DiskSettings(str(tmp_path)))
+        bucket.asked.clear()
+        epoch_in_batches(cache, 0, 20)
+        assert len(bucket.asked) == make_plan(build).bucket_requests
 
 
-def test_planned_requests_of_a_server_are_those_that_a_student_sends(tmp_path):
+@pytest.mark.parametrize(("rows", "requests"), [(32, 3), (20, 6)], ids=["a shard", "less"])
+def test_planned_requests_of_a_server_are_those_that_an_epoch_makes(
+    tmp_path, monkeypatch, rows, requests
+):
+    monkeypatch.setattr(prefetch, "MAX_REQUEST_ROWS", rows)
     build = open_toy(str(tmp_path / "c"), seeds="0:1")
     run_build(build)
-    assert server_requests(CacheLayout(build.spec)) == 3  # a shard of 32 rows in each
+    with serving(tmp_path) as origin:
+        cache = open_remote(origin.url("c"), disk=DiskCache(str(tmp_path / "disk"), 10**9))
+        epoch_in_batches(cache, 0, 7)
+        assert len(origin.targets("/rows")) == make_plan(build).server_requests == requests
 
 
 def test_no_memory_of_a_gpu_is_made_up_on_a_cpu(tmp_path):

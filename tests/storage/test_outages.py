@@ -95,7 +95,7 @@ def test_a_service_gives_up_at_once_because_its_clients_wait(bucket):
     assert time.monotonic() - began < 4
 
 
-def test_a_build_bears_an_outage_in_the_middle_and_records_the_same_bytes(bucket, tmp_path):
+def test_a_build_waits_for_a_bucket_in_the_middle_and_records_the_same_bytes(bucket, tmp_path):
     record_toy(str(tmp_path / "c"), scales=[1])
     url, outages = s3.new_prefix(), []
 

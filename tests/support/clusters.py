@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from support.builds import build_document, write_file
+from support.sockets import free_port
 
 
 class Head(NamedTuple):
@@ -29,9 +30,7 @@ class Head(NamedTuple):
 def running_head(folder: Path) -> Iterator[Head]:
     """A cluster with three CPUs that runs in a folder."""
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
     ray = str(Path(sys.executable).parent / "ray")
     head = subprocess.Popen(

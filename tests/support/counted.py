@@ -21,7 +21,7 @@ PIECE = 1 << 16
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Asked(NamedTuple):
+class CountedRequest(NamedTuple):
     """One request: its method, its path and query, and how many bytes its answer says it has."""
 
     method: str
@@ -41,7 +41,7 @@ class CountingProxy:
 
     def __init__(self, target: int, latency_s: float) -> None:
         self.port = 0
-        self.asked: list[Asked] = []
+        self.asked: list[CountedRequest] = []
         self.latency_s = latency_s
         self.is_down = False
         self._target = target
@@ -99,7 +99,7 @@ class CountingProxy:
         await asyncio.sleep(self.latency_s)
         has_body = method != "HEAD" and head.split()[1] not in (b"204", b"304")
         left = _length(head) if has_body else 0
-        self.asked.append(Asked(method, target, left or 0))  # before the client goes on
+        self.asked.append(CountedRequest(method, target, left or 0))  # before the client goes on
         client.write(head)
         if left is None:
             await _pass_chunks(theirs, client)

@@ -49,12 +49,6 @@ def adapted(block: str, changes: dict[str, str]) -> str:
     return block
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
 @contextlib.contextmanager
 def nginx(folder: Path, block: str, port: int) -> Iterator[None]:
     """Run nginx with a configuration inside `http {}`, until it listens on the port."""

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+
+from support.sockets import free_port
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 INSTALL = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
@@ -82,7 +83,7 @@ class Gateway:
 
     def start(self, key: str, secret: str) -> None:
         """Make the store in the folder, and start everything with one user."""
-        facts = {"fsid": str(uuid.uuid4()), "mon_port": _free_port(), "port": _free_port()}
+        facts = {"fsid": str(uuid.uuid4()), "mon_port": free_port(), "port": free_port()}
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("mon", "osd", "run"):
             (self.folder / name).mkdir()
@@ -209,12 +210,6 @@ def _is_alive(process: int) -> bool:
         return ") Z " not in Path(f"/proc/{process}/stat").read_text()
     except (ProcessLookupError, FileNotFoundError):
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(ready: Callable[[], Any], what: str, folder: Path, *, seconds: float = START_S) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
+
+from support.sockets import free_port
 
 PATIENCE_S = 100.0
 
@@ -63,12 +64,6 @@ class Started:
 def run_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function returns, or the error that it raises, on each of several ranks."""
     return Started(world, work, *arguments).answers()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _as_rank(

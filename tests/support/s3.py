@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from support.counted import CountingProxy, counted
+from support.sockets import free_port
 
 BUCKET = "kd-cache-tests"
 KEY, SECRET = "canary-key", "canary-secret-3141"
@@ -89,9 +90,7 @@ def _copies() -> str:
 
 @functools.cache
 def _moto_endpoint() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # A process of its own, so that no test ever forks its threads.
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port,), daemon=True)
     server.start()

@@ -1,17 +1,22 @@
-"""Clients that behave badly: raw sockets, and a probe that asks for health meanwhile."""
+"""Ports, clients that behave badly (raw sockets), and a probe that asks for health meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import re
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def connect(port: int) -> socket.socket:
@@ -28,10 +33,6 @@ def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], byte
         return response.status, named, response.read()
     finally:
         connection.close()
-
-
-def get_json(port: int, path: str) -> Any:
-    return json.loads(get(port, path)[2])
 
 
 def metric(port: int, name: str) -> float:

@@ -33,7 +33,7 @@ WARM_UP = 3
 """Teacher batches before it is timed."""
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured: teacher batches of a seed, seeds, and batches of a timing."""
 
     batches: int
@@ -41,30 +41,30 @@ class Plan(NamedTuple):
     timed: int
 
 
-FULL = Plan(batches=24, seeds=2, timed=20)
-ON_CPU = Plan(batches=12, seeds=2, timed=8)
-QUICK = Plan(batches=3, seeds=2, timed=2)
+FULL = Sizes(batches=24, seeds=2, timed=20)
+ON_CPU = Sizes(batches=12, seeds=2, timed=8)
+QUICK = Sizes(batches=3, seeds=2, timed=2)
 
 
 def measure_build(pair: Pair, options: BenchOptions) -> Figures:
     """Measure the teacher of one pair."""
-    plan = QUICK if options.quick else (FULL if options.on_gpu else ON_CPU)
-    options.on_message(f"{pair.teacher}: recording {plan.seeds} seeds")
+    sizes = QUICK if options.quick else (FULL if options.on_gpu else ON_CPU)
+    options.on_message(f"{pair.teacher}: recording {sizes.seeds} seeds")
     with tempfile.TemporaryDirectory() as folder:
         batch_size = build_file(pair, folder, device=options.device, num_samples=2).batch_size
         config = build_file(
             pair,
             folder,
             device=options.device,
-            num_samples=plan.batches * batch_size,
-            seeds=plan.seeds,
+            num_samples=sizes.batches * batch_size,
+            seeds=sizes.seeds,
         )
         build = open_build(config)
         prepare(build)
-        teacher = [_teacher_rate(build, plan)]
+        teacher = [_teacher_rate(build, sizes)]
         views = _views_rate(build, config.seeds)
         recorded = recording_rate(build, config.seeds)
-        teacher.append(_teacher_rate(build, plan))
+        teacher.append(_teacher_rate(build, sizes))
         disk = _disk_rate(build, folder)
     row_bytes = CacheLayout(build.spec).row_bytes
     rates = {"teacher": statistics.mean(teacher), "views": views, "disk": disk / row_bytes}
@@ -84,15 +84,15 @@ def measure_build(pair: Pair, options: BenchOptions) -> Figures:
     ]
 
 
-def _teacher_rate(build: BuildContext, plan: Plan) -> float:
+def _teacher_rate(build: BuildContext, sizes: Sizes) -> float:
     size = build.spec.recipe.size
     rng = np.random.default_rng(0)
     shape = (build.config.batch_size, size, size, 3)
     views_BHW3 = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
     for _ in range(WARM_UP):
         build.answer(views_BHW3)
-    seconds = _timed(lambda: [build.answer(views_BHW3) for _ in range(plan.timed)])
-    return plan.timed * len(views_BHW3) / seconds
+    seconds = _timed(lambda: [build.answer(views_BHW3) for _ in range(sizes.timed)])
+    return sizes.timed * len(views_BHW3) / seconds
 
 
 def _views_rate(build: BuildContext, seeds: tuple[int, ...]) -> float:

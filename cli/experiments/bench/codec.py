@@ -99,7 +99,7 @@ class Answers(NamedTuple):
     name: str
 
 
-class Method(NamedTuple):
+class RowFormat(NamedTuple):
     """A way of storing rows.
 
     Attributes:
@@ -231,7 +231,7 @@ def _gradient_error(
 # The methods. Each of the field's is written as its source does it, at the bytes it would take.
 
 
-def _methods(answers: Answers, fit: slice, test: slice) -> Iterator[Method]:
+def _methods(answers: Answers, fit: slice, test: slice) -> Iterator[RowFormat]:
     classes = answers.logits_SNC.shape[-1]
     logits_NC = answers.logits_SNC[:, test].reshape(-1, classes)
     num_seeds = len(answers.logits_SNC)
@@ -264,7 +264,7 @@ def _codec(
     labels_N1: NDArray[np.int64],
     classes: int,
     head: Head | None = None,
-) -> Method:
+) -> RowFormat:
     """A codec of this project, encoded and decoded by its own code."""
     answers = answers_NX[:, None].astype(np.float32)
     seconds = []
@@ -281,10 +281,10 @@ def _codec(
 
     row_bytes = sum(array.row_bytes for array in codec.arrays(1, classes))
     encoded_per_s = len(answers) / statistics.median(seconds)
-    return Method(codec.describe(), OWN, row_bytes, decode, encoded_per_s)
+    return RowFormat(codec.describe(), OWN, row_bytes, decode, encoded_per_s)
 
 
-def _distributions(logits_NC: Doubles, k: int) -> Iterator[Method]:
+def _distributions(logits_NC: Doubles, k: int) -> Iterator[RowFormat]:
     """Methods that store the k largest probabilities at T = 1, or counts of sampled classes."""
     classes = logits_NC.shape[-1]
     log_p = log_softmax(logits_NC, 1)
@@ -293,9 +293,11 @@ def _distributions(logits_NC: Doubles, k: int) -> Iterator[Method]:
     rest_N = np.log(np.maximum(1 - np.exp(values_NK).sum(axis=-1), 1e-12) / (classes - k))
     uniform = _with_top(np.repeat(rest_N[:, None], classes, axis=-1), top_NK, values_NK)
     source = "FKD's marginal smoothing; TinyViT"
-    yield Method(f"uniform tail {k}", source, 4 * k, lambda _: uniform)
+    yield RowFormat(f"uniform tail {k}", source, 4 * k, lambda _: uniform)
     renormalised = _with_top(np.full(log_p.shape, -np.inf), top_NK, values_NK)
-    yield Method(f"renormalised top {k}", "FKD's marginal re-norm", 4 * k, lambda _: renormalised)
+    yield RowFormat(
+        f"renormalised top {k}", "FKD's marginal re-norm", 4 * k, lambda _: renormalised
+    )
     yield _sorted_tail(logits_NC, top_NK, k)
     yield _sampled(log_p, k)
 
@@ -305,7 +307,9 @@ def _with_top(scores_NC: Doubles, top_NK: NDArray[np.int64], values_NK: Doubles)
     return scores_NC
 
 
-def _sorted_tail(logits_NC: Doubles, top_NK: NDArray[np.int64], k: int, degree: int = 3) -> Method:
+def _sorted_tail(
+    logits_NC: Doubles, top_NK: NDArray[np.int64], k: int, degree: int = 3
+) -> RowFormat:
     """The sorted tail as a polynomial of the rank. Which dropped class has which rank is unknown,
     so each gets the value of equal weight at the temperature."""
     sorted_NX = -np.sort(-logits_NC, axis=-1)[:, k:]
@@ -321,10 +325,10 @@ def _sorted_tail(logits_NC: Doubles, top_NK: NDArray[np.int64], k: int, degree: 
         return _with_top(np.repeat(fill, logits_NC.shape[1], axis=-1), top_NK, values_NK)
 
     name = f"polynomial tail {k}"
-    return Method(name, "sorted tail fitted, degree 3", 4 * k + 2 * (degree + 1), decode)
+    return RowFormat(name, "sorted tail fitted, degree 3", 4 * k + 2 * (degree + 1), decode)
 
 
-def _sampled(log_p: Doubles, k: int) -> Method:
+def _sampled(log_p: Doubles, k: int) -> RowFormat:
     """As many draws from the teacher's distribution at T = 1 as give about k different classes."""
     rng = np.random.default_rng(0)
     probabilities = np.exp(log_p)
@@ -338,10 +342,10 @@ def _sampled(log_p: Doubles, k: int) -> Method:
     with np.errstate(divide="ignore"):
         scores = np.log(counts / draws)
     source = f"sparse logit sampling (RS-KD), {draws} draws"
-    return Method(f"sampled {k}", source, round(3 * different), lambda _: scores)
+    return RowFormat(f"sampled {k}", source, round(3 * different), lambda _: scores)
 
 
-def _low_rank(fit_ND: Doubles, features_ND: Doubles, head: Head, rank: int) -> Method:
+def _low_rank(fit_ND: Doubles, features_ND: Doubles, head: Head, rank: int) -> RowFormat:
     """The head's input in its main directions as measured by the logits, 8 bits each."""
     basis_CR, mean_C, _ = _main_directions(fit_ND, head)
     basis_CR = basis_CR[:, :rank]
@@ -350,12 +354,12 @@ def _low_rank(fit_ND: Doubles, features_ND: Doubles, head: Head, rank: int) -> M
     low, high = coefficients.min(-1, keepdims=True), coefficients.max(-1, keepdims=True)
     step = (high - low) / 255
     decoded = (np.rint((coefficients - low) / step) * step + low) @ basis_CR.T + mean_C
-    return Method(f"low rank {rank}, int8", "principal components", rank + 8, lambda _: decoded)
+    return RowFormat(f"low rank {rank}, int8", "principal components", rank + 8, lambda _: decoded)
 
 
 def _transform(
     fit_ND: Doubles, features_ND: Doubles, head: Head, num_bytes: int, k: int, logits_NC: Doubles
-) -> Method:
+) -> RowFormat:
     """All main directions, each with as many bits as its variance deserves, and k classes exactly.
 
     Bits go where they lessen the squared error most (reverse water-filling); steps are Max's for a
@@ -380,7 +384,7 @@ def _transform(
         decoded = _with_top(decoded, top_NK, values_NK)
         exact = f" + top {k}"
     name = f"transform code {num_bytes} B{exact}"
-    return Method(name, "reverse water-filling", num_bytes + 2 + 4 * k, lambda _: decoded)
+    return RowFormat(name, "reverse water-filling", num_bytes + 2 + 4 * k, lambda _: decoded)
 
 
 _MAX_STEPS = np.array([1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308])

@@ -69,7 +69,7 @@ KD_CACHE = (sys.executable, "-c", "from cli.main import run; run()")
 """This installation's own command."""
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured.
 
     Attributes:
@@ -85,12 +85,12 @@ class Plan(NamedTuple):
     cpu_requests: int
 
 
-FULL = Plan(
+FULL = Sizes(
     num_samples=131_072, rounds=5, requests={"range": 140, "lookup": 1200}, cpu_requests=2000
 )
 """3 concurrencies * 5 rounds * 1,340: 20,100 requests to the service."""
 
-QUICK = Plan(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128}, cpu_requests=400)
+QUICK = Sizes(num_samples=65_536, rounds=3, requests={"range": 16, "lookup": 128}, cpu_requests=400)
 
 
 class Memory(NamedTuple):
@@ -113,7 +113,7 @@ class Server(NamedTuple):
         return Memory(*(1024 * int(fields[name].split()[0]) for name in ("VmRSS", "RssAnon")))
 
 
-class Measured(NamedTuple):
+class RequestRates(NamedTuple):
     """One kind of request at one concurrency.
 
     Attributes:
@@ -149,7 +149,7 @@ class HttpBench(NamedTuple):
 
     kinds: dict[str, Kind]
     requests: int
-    measured: list[Measured]
+    measured: list[RequestRates]
     before: Memory
     after: Memory
     cpu: list[CpuPerRequest]
@@ -184,7 +184,7 @@ class Kind(NamedTuple):
     requests: list[bytes]
 
 
-def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
+def run_http_bench(sizes: Sizes, on_message: Callable[[str], None]) -> HttpBench:
     """Write a cache, serve it, measure, and remove everything.
 
     Raises:
@@ -194,22 +194,22 @@ def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
         folder = Path(name)
         root = folder / "root"
         root.mkdir()
-        on_message(f"writing {plan.num_samples:,} rows")
-        spec = write_bench_cache(str(root / CACHE), plan.num_samples)
+        on_message(f"writing {sizes.num_samples:,} rows")
+        spec = write_bench_cache(str(root / CACHE), sizes.num_samples)
         kinds = {"range": _ranges(spec), "lookup": _lookups(spec)}
         service = [*KD_CACHE, "serve", str(root), "--port", "0", "--json"]
         small = {f"range of {rows} rows": _small_ranges(spec, rows) for rows in SMALL_ROWS}
         small |= {f"raw key, {rows} rows": _raw_ranges(spec, rows) for rows in SMALL_ROWS}
-        sizes = [kind.num_bytes for kind in (*kinds.values(), *small.values())]
-        constant = [*module_command("cli.experiments.bench.constant"), *map(str, sizes)]
+        lengths = [kind.num_bytes for kind in (*kinds.values(), *small.values())]
+        constant = [*module_command("cli.experiments.bench.constant"), *map(str, lengths)]
         with (
             serving(service) as measured,
             serving(constant) as beside,
-            static_files(folder, sizes) as static,
+            static_files(folder, lengths) as static,
             _load() as load,
         ):
             _check_response(measured, str(root / CACHE), spec)
-            result = _measure(plan, kinds, load, (measured, beside), on_message)
+            result = _measure(sizes, kinds, load, (measured, beside), on_message)
             cpu = []
             for number, (label, kind) in enumerate(small.items(), len(kinds)):
                 on_message(f"CPU time of a {label}")
@@ -220,7 +220,7 @@ def run_http_bench(plan: Plan, on_message: Callable[[str], None]) -> HttpBench:
                     None if static is None else Target(*static, same),
                 )
                 times = cpu_per_request(
-                    load, targets, requests=plan.cpu_requests, rounds=plan.rounds
+                    load, targets, requests=sizes.cpu_requests, rounds=sizes.rounds
                 )
                 cpu.append(CpuPerRequest(label, kind.num_bytes, *times))
             return result._replace(cpu=cpu)
@@ -265,7 +265,7 @@ def _load() -> Iterator[Load]:
 
 
 def _measure(
-    plan: Plan,
+    sizes: Sizes,
     kinds: dict[str, Kind],
     load: Load,
     servers: tuple[Server, Server],
@@ -279,27 +279,27 @@ def _measure(
     for number, (name, kind) in enumerate(kinds.items()):
         for clients in CONCURRENCY:
             on_message(f"{name}s of {kind.num_rows} rows over {clients} connections")
-            times = max(plan.requests[name], clients)
+            times = max(sizes.requests[name], clients)
             same = [_http("GET", f"/{number}")]
             turns = [
                 (
                     load(service.port, kind.requests, clients, times),
                     load(constant.port, same, clients, times),
                 )
-                for _ in range(plan.rounds)
+                for _ in range(sizes.rounds)
             ]
             measured.append(_summary(name, clients, turns))
-            count += times * plan.rounds
+            count += times * sizes.rounds
     return HttpBench(kinds, count, measured, before, service.memory(), [])
 
 
 def _summary(
     kind: str, concurrency: int, turns: list[tuple[dict[str, Any], dict[str, Any]]]
-) -> Measured:
+) -> RequestRates:
     seconds = sum(turn["seconds"] for turn, _ in turns)
     beside = sum(turn["seconds"] for _, turn in turns)
     latencies_ms = 1000 * np.concatenate([turn["latencies"] for turn, _ in turns])
-    return Measured(
+    return RequestRates(
         kind=kind,
         concurrency=concurrency,
         per_second=len(latencies_ms) / seconds,

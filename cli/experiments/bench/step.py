@@ -2,7 +2,7 @@
 
 The variants take turns, so that other load on the machine affects all of them. A ratio is the
 median of the rounds' ratios. Large views are rendered before, so that a slow loader cannot hide
-what a teacher costs; small ones are cut on the device by the loader that training uses.
+what a teacher costs; small ones are made on the device by the loader that training uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FEW_VIEWS = 2_000
 """Fewer large views than this are rendered in one process; to start others takes longer."""
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured.
 
     Attributes:
@@ -44,23 +44,23 @@ class Plan(NamedTuple):
     warm_up: int
 
 
-SMALL = Plan(rounds=9, steps=40, warm_up=20)
-LARGE = Plan(rounds=7, steps=15, warm_up=10)
-ON_CPU = Plan(rounds=5, steps=4, warm_up=2)
-QUICK = Plan(rounds=2, steps=4, warm_up=2)
+SMALL = Sizes(rounds=9, steps=40, warm_up=20)
+LARGE = Sizes(rounds=7, steps=15, warm_up=10)
+ON_CPU = Sizes(rounds=5, steps=4, warm_up=2)
+QUICK = Sizes(rounds=2, steps=4, warm_up=2)
 
 
 def measure_step(pair: Pair, options: BenchOptions) -> Figures:
     """Measure the steps of one pair."""
-    plan = QUICK if options.quick else _plan_for(pair, options)
+    sizes = QUICK if options.quick else _sizes_for(pair, options)
     with tempfile.TemporaryDirectory() as folder:
         options.on_message(f"{pair.name}: recording {HELD_BATCHES} batches")
         build = record_batches(pair, folder, options.device)
-        options.on_message(f"{pair.name}: {plan.rounds} rounds of {plan.steps} steps")
-        return _measure(pair, build, Path(folder), plan)
+        options.on_message(f"{pair.name}: {sizes.rounds} rounds of {sizes.steps} steps")
+        return _measure(pair, build, Path(folder), sizes)
 
 
-def _plan_for(pair: Pair, options: BenchOptions) -> Plan:
+def _sizes_for(pair: Pair, options: BenchOptions) -> Sizes:
     if not options.on_gpu:
         return ON_CPU
     return SMALL if pair.is_small else LARGE
@@ -78,17 +78,17 @@ def record_batches(pair: Pair, folder: str, device: str) -> BuildConfig:
     return build
 
 
-def _measure(pair: Pair, build: BuildConfig, folder: Path, plan: Plan) -> Figures:
+def _measure(pair: Pair, build: BuildConfig, folder: Path, sizes: Sizes) -> Figures:
     variants = variants_of(pair)
     loops = {each: StepLoop(pair, build, each, folder, held=not pair.is_small) for each in variants}
     for loop in loops.values():
-        loop.run(plan.warm_up)
+        loop.run(sizes.warm_up)
     seconds: dict[Variant, list[float]] = {each: [] for each in variants}
-    for number in range(plan.rounds):
+    for number in range(sizes.rounds):
         # A different variant begins each round, so that none always follows the same one.
         first = number % len(variants)
         for each in variants[first:] + variants[:first]:
-            seconds[each].append(loops[each].run(plan.steps) / plan.steps)
+            seconds[each].append(loops[each].run(sizes.steps) / sizes.steps)
     del loops, loop
     gc.collect()
     if torch.cuda.is_available():
@@ -120,7 +120,7 @@ def step_page(figures: Figures, options: BenchOptions) -> BenchPage:
                 "largest ratio."
             ),
             (
-                f"Small views are cut on the device. Of large ones {HELD_BATCHES} batches are "
+                f"Small views are made on the device. Of large ones {HELD_BATCHES} batches are "
                 "rendered before and trained on in turn, copied to the device at every step."
             ),
             options.arithmetic,

@@ -64,8 +64,8 @@ SHOWN_BYTES = 2020
 """Rows of a thousand classes: those of ImageNet."""
 
 
-class Size(NamedTuple):
-    """Rows of one size.
+class RowSize(NamedTuple):
+    """Rows of one row_size.
 
     Attributes:
         num_classes: of the logits, 2 bytes each; a row has 20 more.
@@ -85,31 +85,31 @@ class Size(NamedTuple):
         return 20 + 2 * self.num_classes
 
 
-class Plan(NamedTuple):
-    """How much is measured: sizes, rounds, and the seconds of a turn."""
+class Sizes(NamedTuple):
+    """How much is measured: sizes of rows, rounds, and the seconds of a turn."""
 
-    sizes: tuple[Size, ...]
+    row_sizes: tuple[RowSize, ...]
     rounds: int
     turn_s: float
 
 
-FULL = Plan(
-    sizes=(
-        Size(10, 1 << 18, 2048, 256),
-        Size(1000, 1 << 16, 2048, 256),
-        Size(150_000, 512, 512, 32),
+FULL = Sizes(
+    row_sizes=(
+        RowSize(10, 1 << 18, 2048, 256),
+        RowSize(1000, 1 << 16, 2048, 256),
+        RowSize(150_000, 512, 512, 32),
     ),
     rounds=5,
     turn_s=0.12,
 )
-QUICK = Plan(
-    sizes=(Size(10, 512, 64, 32), Size(1000, 256, 64, 32), Size(150_000, 8, 8, 4)),
+QUICK = Sizes(
+    row_sizes=(RowSize(10, 512, 64, 32), RowSize(1000, 256, 64, 32), RowSize(150_000, 8, 8, 4)),
     rounds=1,
     turn_s=0.01,
 )
 
 
-class Turn(NamedTuple):
+class Timing(NamedTuple):
     """What one turn took, a row."""
 
     seconds: float
@@ -117,35 +117,35 @@ class Turn(NamedTuple):
     device_bytes: float
 
 
-Turns = dict[tuple[str, str, str], list[Turn]]
+Timings = dict[tuple[str, str, str], list[Timing]]
 """By state, order and format."""
 
 
 def measure_stream(options: BenchOptions) -> Iterator[Figures]:
     """Measure every size: local files, then the service, then the bucket if one is named."""
-    plan = QUICK if options.quick else FULL
-    for size in plan.sizes:
+    sizes = QUICK if options.quick else FULL
+    for row_size in sizes.row_sizes:
         with tempfile.TemporaryDirectory(prefix="kd-cache-bench-") as name:
             folder = Path(name)
             cache = folder / "root" / "cache"
             options.on_message(
-                f"rows of {human_bytes(size.row_bytes)}: writing them in every format"
+                f"rows of {human_bytes(row_size.row_bytes)}: writing them in every format"
             )
-            write_bench_cache(str(cache), size.rows, size.num_classes)
-            yield _measure_local(size, plan, folder, cache, options)
-            options.on_message(f"rows of {human_bytes(size.row_bytes)}: over HTTP")
+            write_bench_cache(str(cache), row_size.rows, row_size.num_classes)
+            yield _measure_local(row_size, sizes, folder, cache, options)
+            options.on_message(f"rows of {human_bytes(row_size.row_bytes)}: over HTTP")
             with over_http(cache) as places:
-                yield _measure_places(size, plan, "HTTP", places)
+                yield _measure_places(row_size, sizes, "HTTP", places)
             if options.s3 is not None:
-                options.on_message(f"rows of {human_bytes(size.row_bytes)}: in a bucket")
+                options.on_message(f"rows of {human_bytes(row_size.row_bytes)}: in a bucket")
                 with over_s3(cache, options.s3) as places:
-                    yield _measure_places(size, plan, "S3", places)
+                    yield _measure_places(row_size, sizes, "S3", places)
 
 
 # Local files.
 
 
-class Kept(NamedTuple):
+class StoredRows(NamedTuple):
     """The rows of one size in one format."""
 
     format: Format
@@ -164,21 +164,23 @@ class Kept(NamedTuple):
 
 
 def _measure_local(
-    size: Size, plan: Plan, folder: Path, cache: Path, options: BenchOptions
+    row_size: RowSize, sizes: Sizes, folder: Path, cache: Path, options: BenchOptions
 ) -> Figures:
     rows_NC = _read_all(cache)
     formats = [each for each in FORMATS if each.is_installed]
-    kept = {each.name: _keep(each, size, folder, cache, rows_NC) for each in formats}
+    kept = {each.name: _keep(each, row_size, folder, cache, rows_NC) for each in formats}
     for each in kept.values():
         _check(each, rows_NC)
-    turns: Turns = defaultdict(list)
+    timings: Timings = defaultdict(list)
     for state in STATES:
-        options.on_message(f"rows of {human_bytes(size.row_bytes)}, {state}: {plan.rounds} rounds")
+        options.on_message(
+            f"rows of {human_bytes(row_size.row_bytes)}, {state}: {sizes.rounds} rounds"
+        )
         if state == WARM:
-            _take_warm_turns(kept, size, plan, turns)
+            _take_warm_turns(kept, row_size, sizes, timings)
         else:
-            _take_turns_anew(kept, state, plan, turns)
-    return _figures(size, LOCAL, FLOOR, turns)
+            _take_turns_anew(kept, state, sizes, timings)
+    return _figures(row_size, LOCAL, FLOOR, timings)
 
 
 def _read_all(cache: Path) -> Halves:
@@ -189,18 +191,20 @@ def _read_all(cache: Path) -> Halves:
     return rows_NC
 
 
-def _keep(each: Format, size: Size, folder: Path, cache: Path, rows_NC: Halves) -> Kept:
+def _keep(
+    each: Format, row_size: RowSize, folder: Path, cache: Path, rows_NC: Halves
+) -> StoredRows:
     """Write the rows in a format; those of kd-cache are there already."""
-    count = size.files if each.files else size.rows
+    count = row_size.files if each.files else row_size.rows
     own = cache
     if each.write is not None:
         own = folder / f"format{FORMATS.index(each)}"
         own.mkdir()
-        each.write(own, rows_NC[:count], size.batch)
-    return Kept(each, own, count, size.batch)
+        each.write(own, rows_NC[:count], row_size.batch)
+    return StoredRows(each, own, count, row_size.batch)
 
 
-def _check(kept: Kept, rows_NC: Halves) -> None:
+def _check(kept: StoredRows, rows_NC: Halves) -> None:
     """Compare a batch in order and one at random with what was written.
 
     Raises:
@@ -226,19 +230,23 @@ def _read_once(opened: Opened, count: int, batch: int) -> None:
             return
 
 
-def _take_warm_turns(kept: dict[str, Kept], size: Size, plan: Plan, turns: Turns) -> None:
+def _take_warm_turns(
+    kept: dict[str, StoredRows], row_size: RowSize, sizes: Sizes, timings: Timings
+) -> None:
     """Rounds of formats that stay open. Nothing that is open outlives this function."""
     counts = {name: each.num_rows for name, each in kept.items()}
     with contextlib.ExitStack() as stack:
         warm = {name: stack.enter_context(each.opened()) for name, each in kept.items()}
         for name, opened in warm.items():
-            _read_once(opened, counts[name], size.batch)
-        _take_turns(warm, counts, size, plan, turns)
+            _read_once(opened, counts[name], row_size.batch)
+        _take_turns(warm, counts, row_size, sizes, timings)
 
 
-def _take_turns_anew(kept: dict[str, Kept], state: str, plan: Plan, turns: Turns) -> None:
+def _take_turns_anew(
+    kept: dict[str, StoredRows], state: str, sizes: Sizes, timings: Timings
+) -> None:
     """Rounds in which every turn opens its rows, and reads each of them once at most."""
-    for number in range(plan.rounds):
+    for number in range(sizes.rounds):
         for name in _rotated(list(kept), number):
             for order in ORDERS:
                 if state == COLD:
@@ -246,8 +254,8 @@ def _take_turns_anew(kept: dict[str, Kept], state: str, plan: Plan, turns: Turns
                 with kept[name].opened() as opened:
                     calls = _calls(opened, kept[name].num_rows, kept[name].batch, order, number)
                     if calls is not None:
-                        turn = _turn(calls, kept[name].batch, plan.turn_s, once=True)
-                        turns[state, order, name].append(turn)
+                        timing = _time_turn(calls, kept[name].batch, sizes.turn_s, once=True)
+                        timings[state, order, name].append(timing)
                 del opened, calls
 
 
@@ -264,29 +272,35 @@ def _drop_pages(folder: Path) -> None:
 # The service and the bucket.
 
 
-def _measure_places(size: Size, plan: Plan, where: str, places: dict[str, Opened]) -> Figures:
+def _measure_places(
+    row_size: RowSize, sizes: Sizes, where: str, places: dict[str, Opened]
+) -> Figures:
     """Rounds of in order and at random; the first place is the floor."""
-    turns: Turns = defaultdict(list)
+    timings: Timings = defaultdict(list)
     floor, *_ = places
-    longer = plan._replace(turn_s=2 * plan.turn_s)
-    _take_turns(places, dict.fromkeys(places, size.rows), size, longer, turns)
-    return _figures(size, where, floor, turns)
+    longer = sizes._replace(turn_s=2 * sizes.turn_s)
+    _take_turns(places, dict.fromkeys(places, row_size.rows), row_size, longer, timings)
+    return _figures(row_size, where, floor, timings)
 
 
 # Turns.
 
 
 def _take_turns(
-    places: dict[str, Opened], counts: dict[str, int], size: Size, plan: Plan, turns: Turns
+    places: dict[str, Opened],
+    counts: dict[str, int],
+    row_size: RowSize,
+    sizes: Sizes,
+    timings: Timings,
 ) -> None:
     """Rounds of what stays open."""
-    for number in range(plan.rounds):
+    for number in range(sizes.rounds):
         for name in _rotated(list(places), number):
             for order in ORDERS:
-                calls = _calls(places[name], counts[name], size.batch, order, number)
+                calls = _calls(places[name], counts[name], row_size.batch, order, number)
                 if calls is not None:
-                    turn = _turn(calls, size.batch, plan.turn_s, once=False)
-                    turns[WARM, order, name].append(turn)
+                    timing = _time_turn(calls, row_size.batch, sizes.turn_s, once=False)
+                    timings[WARM, order, name].append(timing)
 
 
 def _rotated(names: list[str], number: int) -> list[str]:
@@ -309,7 +323,7 @@ def _calls(opened: Opened, count: int, batch: int, order: str, number: int) -> C
     return opened.at_random, [(rows_B,) for rows_B in drawn_MB]
 
 
-def _turn(calls: Calls, batch: int, seconds: float, *, once: bool) -> Turn:
+def _time_turn(calls: Calls, batch: int, seconds: float, *, once: bool) -> Timing:
     """Read batches until the time is over, or, if `once`, all of them were read."""
     read, arguments = calls
     batches = 0
@@ -323,28 +337,28 @@ def _turn(calls: Calls, batch: int, seconds: float, *, once: bool) -> Turn:
     rows = batches * batch
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     blocks = after.ru_inblock - used.ru_inblock
-    return Turn(elapsed / rows, cpu / rows, BLOCK_BYTES * blocks / rows)
+    return Timing(elapsed / rows, cpu / rows, BLOCK_BYTES * blocks / rows)
 
 
-def _figures(size: Size, where: str, floor: str, turns: Turns) -> Figures:
+def _figures(row_size: RowSize, where: str, floor: str, timings: Timings) -> Figures:
     return [
         {
-            "row_bytes": size.row_bytes,
-            "batch": size.batch,
+            "row_bytes": row_size.row_bytes,
+            "batch": row_size.batch,
             "where": where,
             "state": state,
             "order": order,
             "format": name,
             "is_floor": name == floor,
-            "rows_per_s": [1 / turn.seconds for turn in own],
-            "cpu_us_a_row": [1e6 * turn.cpu_seconds for turn in own],
-            "device_bytes_a_row": statistics.median(turn.device_bytes for turn in own),
+            "rows_per_s": [1 / timing.seconds for timing in own],
+            "cpu_us_a_row": [1e6 * timing.cpu_seconds for timing in own],
+            "device_bytes_a_row": statistics.median(timing.device_bytes for timing in own),
             "of_floor": [
-                beside.seconds / turn.seconds
-                for beside, turn in zip(turns[state, order, floor], own, strict=True)
+                beside.seconds / timing.seconds
+                for beside, timing in zip(timings[state, order, floor], own, strict=True)
             ],
         }
-        for (state, order, name), own in turns.items()
+        for (state, order, name), own in timings.items()
     ]
 
 

@@ -24,7 +24,7 @@ STUDENTS = (1, 2, 4, 8)
 """Numbers of students, trained one after the other."""
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured: the student's batches of an epoch, epochs, rounds and their steps."""
 
     batches: int
@@ -33,9 +33,9 @@ class Plan(NamedTuple):
     steps: int
 
 
-FULL = Plan(batches=48, epochs=2, rounds=4, steps=16)
-ON_CPU = Plan(batches=8, epochs=2, rounds=3, steps=4)
-QUICK = Plan(batches=4, epochs=2, rounds=2, steps=4)
+FULL = Sizes(batches=48, epochs=2, rounds=4, steps=16)
+ON_CPU = Sizes(batches=8, epochs=2, rounds=3, steps=4)
+QUICK = Sizes(batches=4, epochs=2, rounds=2, steps=4)
 
 
 class Seconds(NamedTuple):
@@ -48,16 +48,18 @@ class Seconds(NamedTuple):
 
 def measure_total(pair: Pair, options: BenchOptions) -> Figures:
     """Measure one pair, and compare for several numbers of students."""
-    plan = QUICK if options.quick else (FULL if options.on_gpu else ON_CPU)
-    options.on_message(f"{pair.name}: recording {plan.epochs} epochs, then training")
+    sizes = QUICK if options.quick else (FULL if options.on_gpu else ON_CPU)
+    options.on_message(f"{pair.name}: recording {sizes.epochs} epochs, then training")
     with tempfile.TemporaryDirectory() as folder:
-        seconds = _measure(pair, Path(folder), plan, options)
+        seconds = _measure(pair, Path(folder), sizes, options)
     return [figure_of(pair, seconds, students) for students in STUDENTS]
 
 
-def _measure(pair: Pair, folder: Path, plan: Plan, options: BenchOptions) -> Seconds:
-    samples = plan.batches * pair.batch_size
-    config = build_file(pair, folder, device=options.device, num_samples=samples, seeds=plan.epochs)
+def _measure(pair: Pair, folder: Path, sizes: Sizes, options: BenchOptions) -> Seconds:
+    samples = sizes.batches * pair.batch_size
+    config = build_file(
+        pair, folder, device=options.device, num_samples=samples, seeds=sizes.epochs
+    )
     build = open_build(config)
     prepare(build)
     record = 1 / recording_rate(build, config.seeds)
@@ -66,9 +68,9 @@ def _measure(pair: Pair, folder: Path, plan: Plan, options: BenchOptions) -> Sec
     held = not pair.is_small
     loops = [StepLoop(pair, first, each, folder, held=held) for each in (CACHE_KD, LIVE_KD)]
     for loop in loops:
-        loop.run(plan.steps)
-    views = plan.steps * pair.batch_size
-    rounds = [[loop.run(plan.steps) / views for loop in loops] for _ in range(plan.rounds)]
+        loop.run(sizes.steps)
+    views = sizes.steps * pair.batch_size
+    rounds = [[loop.run(sizes.steps) / views for loop in loops] for _ in range(sizes.rounds)]
     cached, live = (statistics.median(column) for column in zip(*rounds, strict=True))
     return Seconds(record, cached, live)
 

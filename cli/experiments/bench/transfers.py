@@ -60,9 +60,11 @@ class _Socket:
 
 @contextlib.contextmanager
 def _socket() -> Iterator[_Socket]:
-    """A connection to a thread that sends zeros; Python waits for neither of them."""
-    client, server = socket.create_server(("127.0.0.1", 0)), None
-    with client as listening, socket.create_connection(listening.getsockname()) as connection:
+    """A connection to a thread that sends as many zero bytes as it is asked for."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as connection,
+    ):
         server, _ = listening.accept()
         sender = threading.Thread(target=_send, args=(server,))
         sender.start()
@@ -76,8 +78,8 @@ def _socket() -> Iterator[_Socket]:
 def _send(connection: socket.socket) -> None:
     zeros = b""
     with connection:
-        while len(asked := connection.recv(_REQUEST_BYTES, socket.MSG_WAITALL)) == _REQUEST_BYTES:
-            num_bytes = int.from_bytes(asked, "little")
+        while len(request := connection.recv(_REQUEST_BYTES, socket.MSG_WAITALL)) == _REQUEST_BYTES:
+            num_bytes = int.from_bytes(request, "little")
             if num_bytes > len(zeros):
                 zeros = bytes(num_bytes)
             connection.sendall(memoryview(zeros)[:num_bytes])

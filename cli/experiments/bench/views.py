@@ -57,7 +57,7 @@ _v2: Any = v2
 """It exports its transforms without saying so to type checkers."""
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured: rounds, small images, and the side of views of photographs."""
 
     rounds: int
@@ -65,8 +65,8 @@ class Plan(NamedTuple):
     side: int
 
 
-FULL = Plan(rounds=9, small=512, side=224)
-QUICK = Plan(rounds=1, small=16, side=24)
+FULL = Sizes(rounds=9, small=512, side=224)
+QUICK = Sizes(rounds=1, small=16, side=24)
 
 
 class Subject(NamedTuple):
@@ -138,31 +138,31 @@ def small_images(**arguments: int) -> SmallImages:
 
 def measure_views(options: BenchOptions) -> Iterator[Figures]:
     """Measure small images in memory, the same as PNG files, and photographs as JPEG files."""
-    plan = QUICK if options.quick else FULL
+    sizes = QUICK if options.quick else FULL
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="kd-cache-bench-") as name:
         folder = Path(name)
         for make in (_in_memory, _png_files, _jpeg_files):
-            subject = make(folder, plan, options)
-            options.on_message(f"{subject.name}: {plan.rounds} rounds of every variant")
-            yield _measure(subject, folder, plan)
+            subject = make(folder, sizes, options)
+            options.on_message(f"{subject.name}: {sizes.rounds} rounds of every variant")
+            yield _measure(subject, folder, sizes)
 
 
 # The images.
 
 
-def _in_memory(folder: Path, plan: Plan, options: BenchOptions) -> Subject:
+def _in_memory(folder: Path, sizes: Sizes, options: BenchOptions) -> Subject:
     del folder, options
-    images = SmallImages(plan.small)
-    dataset = {"name": f"{__name__}:small_images", "args": {"count": plan.small}}
-    return _small("32 px, in memory", dataset, lambda sample: images[sample][0], plan.small)
+    images = SmallImages(sizes.small)
+    dataset = {"name": f"{__name__}:small_images", "args": {"count": sizes.small}}
+    return _small("32 px, in memory", dataset, lambda sample: images[sample][0], sizes.small)
 
 
-def _png_files(folder: Path, plan: Plan, options: BenchOptions) -> Subject:
+def _png_files(folder: Path, sizes: Sizes, options: BenchOptions) -> Subject:
     del options
     root = folder / "small"
-    images = SmallImages(plan.small)
-    for sample in range(plan.small):
+    images = SmallImages(sizes.small)
+    for sample in range(sizes.small):
         image, label = images[sample]
         file = root / images.classes[label] / f"{sample}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _small(
     return Subject(name, dataset, load, count, "cifar", SMALL_SIDE, same, steps=False)
 
 
-def _jpeg_files(folder: Path, plan: Plan, options: BenchOptions) -> Subject:
+def _jpeg_files(folder: Path, sizes: Sizes, options: BenchOptions) -> Subject:
     """The user's photographs, or generated ones."""
     root = Path(options.images or folder / "photos")
     if options.images is None:
@@ -187,7 +187,7 @@ def _jpeg_files(folder: Path, plan: Plan, options: BenchOptions) -> Subject:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(jpeg_file(number))
     source = _folder(root)
-    same = [_v2.RandomResizedCrop(plan.side, antialias=True), _v2.RandomHorizontalFlip()]
+    same = [_v2.RandomResizedCrop(sizes.side, antialias=True), _v2.RandomHorizontalFlip()]
     kind = "generated JPEG files" if options.images is None else "JPEG files"
     return Subject(
         f"{len(source)} {kind}",
@@ -195,7 +195,7 @@ def _jpeg_files(folder: Path, plan: Plan, options: BenchOptions) -> Subject:
         _loader(source),
         len(source),
         "imagenet",
-        plan.side,
+        sizes.side,
         same,
         steps=True,
     )
@@ -310,12 +310,12 @@ def _run(document: dict[str, Any]) -> Work:
     return run
 
 
-def _measure(subject: Subject, folder: Path, plan: Plan) -> Figures:
+def _measure(subject: Subject, folder: Path, sizes: Sizes) -> Figures:
     """CPU seconds a view of each variant in each round, and what they are beside."""
     variants = _variants(subject, folder)
     names, views = list(variants), REPEATS * subject.num_images
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(plan.rounds):
+    for number in range(sizes.rounds):
         # A different variant begins each round, so that none always follows the same one.
         first = number % len(names)
         for name in names[first:] + names[:first]:
