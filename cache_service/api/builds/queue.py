@@ -526,7 +526,7 @@ def _create_tables(database: sqlite3.Connection) -> int:
 
 def _build_of(row: sqlite3.Row) -> Build:
     request = BuildRequest.model_validate(json.loads(row["request"]))
-    progress, error = row["progress"], row["error"]
+    error = row["error"]
     same = ("id", "state", "cache", "priority", "device", "created_s", "started_s", "finished_s")
     return Build(
         **{name: row[name] for name in same},
@@ -535,10 +535,20 @@ def _build_of(row: sqlite3.Row) -> Build:
         seeds=describe_seeds(request.seeds),
         canceling=bool(row["canceling"]) and row["state"] == "running",
         request=request,
-        progress=progress and BuildProgress.model_validate_json(progress),
+        progress=_progress_of(row),
         error=error and BuildError.model_validate_json(error),
         version=row["version"],
     )
+
+
+def _progress_of(row: sqlite3.Row) -> BuildProgress | None:
+    if row["progress"] is None:
+        return None
+    progress = BuildProgress.model_validate_json(row["progress"])
+    if row["state"] == "running":
+        return progress
+    # What the teacher answered for shards that were open is lost, and there is no rate to go by.
+    return progress.model_copy(update={"rows_answered": progress.rows_done, "eta_s": None})
 
 
 def _check_same_settings(build: Build, request: BuildRequest) -> None:

@@ -25,8 +25,11 @@ PROGRESS = BuildProgress(
     shards_committed=1,
     bytes_written=4000,
     rows_per_s=100.0,
+    rows_answered=48,
     eta_s=1.6,
 )
+ENDED = PROGRESS.model_copy(update={"rows_answered": 32, "eta_s": None})
+"""What is left of it when the build has ended: no open shards, and no time to go."""
 ERROR = BuildError(code="dataset", status=422, detail="no.", hint="")
 
 
@@ -144,7 +147,7 @@ def test_everything_said_of_a_build_survives_a_restart(queue, database):
     after = other.get(build.id)
     other.close()
     assert after == before
-    assert (after.state, after.progress, after.error) == ("failed", PROGRESS, ERROR)
+    assert (after.state, after.progress, after.error) == ("failed", ENDED, ERROR)
     assert (after.seeds, after.device) == ("5:6, 7:9", "cuda:1")
     assert after.request == wanted(codec={"kind": "topk", "k": 3}, seeds=[5, 7, 8])
     assert after.created_s <= after.started_s <= after.finished_s
