@@ -465,9 +465,13 @@ class BuildQueue:
     def _build(self, row: sqlite3.Row) -> Build:
         """The build of a row, with what could not be written of it."""
         build, unwritten = _build_of(row), self._unwritten.get(row["id"])
-        if unwritten is None or build.state != "running":
+        if unwritten is not None and build.state == "running":
+            build = build.model_copy(update={**unwritten, "version": build.version + 1})
+        if build.state == "running" or build.progress is None:
             return build
-        return build.model_copy(update={**unwritten, "version": build.version + 1})
+        # What the teacher answered for shards that were open is lost, and no rate tells the end.
+        ended = {"rows_answered": build.progress.rows_done, "eta_s": None}
+        return build.model_copy(update={"progress": build.progress.model_copy(update=ended)})
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -526,7 +530,7 @@ def _create_tables(database: sqlite3.Connection) -> int:
 
 def _build_of(row: sqlite3.Row) -> Build:
     request = BuildRequest.model_validate(json.loads(row["request"]))
-    error = row["error"]
+    progress, error = row["progress"], row["error"]
     same = ("id", "state", "cache", "priority", "device", "created_s", "started_s", "finished_s")
     return Build(
         **{name: row[name] for name in same},
@@ -535,20 +539,10 @@ def _build_of(row: sqlite3.Row) -> Build:
         seeds=describe_seeds(request.seeds),
         canceling=bool(row["canceling"]) and row["state"] == "running",
         request=request,
-        progress=_progress_of(row),
+        progress=progress and BuildProgress.model_validate_json(progress),
         error=error and BuildError.model_validate_json(error),
         version=row["version"],
     )
-
-
-def _progress_of(row: sqlite3.Row) -> BuildProgress | None:
-    if row["progress"] is None:
-        return None
-    progress = BuildProgress.model_validate_json(row["progress"])
-    if row["state"] == "running":
-        return progress
-    # What the teacher answered for shards that were open is lost, and there is no rate to go by.
-    return progress.model_copy(update={"rows_answered": progress.rows_done, "eta_s": None})
 
 
 def _check_same_settings(build: Build, request: BuildRequest) -> None:

@@ -61,6 +61,7 @@ def test_a_full_disk_is_told_by_the_api_readiness_and_metrics(tmp_path, monkeypa
         assert shown["error"]["code"] == "out_of_space"
         assert began <= shown["finished_s"] <= time.time()
         assert shown["progress"]["shards_done"] == 1
+        assert shown["progress"]["eta_s"] is None
         listed = server.ask("GET", "/v1/builds").json()
         assert listed["builds"][0]["state"] == "failed"
         assert began <= listed["out_of_space"]["since_s"] <= time.time()
