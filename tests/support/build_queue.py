@@ -26,7 +26,7 @@ def say(**news):
 
 def progress(committed):
     return dict(rows_done=committed, rows_total=9, shards_done=committed, shards_total=9,
-                shards_committed=committed, bytes_written=0, rows_per_s=1.0, eta_s=None)
+                shards_committed=committed, bytes_written=0, rows_per_s=1.0, eta_s=4.0)
 
 def life():
     with open(os.path.join(folder, "lives"), "a") as file:
