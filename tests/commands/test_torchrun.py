@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -104,16 +105,26 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(command, folder):
-    return subprocess.Popen(
-        shlex.split(command, comments=True),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Commands of an environment that is not activated are on no PATH.
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
+@pytest.fixture
+def start(folder):
+    """Starts a command of the page in the folder. It ends with the test."""
+    with ExitStack() as stack:
+
+        def start(command):
+            process = subprocess.Popen(
+                shlex.split(command, comments=True),
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                # Commands of an environment that is not activated are on no PATH.
+                env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            )
+            stack.enter_context(process)
+            stack.callback(process.terminate)  # torchrun ends its ranks, too
+            return process
+
+        yield start
 
 
 def test_the_page_has_commands():
@@ -121,8 +132,8 @@ def test_the_page_has_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["command", "module"])
-def test_the_commands_of_the_page_train_as_one_process_does(folder, command):
-    started = start(command, folder)
+def test_the_commands_of_the_page_train_as_one_process_does(folder, start, command):
+    started = start(command)
     out, err = started.communicate()
     assert started.returncode == 0, err
     assert len(out.splitlines()) == 2  # steps and scores, from rank 0 alone
@@ -147,15 +158,16 @@ def read_until(started, step):
 
 
 @pytest.mark.timeout(300)  # six processes that import torch, in turn
-def test_ranks_that_torchrun_starts_again_resume_and_ctrl_c_stops_all_of_them(folder):
+def test_ranks_that_torchrun_starts_again_resume_and_ctrl_c_stops_all_of_them(folder, start):
     often = ["epochs=4000", "checkpoint_every.steps=20", "log_every=11"]
     command = COMMANDS[0].partition("#")[0].replace("torchrun", "torchrun --max-restarts 1")
-    started = start(f"{command} {' '.join(f'--set {each}' for each in often)}", folder)
+    started = start(f"{command} {' '.join(f'--set {each}' for each in often)}")
     read_until(started, 99)
     ranks = [each for each in psutil.Process(started.pid).children() if "train" in each.cmdline()]
     ranks[-1].kill()
     said = read_until(started, 297)
-    assert said.count("error[workers]: another process of this run ended") == 1
+    # torchrun ends the other rank as soon as it sees the death, which may be before the rank does.
+    assert said.count("error[workers]: another process of this run ended") <= 1
     (again,) = [json.loads(line) for line in said.splitlines() if '"kind": "start"' in line]
     assert again["step"] >= 80  # from the last checkpoint
     assert again["step"] % 20 == 0
