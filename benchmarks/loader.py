@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/loader.py [--samples 5000] [--rounds 5] [--steps 20]
 
-The images are as large and as many to a class as CIFAR-100's, 32 px and 100 classes, and in memory.
+The images are random, of 32 px like those of CIFAR-100, of 100 classes, and in memory.
 A round is an epoch of a seed that was not read before, by `loader: workers` in this process and by
 `loader: device` on the CPU, in turn. The epoch of the latter includes what it does when it begins:
 draws, rows, and the comparison of every view with its digest. Prints a Markdown table: medians over
@@ -80,7 +80,7 @@ def tiny_net(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
 
 
-class Loops(NamedTuple):
+class LoaderRun(NamedTuple):
     """The loader of one setting, and a student that trains on its batches."""
 
     batches: Iterator[Batch]
@@ -106,7 +106,7 @@ class Loops(NamedTuple):
         return seconds
 
 
-def open_loops(folder: str, ops: list[dict[str, Any]], samples: int, rounds: int) -> list[Loops]:
+def open_runs(folder: str, ops: list[dict[str, Any]], samples: int, rounds: int) -> list[LoaderRun]:
     """Record the seeds of all rounds, and open both loaders on them."""
     dataset = {"name": f"{Path(__file__)}:in_memory", "args": {"num_samples": samples}}
     teacher = {"model": f"{Path(__file__)}:tiny_net", "allow_untrained": True}
@@ -115,7 +115,7 @@ def open_loops(folder: str, ops: list[dict[str, Any]], samples: int, rounds: int
     opened = open_build(BuildConfig.model_validate(build))
     prepare(opened)
     run_local(opened, seeds=opened.config.seeds)
-    loops = []
+    runs = []
     for loader in ("workers", "device"):
         document = {
             "dataset": dataset,
@@ -135,8 +135,8 @@ def open_loops(folder: str, ops: list[dict[str, Any]], samples: int, rounds: int
         context = TrainContext(stream, CPU, NonFiniteCheck(CPU))
         student = make_student_state(config, stream, CPU)
         steps = stream.facts.plan.steps_per_epoch
-        loops.append(Loops(stream.batches(0), context, student, steps))
-    return loops
+        runs.append(LoaderRun(stream.batches(0), context, student, steps))
+    return runs
 
 
 def measure(arguments: argparse.Namespace) -> str:
@@ -145,10 +145,10 @@ def measure(arguments: argparse.Namespace) -> str:
     for recipe, ops in RECIPES.items():
         found: dict[str, list[list[float]]] = {"a batch": [], "a step, resnet8x4, KD": []}
         with tempfile.TemporaryDirectory() as folder:
-            loops = open_loops(folder, ops, arguments.samples, arguments.rounds)
+            runs = open_runs(folder, ops, arguments.samples, arguments.rounds)
             for _ in range(arguments.rounds):
-                found["a batch"].append([each.read_epoch() for each in loops])
-                steps = [each.train_steps(arguments.steps) for each in loops]
+                found["a batch"].append([each.read_epoch() for each in runs])
+                steps = [each.train_steps(arguments.steps) for each in runs]
                 found["a step, resnet8x4, KD"].append(steps)
         for what, rounds in found.items():
             ratios = [device / workers for workers, device in rounds]

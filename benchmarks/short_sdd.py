@@ -1,9 +1,9 @@
 """`kd-cache reproduce sdd-cifar100 --pair resnet32x4:resnet8x4` with fewer epochs and one seed.
 
-For a machine that is at hand for minutes only. It is the shipped experiment but for the length of
-the runs, the batch size (with the learning rate that belongs to it), bfloat16 and compiled
-networks; so the order of the methods can be compared with the published table, and the figures
-cannot.
+This is for a machine that is available for minutes only. It differs from the shipped experiment in
+the length of the runs, in the batch size and its learning rate, in bfloat16 and in compiled
+networks. The order of the methods can therefore be compared with the published table, but the
+figures cannot.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batch norm over the views of all ranks.
 
-torch's SyncBatchNorm runs on GPUs only and replaces the modules of a network. Here the function is
-replaced that all batch norms call, `torch.nn.functional.batch_norm`, also those of timm and of
-networks that call it themselves, and the network stays as it is.
+torch's SyncBatchNorm runs on GPUs only and replaces the modules of a network. Here
+`torch.nn.functional.batch_norm` is intercepted, which torch's and timm's batch norm layers call, so
+the network's modules stay as they are.
 
 Shape letters: B views of this rank, X any further axes, C channels, W ranks.
 """
@@ -19,10 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 
 class Exchange(NamedTuple):
-    """What ranks do with small tensors: `stack` gives [W, ...] of all ranks, `total` their sum."""
+    """Collective operations on small tensors.
+
+    Attributes:
+        stack: function from a tensor [...] of each rank to those of all ranks, [W, ...].
+        sum_over_ranks: function that adds up a tensor over all ranks, in place.
+    """
 
     stack: Callable[[Tensor], Tensor]
-    total: Callable[[Tensor], Tensor]
+    sum_over_ranks: Callable[[Tensor], Tensor]
 
 
 class GlobalBatchNorm(TorchFunctionMode):
@@ -55,16 +60,15 @@ class GlobalBatchNorm(TorchFunctionMode):
             return batch_norm(
                 values_BCX, running_mean, running_var, weight, bias, False, momentum, eps
             )
-        result_BCX: Tensor
-        result_BCX, mean_C, var_C, count = _Normalize.apply(
-            values_BCX, weight, bias, eps, self._exchange
-        )
-        if running_mean is not None and running_var is not None:
-            with torch.no_grad():
+
+        def update(mean_C: Tensor, var_C: Tensor, count: Tensor) -> None:
+            if running_mean is not None and running_var is not None:
                 # As torch does, the running variance is the unbiased one.
                 unbiased_C = var_C * (count / (count - 1).clamp(min=1))
                 running_mean.lerp_(mean_C.to(running_mean.dtype), momentum)
                 running_var.lerp_(unbiased_C.to(running_var.dtype), momentum)
+
+        result_BCX: Tensor = _Normalize.apply(values_BCX, weight, bias, eps, self._exchange, update)
         return result_BCX
 
 
@@ -79,48 +83,51 @@ class _Normalize(torch.autograd.Function):
         bias_C: Tensor | None,
         eps: float,
         exchange: Exchange,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        update: Callable[[Tensor, Tensor, Tensor], None],
+    ) -> Tensor:
         wide_BCX = _widen(values_BCX)
         axes = [axis for axis in range(values_BCX.ndim) if axis != 1]
         count = wide_BCX.new_full((1,), values_BCX.numel() / values_BCX.shape[1])
         mean_C = wide_BCX.mean(axes)
         # About the rank's own mean: a difference of sums of squares would lose digits.
-        spread_C = (wide_BCX - _along(mean_C, wide_BCX)).square().sum(axes)
-        own = torch.cat([count, mean_C, spread_C]).double()
+        squares_C = (wide_BCX - _along(mean_C, wide_BCX)).square().sum(axes)
+        own = torch.cat([count, mean_C, squares_C]).double()
         parts = [1, len(mean_C), len(mean_C)]
-        counts_W1, means_WC, spreads_WC = torch.split(exchange.stack(own), parts, dim=1)
+        counts_W1, means_WC, squares_WC = torch.split(exchange.stack(own), parts, dim=1)
         total = counts_W1.sum(0)
         mean_C = (counts_W1 * means_WC).sum(0) / total
         gaps_WC = counts_W1 * (means_WC - mean_C).square()
-        var_C = (spreads_WC + gaps_WC).sum(0) / total
+        var_C = (squares_WC + gaps_WC).sum(0) / total
         scale_C = (var_C + eps).rsqrt().to(wide_BCX.dtype)
         mean_C, var_C, total = (each.to(wide_BCX.dtype) for each in (mean_C, var_C, total))
+        # Before the tensors are saved: activation checkpointing, which runs this function again in
+        # the backward pass, leaves it as soon as it has the last saved tensor.
+        update(mean_C, var_C, total)
         ctx.save_for_backward(values_BCX, weight_C, mean_C, scale_C, total)
         ctx.axes, ctx.exchange = axes, exchange
-        ctx.mark_non_differentiable(mean_C, var_C, total)
         result_BCX = (wide_BCX - _along(mean_C, wide_BCX)) * _along(scale_C, wide_BCX)
         if weight_C is not None:
             result_BCX = result_BCX * _along(weight_C, result_BCX)
         if bias_C is not None:
             result_BCX = result_BCX + _along(bias_C, result_BCX)
-        return result_BCX.to(values_BCX.dtype), mean_C, var_C, total
+        return result_BCX.to(values_BCX.dtype)
 
     @staticmethod
-    def backward(ctx: Any, slope_BCX: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_BCX: Tensor) -> tuple[Tensor | None, ...]:
         values_BCX, weight_C, mean_C, scale_C, total = ctx.saved_tensors
-        slope_BCX, wide_BCX = _widen(slope_BCX), _widen(values_BCX)
+        grad_BCX, wide_BCX = _widen(grad_BCX), _widen(values_BCX)
         unit_BCX = (wide_BCX - _along(mean_C, wide_BCX)) * _along(scale_C, wide_BCX)
-        own_2C = torch.stack([slope_BCX.sum(ctx.axes), (slope_BCX * unit_BCX).sum(ctx.axes)])
-        # A statistic depends on the views of all ranks, so its slope is theirs together.
-        mean_2C = ctx.exchange.total(own_2C.clone()) / total
-        inner_BCX = slope_BCX - _along(mean_2C[0], slope_BCX)
-        inner_BCX = inner_BCX - unit_BCX * _along(mean_2C[1], slope_BCX)
+        own_2C = torch.stack([grad_BCX.sum(ctx.axes), (grad_BCX * unit_BCX).sum(ctx.axes)])
+        # A statistic depends on the views of all ranks, so its gradient is theirs together.
+        mean_2C = ctx.exchange.sum_over_ranks(own_2C.clone()) / total
+        inner_BCX = grad_BCX - _along(mean_2C[0], grad_BCX)
+        inner_BCX = inner_BCX - unit_BCX * _along(mean_2C[1], grad_BCX)
         factor_C = scale_C if weight_C is None else scale_C * weight_C
-        values_slope = (inner_BCX * _along(factor_C, slope_BCX)).to(values_BCX.dtype)
+        values_grad = (inner_BCX * _along(factor_C, grad_BCX)).to(values_BCX.dtype)
         # The gradients of parameters are added up over the ranks with all others.
-        weight_slope = None if weight_C is None else own_2C[1].to(weight_C.dtype)
-        bias_slope = own_2C[0].to(scale_C.dtype) if ctx.needs_input_grad[2] else None
-        return values_slope, weight_slope, bias_slope, None, None
+        weight_grad = None if weight_C is None else own_2C[1].to(weight_C.dtype)
+        bias_grad = own_2C[0].to(scale_C.dtype) if ctx.needs_input_grad[2] else None
+        return values_grad, weight_grad, bias_grad, None, None, None
 
 
 def _widen(values: Tensor) -> Tensor:

@@ -122,9 +122,13 @@ class BatchPlan(NamedTuple):
         inner = [(first + size * rank // self.world) // 2 * 2 for rank in range(1, self.world)]
         return first, *inner, first + size
 
+    def is_divided(self, step: int) -> bool:
+        """Whether each rank has a slice of its own in the batch of a step."""
+        return len(self.bounds(step)) > self.world
+
     def cursor(self, step: int) -> Cursor:
         """This rank's positions at a step."""
         epoch, bounds = step // self.steps_per_epoch, self.bounds(step)
-        place = self.rank if len(bounds) > self.world else 0
+        place = self.rank if self.is_divided(step) else 0
         seed = self.seeds[epoch % len(self.seeds)]
         return Cursor(step, epoch, seed, bounds[place], bounds[place + 1])

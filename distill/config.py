@@ -73,7 +73,7 @@ class CacheConfig(Frozen):
         if self.disk_cache is None:
             return self
         if not (is_server_url(self.url) or is_bucket_url(self.url)):
-            raise ValueError("disk_cache is for servers and buckets: folders are not kept twice")
+            raise ValueError(f"disk_cache is for servers and buckets, and {self.url} is a folder")
         return self
 
 

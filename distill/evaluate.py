@@ -22,7 +22,7 @@ from distill.checkpoint import EXPECTED_FILES, Payload, load_checkpoint
 from distill.config import CacheConfig, EvaluateConfig, TrainConfig
 from distill.export import load_exported
 from distill.losses import majority_labels
-from distill.ranks import ALONE, Ranks
+from distill.ranks import ONE_PROCESS, Ranks
 from distill.replay import Replay
 from distill.scores import Evaluation, Tally
 from distill.stream import ReplayedStream, StreamFacts, open_stream, train_loader
@@ -67,11 +67,12 @@ def evaluate_students(
     *,
     device: torch.device | str = "cpu",
     teach: Callable[[Batch], Tensor] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = ONE_PROCESS,
 ) -> list[Evaluation]:
     """Evaluate several students on the same views, which are rendered once. See `evaluate`.
 
-    With `ranks`, each of them has some of the batches, and all get the scores over all batches.
+    Each of several ranks evaluates the batches that it is given, and returns the scores over the
+    batches of all ranks.
     """
     tallies = [Tally(torch.device(device)) for _ in students]
     was_training = [student.model.training for student in students]
@@ -91,14 +92,15 @@ def evaluate_students(
         for student, before in zip(students, was_training, strict=True):
             student.model.train(before)
     for tally in tallies:
-        tally.add_up(ranks.total)
+        tally.add_up(ranks.sum_over_ranks)
     return [tally.evaluation() for tally in tallies]
 
 
 class HeldOut:
     """The batches of an evaluation set. Each iteration yields the same batches.
 
-    Of several ranks each has a part of every `batch_size` views, so their batches are smaller.
+    The batches are divided among `world` ranks. A batch of one rank has 1 / `world` of `batch_size`
+    views, rounded up.
 
     Attributes:
         left_out: description of files beside the samples that were not taken; may be empty.
@@ -136,21 +138,21 @@ class HeldOut:
         self._steps = range(rank, self._plan.num_steps, world)
         self._workers = workers
         self._is_small = len(images) * augment.size**2 * 3 <= MAX_KEPT_BYTES
-        self._kept: list[Batch] = []
+        self._rendered: list[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._kept:
-            yield from self._kept
+        if self._rendered:
+            yield from self._rendered
             return
-        seen = []
+        batches = []
         for batch in train_loader(
             self._replay, self._plan, steps=self._steps, workers=self._workers
         ):
             if self._is_small:
-                seen.append(batch)
+                batches.append(batch)
             yield batch
         # Assigned only after the last batch: an iteration that stops early must not truncate it.
-        self._kept = seen
+        self._rendered = batches
 
 
 def evaluate_checkpoint(
@@ -192,14 +194,14 @@ def evaluate_checkpoint(
         stream = open_stream(recorded, device=where)
         _refuse_other_classes(payload, stream.facts, cache)
         return _score_beside_teacher(stream, student, where)
-    wanted = config.evaluate if dataset is None else EvaluateConfig(dataset=dataset)
-    if wanted is None:
+    evaluation_set = config.evaluate if dataset is None else EvaluateConfig(dataset=dataset)
+    if evaluation_set is None:
         raise ConfigError(
             f"{path} does not say what to evaluate on: its train file has no `evaluate`.",
             hint="Name a dataset or a cache.",
         )
     held_out = HeldOut(
-        wanted,
+        evaluation_set,
         num_classes=payload["num_classes"],
         view_size=payload["view_size"],
         batch_size=config.batch_size,

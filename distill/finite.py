@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cache_service.errors import NonFiniteError
 from distill.batches import Cursor
-from distill.ranks import ALONE, Ranks
+from distill.ranks import ONE_PROCESS, Ranks
 from distill.reporting import Named
 
 MAX_PENDING = 64
@@ -38,10 +38,13 @@ class NonFiniteCheck:
     On a CPU each loss is checked before it is used. On a GPU losses are collected and checked
     together, at the latest before anything is reported or saved. At that time the model in memory
     may have non-finite weights, but no file has them. The message still names the first step with
-    a non-finite loss. Several processes do so on a CPU, too, and check together: all of them stop.
+    a non-finite loss.
+
+    Several processes collect the losses on CPUs as well. They check them at the same step, so all
+    of them stop if one of them has a non-finite loss.
     """
 
-    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks = ONE_PROCESS) -> None:
         self._collects = device.type != "cpu" or ranks.world > 1
         self._ranks = ranks
         self._pending: list[_Entry] = []
@@ -74,18 +77,18 @@ class NonFiniteCheck:
             return
         # One concatenated vector, so that the CPU waits for the GPU only once.
         row = iter(torch.cat([entry.values.values_V for entry in pending]).tolist())
-        found = None
+        first_bad = None
         for entry in pending:
             # `names` must come first: zip then stops before it takes a value of the next entry.
             values = dict(zip(entry.values.names, row, strict=False))
-            if found is None and not all(map(math.isfinite, values.values())):
-                found = entry, values
-        step = _NEVER if found is None else found[0].cursor.step
-        first = self._ranks.least(step)
+            if first_bad is None and not all(map(math.isfinite, values.values())):
+                first_bad = entry, values
+        step = _NEVER if first_bad is None else first_bad[0].cursor.step
+        first = self._ranks.smallest(step)
         if first == _NEVER:
             return
-        if found is not None and step == first:
-            raise _refusal(*found)
+        if first_bad is not None and step == first:
+            raise _refusal(*first_bad)
         raise NonFiniteError(
             f"the loss of step {first} is not finite on another process, which names the samples.",
             hint=ADVICE,

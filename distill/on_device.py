@@ -21,6 +21,7 @@ from torch import Tensor
 from cache_service.errors import ConfigError, ViewDriftError
 from cache_service.format.codecs import Arrays
 from cache_service.human_format import human_bytes
+from cache_service.storage import is_url
 from cache_service.views.copied import (
     COPYING,
     CopiedViews,
@@ -268,14 +269,17 @@ class DeviceViews:
             )
 
 
-def why_not_on_device(replay: Replay, *, loader: str, num_seeds: int) -> str:
-    """Return why worker processes make the views of a run; empty if its device makes them.
+def why_not_on_device(
+    replay: Replay, *, loader: str, num_seeds: int, is_divided_on_cpu: bool = False
+) -> str:
+    """Return why the views of a run are not made on its device; empty if they are.
 
     Args:
         replay: dataset, recipe and caches.
         loader: setting of the train file. `auto` uses the device if that is possible and streaming
             is not better; see `_why_streamed`.
         num_seeds: number of seeds from which a batch takes views.
+        is_divided_on_cpu: whether several processes train on CPUs.
 
     Raises:
         ConfigError: `loader: device` is not possible. The message names the reason.
@@ -286,9 +290,14 @@ def why_not_on_device(replay: Replay, *, loader: str, num_seeds: int) -> str:
     if obstacle and loader == "device":
         raise ConfigError(
             f"loader: device is not possible here: {obstacle}.",
-            hint="Use `loader: auto`, which makes such views in worker processes.",
+            hint="Use `loader: auto`, which makes such views in loader processes.",
         )
-    return obstacle or (_why_streamed(replay) if loader == "auto" else "")
+    if obstacle or loader == "device":
+        return obstacle
+    if is_divided_on_cpu:
+        # On the device, each of them would make the views of all.
+        return "each process makes only its part of the views"
+    return _why_streamed(replay)
 
 
 def _why_streamed(replay: Replay) -> str:
@@ -296,7 +305,7 @@ def _why_streamed(replay: Replay) -> str:
 
     A single process would decode all images, and read all rows of a seed, before the first step.
     """
-    if any("://" in cache.url for cache in replay.caches):
+    if any(is_url(cache.url) for cache in replay.caches):
         return "rows come over a network"
     if any(cache.wait_s > 0 for cache in replay.caches):
         return "rows may still be recorded (wait_s)"
@@ -313,13 +322,13 @@ def _obstacle(replay: Replay, num_seeds: int) -> str:
         exact = ", ".join(op.model_fields["op"].default for op in COPYING)
         return f"the recipe has {', '.join(others)}, and only {exact} give the same bytes there"
     side = recipe.size + 2 * padding_of(recipe).padding
-    # One additional seed: the rows of the next seed are read before those of the last are freed.
+    # One additional seed, as room for what a load holds besides its result.
     rows = sum(cache.group.layout.row_bytes for cache in replay.caches)
     per_seed = rows + recipe.size**2 * 3
     num_bytes = num_samples * (side**2 * 3 + (num_seeds + 1) * per_seed)
     if num_bytes > MAX_BYTES:
         return (
-            f"images and rows would take {human_bytes(num_bytes)} on the device, and at most "
-            f"{human_bytes(MAX_BYTES)} are used"
+            f"images, views and rows would take {human_bytes(num_bytes)} on the device, and at "
+            f"most {human_bytes(MAX_BYTES)} are used"
         )
     return ""

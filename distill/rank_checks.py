@@ -32,8 +32,8 @@ def refuse_on_ranks(configs: Mapping[str, TrainConfig], ranks: Ranks) -> None:
             )
         if config.batch_size < 2 * ranks.world and ranks.world > 1:
             raise ConfigError(
-                f"batch_size={config.batch_size} is the batch of all {ranks.world} processes, "
-                "each of which reads two views of it or more.",
+                f"batch_size={config.batch_size} is the number of views for all {ranks.world} "
+                "processes together, and at least two for each process are required.",
                 hint=f"Use `--set batch_size={2 * ranks.world}` or more, or fewer processes.",
             )
     own = {name: config.model_dump(mode="json", exclude=LOCAL) for name, config in configs.items()}

@@ -1,21 +1,25 @@
 """Several processes that train the same students, and what they exchange.
 
 `torchrun` starts one process per rank and tells each of them its rank. Every rank reads its slice
-of each batch (see `BatchPlan`). After the exchanges of a step all ranks have the gradients, the
-statistics and the means of the whole batch, so all of them make the same update, and rank 0 alone
-writes files. `Ranks` is one process, which exchanges nothing. `JoinedRanks` exchanges control
-messages by gloo, and tensors by gloo on CPUs and by NCCL on GPUs. All ranks make the same exchanges
-in the same order.
+of each batch (see `BatchPlan`). During a step the ranks exchange the batch norm statistics, the
+gradients and the mean losses of the whole batch, so all of them make the same update. Rank 0 alone
+writes files.
+
+`Ranks` is the only process of a run, and has nothing to exchange. `JoinedRanks` is one of several
+processes. It exchanges control messages over gloo, and tensors over gloo on CPUs and over NCCL on
+GPUs. All ranks must make the same exchanges in the same order.
 
 Shape letters: B views of this rank, N views of all ranks, V values.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -32,20 +36,21 @@ from distill.methods.prediction_history import PastPredictions
 
 T = TypeVar("T")
 
-PATIENCE_S = 1800.0
-"""How long a rank waits for another one that neither answers nor ends, beside waiting for rows. A
-rank whose process ends is noticed at once."""
+TIMEOUT_S = 1800.0
+"""How long a rank waits in an exchange for a rank that does not answer, s. The time that a rank may
+wait for its rows is added. The end of a process is noticed at once."""
 
 
 class Division(NamedTuple):
     """How one batch is divided among the ranks.
 
     Attributes:
-        rank: whose random numbers this process draws.
-        copies: number of ranks that have the views of this process.
-        gather: function from a tensor with a row for each view of this process to the rows of all
-            ranks, in order of position: [B, ...] -> [N, ...]. Gradients flow through it.
-        statistics: context of forward passes, whose batch norms use the views of all ranks.
+        rank: rank whose random numbers this process draws; 0 if all ranks read the same views.
+        copies: number of ranks that read the same views; 1 if each rank has its own slice.
+        gather: function from a tensor with one row per view of this rank to the rows of all ranks,
+            in order of position: [B, ...] -> [N, ...]. Gradients flow through it.
+        statistics: context for forward and backward passes in which batch norms compute their
+            statistics over the views of all ranks.
     """
 
     rank: int
@@ -55,7 +60,7 @@ class Division(NamedTuple):
 
 
 WHOLE = Division(0, 1, lambda rows: rows, nullcontext)
-"""A batch that this process has whole."""
+"""A batch that this process reads as a whole."""
 
 
 class Ranks:
@@ -67,11 +72,11 @@ class Ranks:
         """Whether the flag is set on any rank."""
         return flag
 
-    def least(self, number: int) -> int:
+    def smallest(self, number: int) -> int:
         """The smallest number of all ranks."""
         return number
 
-    def total(self, values: Tensor) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
         return values
 
@@ -99,15 +104,15 @@ class Ranks:
         """
         return values_V
 
-    def share_weights(self, _model: nn.Module) -> None:
-        """Give all ranks the weights and buffers of rank 0."""
+    def broadcast_weights(self, _model: nn.Module) -> None:
+        """Copy the weights and buffers of rank 0 to all ranks."""
 
-    def share_history(self, history: PredictionHistory) -> PredictionHistory:
-        """The history of a student whose views are divided."""
+    def shared_history(self, history: PredictionHistory) -> PredictionHistory:
+        """Return the history that all ranks use together in place of the student's own."""
         return history
 
 
-ALONE = Ranks()
+ONE_PROCESS = Ranks()
 
 
 class JoinedRanks(Ranks):
@@ -115,17 +120,24 @@ class JoinedRanks(Ranks):
 
     Args:
         device: device of the students of this process.
-        patience_s: how long to wait for a rank that does not answer.
+        timeout_s: how long to wait for a rank that does not answer.
     """
 
-    def __init__(self, device: torch.device, patience_s: float) -> None:
+    def __init__(self, device: torch.device, timeout_s: float) -> None:
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        timeout = timedelta(seconds=patience_s)
+        timeout = timedelta(seconds=timeout_s)
         # Groups of its own: that of a calling program may not be able to send from a CPU.
         self._control: Any = distributed.new_group(backend="gloo", timeout=timeout)
         self._data: Any = self._control
+        try:
+            self._open_data(device, timeout)
+        except BaseException:
+            self.destroy_groups()
+            raise
+
+    def _open_data(self, device: torch.device, timeout: timedelta) -> None:
         has_gpu = device.type == "cuda"
-        if self.any(has_gpu) != (self.least(int(has_gpu)) == 1):
+        if self.any(has_gpu) != (self.smallest(int(has_gpu)) == 1):
             raise ConfigError(
                 f"some of the {self.world} processes train on a GPU and others on a CPU; this one "
                 f"has {device}.",
@@ -135,18 +147,24 @@ class JoinedRanks(Ranks):
             torch.cuda.set_device(device)
             self._data = distributed.new_group(backend="nccl", timeout=timeout)
 
+    def destroy_groups(self) -> None:
+        """Destroy the groups of this object, and not that of a calling program."""
+        if self._data is not self._control:
+            distributed.destroy_process_group(self._data)
+        distributed.destroy_process_group(self._control)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return self.least(0 if flag else 1) == 0
+        return self.smallest(0 if flag else 1) == 0
 
-    def least(self, number: int) -> int:
+    def smallest(self, number: int) -> int:
         """The smallest number of all ranks."""
         value = torch.tensor([number])
         with _reaching_others():
             distributed.all_reduce(value, distributed.ReduceOp.MIN, group=self._control)
         return int(value)
 
-    def total(self, values: Tensor) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
         with _reaching_others():
             distributed.all_reduce(values, group=self._data)
@@ -169,9 +187,9 @@ class JoinedRanks(Ranks):
 
     def division(self, plan: BatchPlan, step: int) -> Division:
         """How the batch of a step is divided."""
-        if len(plan.bounds(step)) <= plan.world:  # every rank reads it whole
+        if not plan.is_divided(step):
             return WHOLE._replace(copies=self.world)
-        norm = Exchange(self._stack, self.total)
+        norm = Exchange(self._stack, self.sum_over_ranks)
         return Division(self.rank, 1, self.gather, lambda: GlobalBatchNorm(norm))
 
     def count_views(self, plan: BatchPlan, group: Sequence[Batch]) -> int:
@@ -190,7 +208,7 @@ class JoinedRanks(Ranks):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in used if parameter.grad is not None]
-        flat = self.total(torch.cat([values_V, *(each.flatten() for each in gradients)]))
+        flat = self.sum_over_ranks(torch.cat([values_V, *(each.flatten() for each in gradients)]))
         sizes = [len(values_V), *(each.numel() for each in gradients)]
         values_V, *sums = torch.split(flat, sizes)
         for gradient, summed in zip(gradients, sums, strict=True):
@@ -198,16 +216,16 @@ class JoinedRanks(Ranks):
         return values_V
 
     @torch.no_grad()
-    def share_weights(self, model: nn.Module) -> None:
-        """Give all ranks the weights and buffers of rank 0."""
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Copy the weights and buffers of rank 0 to all ranks."""
         for tensor in (*model.parameters(), *model.buffers()):
             own = tensor.contiguous()
             with _reaching_others():
                 distributed.broadcast(own, src=0, group=self._data)
             tensor.copy_(own)
 
-    def share_history(self, history: PredictionHistory) -> PredictionHistory:
-        """The history of a student whose views are divided: rank 0 reads and writes it for all."""
+    def shared_history(self, history: PredictionHistory) -> PredictionHistory:
+        """Return a history whose files rank 0 alone reads and writes, for all ranks."""
         return _SharedHistory(history, self)
 
     def gather(self, rows_B: Tensor) -> Tensor:
@@ -215,7 +233,7 @@ class JoinedRanks(Ranks):
         before, after = self.places(len(rows_B))
         padding = [rows_B.new_zeros(count, *rows_B.shape[1:]) for count in (before, after)]
         rows_N = torch.cat([padding[0], rows_B, padding[1]])
-        summed_N: Tensor = _Total.apply(rows_N, self)
+        summed_N: Tensor = _SumOverRanks.apply(rows_N, self)
         return summed_N
 
     def places(self, count: int) -> tuple[int, int]:
@@ -233,45 +251,48 @@ class JoinedRanks(Ranks):
         return torch.stack(every)
 
 
-class _Total(torch.autograd.Function):
-    """The sum over all ranks. Its gradient on each rank is that of all ranks' losses together."""
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks. Its gradient on each rank is that of all ranks' losses together.
+
+    The clones are contiguous, because NCCL accepts no other tensors.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: JoinedRanks) -> Tensor:
         ctx.ranks = ranks
-        return ranks.total(values.clone())
+        return ranks.sum_over_ranks(values.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.total(slope.clone()), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.sum_over_ranks(grad.clone(memory_format=torch.contiguous_format)), None
 
 
 class _SharedHistory(PredictionHistory):
-    """The predictions of all ranks, which rank 0 alone keeps."""
+    """The predictions of all ranks. Rank 0 alone has the files."""
 
-    def __init__(self, kept: PredictionHistory, ranks: JoinedRanks) -> None:
-        self._kept, self._ranks = kept, ranks
+    def __init__(self, files: PredictionHistory, ranks: JoinedRanks) -> None:
+        self._files, self._ranks = files, ranks
 
     def write(self, epoch: int, samples_B: Tensor, logits_BC: Tensor) -> None:
         """Store the logits of all ranks."""
         samples_N, logits_NC = self._ranks.gather(samples_B), self._ranks.gather(logits_BC)
-        self._ranks.on_first(lambda: self._kept.write(epoch, samples_N, logits_NC))
+        self._ranks.on_first(lambda: self._files.write(epoch, samples_N, logits_NC))
 
     def read(self, epoch: int, samples_B: Tensor) -> PastPredictions:
         """The predictions for the samples of this rank."""
         before, _ = self._ranks.places(len(samples_B))
         samples_N = self._ranks.gather(samples_B).cpu()
-        found = self._ranks.on_first(lambda: self._kept.read(epoch, samples_N))
+        past = self._ranks.on_first(lambda: self._files.read(epoch, samples_N))
         own = slice(before, before + len(samples_B))
-        return PastPredictions(*(each[own].to(samples_B.device) for each in found))
+        return PastPredictions(*(each[own].to(samples_B.device) for each in past))
 
     def sync(self) -> None:
         """Flush everything to disk."""
-        self._ranks.on_first(self._kept.sync)
+        self._ranks.on_first(self._files.sync)
 
     def prune(self, step: int, *, steps_per_epoch: int) -> None:
         """Remove the epochs that a run resumed at this step does not read."""
-        self._ranks.on_first(lambda: self._kept.prune(step, steps_per_epoch=steps_per_epoch))
+        self._ranks.on_first(lambda: self._files.prune(step, steps_per_epoch=steps_per_epoch))
 
 
 @contextmanager
@@ -284,44 +305,73 @@ def join_ranks(device: torch.device, *, wait_s: float = 0.0) -> Iterator[Ranks]:
 
     Raises:
         WorkersError: a process ends or cannot be reached.
+        ConfigError: the environment variables of torchrun are not complete, or some processes use
+            a GPU and others a CPU.
     """
     rank, world = launched_rank()
     if world == 1:
-        yield ALONE
+        yield ONE_PROCESS
         return
-    is_new, patience_s = not distributed.is_initialized(), PATIENCE_S + wait_s
-    with _reaching_others():
-        if is_new:
-            timeout = timedelta(seconds=patience_s)
+    is_new, timeout_s = not distributed.is_initialized(), TIMEOUT_S + wait_s
+    if is_new:
+        timeout = timedelta(seconds=timeout_s)
+        with _reaching_others():
             distributed.init_process_group(
                 "gloo", store=_store(timeout), rank=rank, world_size=world, timeout=timeout
             )
-        ranks = JoinedRanks(device, patience_s)
     try:
-        yield ranks
-        # A process that ends makes torchrun stop the others, and rank 0 may still be writing.
-        ranks.any(False)
-    except StoppedTogether:
-        ranks.any(False)
-        raise
+        with _reaching_others():
+            ranks = JoinedRanks(device, timeout_s)
+        try:
+            yield ranks
+            # A process that ends makes torchrun stop the others, and rank 0 may still be writing.
+            ranks.any(False)
+        except StoppedTogether:
+            ranks.any(False)
+            raise
+        finally:
+            ranks.destroy_groups()
     finally:
         if is_new:
             distributed.destroy_process_group()
 
 
-def _store(timeout: timedelta) -> Any:
-    """Where the ranks of this start find each other.
+_CALLS = itertools.count()
+"""Numbers the calls of `join_ranks`: torch uses the same keys of the store again for each."""
 
-    By default torchrun keeps one store when it starts the processes of a machine again, and that
-    has the addresses of those that ended. Between machines its rendezvous makes a new one.
+
+def _store(timeout: timedelta) -> Any:
+    """Return a store with keys of this call alone, in which the ranks find each other.
+
+    By default torchrun keeps one store when it starts the processes of a machine again, and the
+    store has the addresses of those that ended. Between machines its rendezvous makes a new store,
+    and the counts of restarts may differ.
+
+    Raises:
+        ConfigError: MASTER_ADDR or MASTER_PORT is missing or invalid.
     """
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
-    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
-        return store
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return distributed.PrefixStore(  # type: ignore[attr-defined]
-        f"start-{start}", store
-    )
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not (address and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, MASTER_ADDR={address} and MASTER_PORT={port} "
+            "are set: several processes find each other at an address and a port of rank 0.",
+            hint="torchrun sets all of them; unset WORLD_SIZE to train by one process.",
+        )
+    store, name = _underlying_store(), f"call-{next(_CALLS)}"
+    store.set_timeout(timeout)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        name = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    return distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+
+@cache
+def _underlying_store() -> Any:
+    """Return the store of this process, which is kept open for as long as the process lives.
+
+    Otherwise rank 0 would close its port and open it again between calls.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT_S)))
+    return store
 
 
 class StoppedTogether(KeyboardInterrupt):

@@ -68,11 +68,15 @@ class Tally:
         self._has_teacher = True
         self._agreed += (logits_BC.argmax(dim=-1) == teacher_BC.argmax(dim=-1)).sum()
 
-    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Add what others counted: `total` gives the sum of a float64 vector over all of them."""
+    def add_up(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Add the sums of all other processes that evaluate parts of the same set.
+
+        Args:
+            sum_over_ranks: function that returns the sum of a float64 vector over all processes.
+        """
         count = self._sums_4.new_tensor([self._num_samples])
         parts = (self._sums_4, self._bins_3N.flatten(), count)
-        summed = torch.split(total(torch.cat(parts)), [len(part) for part in parts])
+        summed = torch.split(sum_over_ranks(torch.cat(parts)), [len(part) for part in parts])
         sums_4, bins, count = summed
         self._sums_4.copy_(sums_4)
         self._bins_3N.copy_(bins.view_as(self._bins_3N))

@@ -21,7 +21,7 @@ from distill.batches import Batch
 from distill.finite import NonFiniteCheck
 from distill.methods import OtherViews, PeerLogits, Step, ViewLabels, method_of, requirements_of
 from distill.methods.requirements import Pairing
-from distill.ranks import ALONE, Ranks
+from distill.ranks import ONE_PROCESS, Ranks
 from distill.reporting import Named, name_values
 from distill.stream import Stream
 from distill.students import StudentState
@@ -40,7 +40,7 @@ class TrainContext(NamedTuple):
     stream: Stream
     device: torch.device
     non_finite: NonFiniteCheck
-    ranks: Ranks = ALONE
+    ranks: Ranks = ONE_PROCESS
 
 
 class BatchTargets:
@@ -106,7 +106,7 @@ def train_step(
         for index, student in enumerate(students):
             loss, values = _loss(context, student, targets, _peers_of(index, peer_logits))
             context.non_finite.add(batch.cursor, batch.samples_B, values, student=student.name)
-            torch.autograd.backward(student.scaler.scale(loss * weight))
+            _backward(student.scaler.scale(loss * weight), targets)
             means[index].append(Named(values.names, values.values_V * weight))
     totals = []
     for student, parts in zip(students, means, strict=True):
@@ -152,6 +152,19 @@ def _forward(context: TrainContext, student: StudentState, targets: BatchTargets
     seed_step(student.config.seed, step, context.device, rank=division.rank)
     with student.autocast(context.device), division.statistics():
         yield
+
+
+def _backward(loss: Tensor, targets: BatchTargets) -> None:
+    """Add the gradients of a loss to those of the parameters.
+
+    Activation checkpointing computes parts of the forward pass again here. Their batch norms need
+    the context of the first computation.
+    """
+    # The context would intercept `backward` of a tensor, too, and run it outside of the context. A
+    # gradient edge is no tensor.
+    edge = torch.autograd.graph.get_gradient_edge(loss)
+    with targets.division.statistics():
+        torch.autograd.backward(edge, torch.ones_like(loss))
 
 
 def _input(context: TrainContext, student: StudentState, batch: Batch) -> Tensor:
@@ -214,9 +227,9 @@ def _update_weights(student: StudentState) -> None:
 def seed_step(seed: int, step: int, device: torch.device, *, rank: int = 0) -> None:
     """Seed torch's generators on the CPU and on `device` for one step of a student.
 
-    Ranks draw different numbers, because equal ones would drop the same units for different views.
     A resumed run then draws the same random numbers as an uninterrupted run, regardless of draws by
-    loaders and evaluations. No state of generators has to be saved.
+    loaders and evaluations. No state of generators has to be saved. Ranks draw different numbers,
+    because with equal ones dropout would drop the same units for different views.
     """
     # A 32-bit digest, because torch's CPU generator uses only the low 32 bits of a seed.
     drawn_by = f",{rank}" if rank else ""

@@ -121,25 +121,29 @@ def train_loader(
     plan: BatchPlan,
     *,
     requirements: Requirements | None = None,
-    first_step: int = 0,
     steps: Sequence[int] | None = None,
     workers: int = 0,
     pin_memory: bool = False,
     context: str = "forkserver",
 ) -> Iterator[Batch]:
-    """Iterate over the plan's batches from `first_step` on, in order for any number of workers.
+    """Iterate over the batches of the plan, in order for any number of workers.
 
-    `steps` names others than all of those.
-
-    The `requirements` of methods may add other views to each batch, or select the samples of an
-    epoch.
+    Args:
+        replay: dataset, recipe and caches.
+        plan: assignment of positions to batches.
+        requirements: requirements of the methods. They may add other views to each batch, or select
+            the samples of an epoch.
+        steps: steps whose batches are made; by default all steps of the plan.
+        workers: number of loader processes; 0 makes the batches in this process.
+        pin_memory: whether batches are copied to page-locked memory.
+        context: how the loader processes are started.
 
     Raises:
         KdCacheError: reading or replaying failed, here or in a worker.
     """
     return load_ahead(
         PlannedBatches(replay.batch, plan, _select(replay, requirements, plan.seeds)),
-        range(first_step, plan.num_steps) if steps is None else steps,
+        range(plan.num_steps) if steps is None else steps,
         workers=workers,
         pin_memory=pin_memory,
         context=context,
@@ -206,7 +210,7 @@ class ReplayedStream:
             self.replay,
             self.facts.plan,
             requirements=self.requirements,
-            first_step=first_step,
+            steps=range(first_step, self.facts.plan.num_steps),
             workers=self.workers,
             pin_memory=self.pin_memory,
         )
@@ -267,23 +271,24 @@ def open_stream(
     caches = _open_caches(config, scattered=bool(requirements.other_views))
     recipe = config.augment.recipe() if config.augment is not None else None
     replay = Replay(images, caches, recipe=recipe, max_drift=config.replay.max_drift)
-    wanted = config.seeds or (tuple(seeds) if seeds is not None else None)
+    requested = config.seeds or (tuple(seeds) if seeds is not None else None)
     if caches:
-        chosen = recorded_seeds(caches, wanted)
+        chosen = recorded_seeds(caches, requested)
     else:
         # Without caches every epoch has new views, also if a method compares two views of a sample.
-        chosen = wanted or tuple(range(config.epochs * requirements.seeds_per_epoch))
+        chosen = requested or tuple(range(config.epochs * requirements.seeds_per_epoch))
     selection = _select(replay, requirements, chosen)
     # `min_views` is 2 because batch norm cannot compute a variance from one view.
     sizes = selection.num_samples, config.batch_size
     plan = BatchPlan(*sizes, chosen, config.epochs, rank, world, min_views=2)
     why_not = why_not_on_device(
-        replay, loader=config.loader, num_seeds=requirements.seeds_per_epoch
+        replay,
+        loader=config.loader,
+        num_seeds=requirements.seeds_per_epoch,
+        is_divided_on_cpu=world > 1 and device.type == "cpu",
     )
     return ReplayedStream(
-        facts=_facts(replay, plan, selection)._replace(
-            loader=f"worker processes, because {why_not}" if why_not else "the device"
-        ),
+        facts=_facts(replay, plan, selection)._replace(loader=_loader(config.workers, why_not)),
         replay=replay,
         decoders=tuple(
             TargetDecoder(cache.spec, cache.head(), device=str(device)) for cache in caches
@@ -294,6 +299,14 @@ def open_stream(
         is_on_device=not why_not,
         device=device,
     )
+
+
+def _loader(workers: int, why_not: str) -> str:
+    """Describe what makes the views."""
+    if not why_not:
+        return "the device"
+    processes = f"loader processes (workers: {workers})" if workers else "this process"
+    return f"{processes}, because {why_not}"
 
 
 def _open_caches(config: TrainConfig, *, scattered: bool) -> list[Cache]:

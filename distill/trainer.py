@@ -94,8 +94,8 @@ def train_students(
     Args:
         configs: settings by the names of the students. They share one stream, so they may differ
             only in `out` and in the keys of `distill.multi_student.OWN`.
-        stream: batches to use instead of the dataset and the caches in `configs`. Of several ranks
-            each has a plan with its `rank` and `world`.
+        stream: batches to use instead of the dataset and the caches in `configs`. With several
+            processes, the plan of each process's stream has the `rank` and `world` of the process.
         teachers: teachers that run during training instead of recorded logits.
         on_event: called with every event of the run, on rank 0.
 
@@ -183,7 +183,7 @@ def _train_students(
         students = [
             make_student_state(configs[name], stream, device, name=name) for name in configs
         ]
-        students = [_share(student, ranks) for student in students]
+        students = [_synchronize(student, ranks) for student in students]
         _restore(context, students, saved)
         held_out = _open_held_out(shared, stream)
         records: dict[str, Listener] = {}
@@ -205,13 +205,13 @@ def _open_files(
         records[student.name] = stack.enter_context(files)
 
 
-def _share(student: StudentState, ranks: Ranks) -> StudentState:
-    """The student as all ranks begin it."""
+def _synchronize(student: StudentState, ranks: Ranks) -> StudentState:
+    """Return the student with the weights of rank 0 and with the history that all ranks use."""
     for model in (student.model, student.kept_model):
-        ranks.share_weights(model)
+        ranks.broadcast_weights(model)
     if student.predictions is None:
         return student
-    return replace(student, predictions=ranks.share_history(student.predictions))
+    return replace(student, predictions=ranks.shared_history(student.predictions))
 
 
 def _restore(
@@ -282,9 +282,9 @@ class Trainer(NamedTuple):
         shared: settings of the first student, used for the keys that all students share.
         students: the students.
         held_out: evaluation set, if any.
-        records: for each student, by name, the writer of its metrics files; empty on other ranks
-            than the first.
-        on_event: called with the events of all students, where they are recorded.
+        records: for each student, by name, the writer of its metrics files. It is empty on all
+            ranks but rank 0.
+        on_event: called on rank 0 with the events of all students.
     """
 
     context: TrainContext

@@ -5,10 +5,11 @@ Shape letters: X any leading axes (B, or B and R), C classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
+from cache_service.errors import ConfigError
 from distill.losses.logspace import (
     kl_rows,
     log_probabilities,
@@ -34,14 +35,14 @@ def kd_rows(
 ) -> Tensor:
     """Return T**2 times the KL at temperature T of each row, [X]; see `kd_loss`."""
     refuse_other_shape(student_logits_XC, teacher_logits_XC)
+    if direction not in get_args(Direction):
+        raise ConfigError(f"direction is forward or reverse, got {direction!r}.")
     if direction == "forward":
         rows_X = soft_kl_rows(student_logits_XC, teacher_logits_XC, temperature=temperature)
         return temperature**2 * rows_X
     student_XC = log_probabilities(student_logits_XC, temperature=temperature)
     teacher_XC = log_probabilities(teacher_logits_XC.detach(), temperature=temperature)
-    # A lookup, so that an unknown direction is an error and never one of the two.
-    order = {"reverse": (student_XC, teacher_XC)}
-    return temperature**2 * kl_rows(*order[direction])
+    return temperature**2 * kl_rows(student_XC, teacher_XC)
 
 
 def kd_loss(

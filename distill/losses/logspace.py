@@ -93,7 +93,8 @@ def soft_kl_rows(
 
     The same values as `kl_rows` of both `log_probabilities`, in half of the time: only
     the gradient by the student's logits, (q - p) / T, is kept for the backward pass. The teacher
-    is a constant. A logit of -inf leaves its class out, on both sides.
+    and the temperature are constants, and there is no second derivative. A logit of -inf leaves its
+    class out, on both sides.
     """
     rows_X: Tensor = _SoftKL.apply(student_logits_XC, teacher_logits_XC.detach(), temperature)
     return rows_X

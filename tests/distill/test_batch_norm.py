@@ -35,13 +35,13 @@ def timm_norm(channels):
     return BatchNormAct2d(channels)
 
 
-def outcome(norm, values_BCX, slopes_BCX, context):
+def outcome(norm, values_BCX, grads_BCX, context):
     """The output of two passes, its gradients, and what the norm keeps."""
     values_BCX = values_BCX.clone().requires_grad_()
     with context():
         norm(values_BCX.detach() * 3 + 1)
         result = norm(values_BCX)
-    result.backward(slopes_BCX)
+    result.backward(grads_BCX)
     gradients = [parameter.grad for parameter in norm.parameters()]
     return result.detach(), values_BCX.grad, gradients, list(norm.buffers())
 
@@ -54,16 +54,16 @@ def compare(name, dtype):
     own = slice(*plan.cursor(0)[3:])
     shape = SHAPES.get(name, (NUM_VIEWS, 3, 4, 4))
     draw = torch.Generator().manual_seed(3)
-    values, slopes = (torch.randn(shape, generator=draw).to(dtype) + 5 for _ in range(2))
+    values, grads = (torch.randn(shape, generator=draw).to(dtype) + 5 for _ in range(2))
     whole, divided = NORMS[name](), NORMS[name]()
     for norm in (whole, divided):
         for number, parameter in enumerate(norm.parameters()):
             nn.init.constant_(parameter, number + 0.5)
         norm.to(torch.promote_types(dtype, torch.float32))
-    expected = outcome(whole, values, slopes, torch.enable_grad)
+    expected = outcome(whole, values, grads, torch.enable_grad)
     division = ranks.division(plan, 0)
-    found = outcome(divided, values[own], slopes[own], division.statistics)
-    found_sums = [None if each is None else ranks.total(each) for each in found[2]]
+    found = outcome(divided, values[own], grads[own], division.statistics)
+    found_sums = [None if each is None else ranks.sum_over_ranks(each) for each in found[2]]
     pairs = [
         (found[0], expected[0][own]),
         (found[1], expected[1][own]),

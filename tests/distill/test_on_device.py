@@ -224,9 +224,24 @@ def test_a_dataset_that_is_too_large_for_the_device_is_left_to_workers(monkeypat
     num_bytes = 50 * (24 * 24 * 3 + 2 * 16 * 16 * 3)
     monkeypatch.setattr("distill.on_device.MAX_BYTES", num_bytes - 1)
     config = live("cifar", method={"name": "ce"})
-    assert open_stream(config, device=CPU).on_device is None
+    stream = open_stream(config, device=CPU)
+    assert stream.on_device is None
+    assert "because images, views and rows would take" in stream.facts.loader
     monkeypatch.setattr("distill.on_device.MAX_BYTES", num_bytes)
     assert open_stream(config, device=CPU).on_device is not None
+
+
+@pytest.mark.parametrize(
+    ("workers", "what"), [(2, "loader processes (workers: 2)"), (0, "this process")]
+)
+def test_processes_on_cpus_make_only_their_own_views_unless_device_is_requested(workers, what):
+    config = live("cifar", method={"name": "ce"}, workers=workers)
+    assert open_stream(config, device=CPU).facts.loader == "the device"
+    stream = open_stream(config, device=CPU, world=2)
+    assert stream.on_device is None
+    assert stream.facts.loader == f"{what}, because each process makes only its part of the views"
+    config = config.model_copy(update={"loader": "device"})
+    assert open_stream(config, device=CPU, world=2).on_device is not None
 
 
 def test_images_much_larger_than_their_views_are_decoded_by_workers():

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,9 +21,16 @@ from support.origin import serving
 from support.ranks import Started, run_ranks
 from support.runs import curve, state_of
 from support.streams import MemoryStream, train_config
-from torch import distributed
+from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
 
-from cache_service.errors import ConfigError, NonFiniteError, UnsupportedError, WorkersError
+from cache_service.errors import (
+    ConfigError,
+    KdCacheError,
+    NonFiniteError,
+    UnsupportedError,
+    WorkersError,
+)
 from cache_service.storage.local import LocalStorage
 from distill.methods import METHODS
 from distill.ranks import StoppedTogether, join_ranks, own_device
@@ -128,8 +136,9 @@ HALF = {"amp": "float16", "optimizer": {"name": "sgd", "lr": 0.01}}
         {"amp": "bfloat16"},
         HALF,
         {"channels_last": True, "optimizer": {"name": "sgd", "lr": 0.05, "no_decay_bias": True}},
+        {"batch_size": 7},  # some slices have one view
     ],
-    ids=["everything", "bfloat16", "float16", "channels-last"],
+    ids=["everything", "bfloat16", "float16", "channels-last", "odd"],
 )
 def test_settings_of_a_run_hold_on_several_processes(tmp_path, changes):
     train_each(tmp_path / "one", ["kd"], changes)
@@ -144,6 +153,86 @@ def test_evaluations_are_of_every_image_once(tmp_path):
     one, two = (state_of(tmp_path / name / "kd")["history"] for name in ("one", "two"))
     assert two["last"]["num_samples"] == one["last"]["num_samples"] == 33
     assert two["last"] == pytest.approx(one["last"], abs=1e-6)
+
+
+class CheckpointedNet(nn.Module):
+    """Two parts that are computed again in the backward pass; one ends in its batch norm."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, images_B3HW):
+        for part in (self.conv, self.head):
+            images_B3HW = checkpoint(part, images_B3HW, use_reentrant=False)
+        return self.last(images_B3HW.mean(dim=(2, 3)))
+
+
+def checkpointed_net(num_classes):
+    return CheckpointedNet(num_classes)
+
+
+def test_activation_checkpointing_sees_the_batch_norms_of_all_ranks(tmp_path):
+    changes = {"student__model": f"{__file__}:checkpointed_net"}
+    train_each(tmp_path / "one", ["kd"], changes)
+    assert run_ranks(2, train_each, tmp_path / "two", ["kd"], changes) == [None] * 2
+    assert_alike(tmp_path / "one" / "kd", tmp_path / "two" / "kd")
+
+
+def train_twice(out):
+    """Two runs in processes that no calling program has joined."""
+    for name in ("first", "second"):
+        configs = configs_of(out / name, "kd")
+        train_students(configs, stream=DividedStream(configs[""]))
+        assert not distributed.is_initialized()
+
+
+def test_processes_may_train_again_after_a_run(tmp_path):
+    assert run_ranks(3, train_twice, tmp_path / "three") == [None] * 3
+    train_twice(tmp_path / "one")
+    for name in ("first", "second"):
+        assert_alike(tmp_path / "one" / name / "kd", tmp_path / "three" / name / "kd")
+
+
+def groups_left(out):
+    """Process groups before and after two runs in a calling program's group, of which one fails."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    before = len(distributed.distributed_c10d._world.pg_map)
+    train_over(out, {}, {}, DividedStream)
+    with suppress(KdCacheError):
+        join_on_a_mixture()
+    return before, len(distributed.distributed_c10d._world.pg_map)
+
+
+def test_a_run_leaves_no_groups_of_processes_behind(tmp_path):
+    for before, after in run_ranks(2, groups_left, tmp_path):
+        assert before == after == 1
+
+
+def train_without(out, variable, value):
+    os.environ[variable] = value
+    train_over(out, {}, {}, DividedStream)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", ""),
+        ("MASTER_PORT", "x"),
+        ("MASTER_PORT", "0"),
+        ("MASTER_PORT", "65536"),
+    ],
+)
+def test_processes_that_are_not_told_where_they_find_each_other_are_refused(
+    tmp_path, variable, value
+):
+    for refusal in run_ranks(2, train_without, tmp_path, variable, value):
+        assert isinstance(refusal, ConfigError)
+        assert f"{variable}={value} " in str(refusal)
+        assert "unset WORLD_SIZE to train by one process" in refusal.hint
 
 
 class Watched(DividedStream):
@@ -292,7 +381,7 @@ class Elsewhere(DividedStream):
 @pytest.mark.parametrize(
     ("changes", "stream", "says"),
     [
-        ({"batch_size": 3}, DividedStream, "batch_size=3 is the batch of all 2 processes"),
+        ({"batch_size": 3}, DividedStream, "batch_size=3 is the number of views for all 2"),
         ({"compile": True}, DividedStream, "compile: true is not possible on 2 processes"),
         ({"device": "cuda:1"}, DividedStream, "device: cuda:1 was requested for each of 2"),
         ({}, MemoryStream, "the stream is of rank 0 of 1, but this process is rank"),
@@ -444,6 +533,11 @@ def test_mixed_views_are_those_of_the_record_from_a_folder_and_over_http(tmp_pat
     train_recorded(tmp_path / "one", str(tmp_path / "c"), "workers")
     with serving(tmp_path) as origin:
         served = {"url": origin.url("c"), "disk_cache": str(tmp_path / "disk")}
-        for name, cache in (("here", str(tmp_path / "c")), ("there", served)):
-            assert run_ranks(2, train_recorded, tmp_path / name, cache, "auto") == [None] * 2
+        folder = str(tmp_path / "c")
+        for name, cache, loader in (
+            ("here", folder, "auto"),
+            ("device", folder, "device"),
+            ("there", served, "auto"),
+        ):
+            assert run_ranks(2, train_recorded, tmp_path / name, cache, loader) == [None] * 2
             assert_alike(tmp_path / "one", tmp_path / name)

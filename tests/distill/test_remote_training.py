@@ -201,7 +201,10 @@ def test_another_fingerprint_behind_a_url_is_refused(tmp_path, root):
     [
         ({"url": "c", "wait_s": -1}, r"wait_s\s+Input should be greater than or equal to 0"),
         ({"url": "c", "wait_s": 86_401}, r"wait_s\s+Input should be less than or equal to 86400"),
-        ({"url": "c", "disk_cache": "d"}, "disk_cache is for servers and buckets"),
+        (
+            {"url": "c", "disk_cache": "d"},
+            "disk_cache is for servers and buckets, and c is a folder",
+        ),
         (
             {"url": "http://h/c", "disk_cache": ""},
             r"disk_cache\s+String should have at least 1 character",

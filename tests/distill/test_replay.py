@@ -100,7 +100,7 @@ def test_twenty_resumes_mid_epoch_continue_the_same_sequence(replay):
     unbroken = list(train_loader(replay, plan))
     assert len(unbroken) == plan.num_steps == 20
     for first in range(20):
-        rest = list(train_loader(replay, plan, first_step=first))
+        rest = list(train_loader(replay, plan, steps=range(first, plan.num_steps)))
         assert _by_position(rest) == _by_position(unbroken[first:])
 
 

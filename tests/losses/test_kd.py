@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache_service.errors import ConfigError
 from distill.losses import kd_loss, logit_matching_loss, soft_cross_entropy, standardize_logits
 
 
@@ -32,7 +33,7 @@ def test_kd_loss_is_its_formula_in_both_directions(direct, draw_logits, seed, te
 
 
 def test_an_unknown_direction_is_refused(draw_logits):
-    with pytest.raises(KeyError, match="sideways"):
+    with pytest.raises(ConfigError, match="direction is forward or reverse, got 'sideways'"):
         kd_loss(draw_logits(0, 1, 3), draw_logits(1, 1, 3), direction="sideways")
 
 

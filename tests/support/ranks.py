@@ -9,7 +9,7 @@ from typing import Any
 
 from support.sockets import free_port
 
-PATIENCE_S = 100.0
+TIMEOUT_S = 100.0
 
 PRELOADED = ["support.streams", "distill.trainer", "torch.distributed"]
 
@@ -35,7 +35,7 @@ class Started:
     def codes(self) -> list[int | None]:
         """How the processes ended; any that still runs is killed."""
         for process in self.processes:
-            process.join(PATIENCE_S)
+            process.join(TIMEOUT_S)
         self.kill()
         return [process.exitcode for process in self.processes]
 
@@ -53,12 +53,12 @@ class Started:
 
     def answers(self) -> list[Any]:
         """What the function returned or raised on each rank, in order of rank."""
-        found = {}
+        answers = {}
         for _ in self.processes:
             rank, answer = self._answers.get()
-            found[rank] = answer
+            answers[rank] = answer
         self.codes()
-        return [found[rank] for rank in sorted(found)]
+        return [answers[rank] for rank in sorted(answers)]
 
 
 def run_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
