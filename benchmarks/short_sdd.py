@@ -20,6 +20,9 @@ from cli.experiments.runner import write_results
 
 PAIR = "resnet32x4:resnet8x4"
 BATCH_SIZE = 500
+SIZES = {"epochs": 30, "seeds": 10, "batch-size": BATCH_SIZE}
+"""Of each network, of the recording, and of a step, unless the command line says otherwise."""
+
 PUBLISHED_EPOCHS = 240
 
 
@@ -29,8 +32,8 @@ def main() -> None:
     for name in ("out", "data", "work"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=10)
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     root = str(Path(given.work, "cifar100"))
     decode(given.data, root)
@@ -43,24 +46,28 @@ def main() -> None:
         on_message=_say,
         pairs=(PAIR,),
         device=given.device,
-        changes=_changes(given.epochs, given.seeds, on_gpu=given.device != "cpu"),
+        changes=_changes(given.epochs, given.seeds, given.batch_size, on_gpu=given.device != "cpu"),
     )
     table, curves = make_sdd_cifar100(options, root)
+    sizes = [f"--{name} {getattr(given, name.replace('-', '_'))}" for name in SIZES]
+    made_by = f"python benchmarks/short_sdd.py {' '.join(sizes)}"
+    table = table.model_copy(update={"command": made_by})
     written = write_results(table, curves, out=given.out, name="sdd-cifar100-short")
     _say(written.page)
 
 
-def _changes(epochs: int, seeds: int, *, on_gpu: bool) -> dict[str, Any]:
-    milestones = [epochs * at // PUBLISHED_EPOCHS for at in (150, 180, 210)]
+def _changes(epochs: int, seeds: int, batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+    milestones = sorted({max(epochs * at // PUBLISHED_EPOCHS, 1) for at in (150, 180, 210)})
     warm_up = epochs / 12  # as 20 of 240
     return {
         "title": f"Scale decoupled distillation on CIFAR-100, shortened to {epochs} epochs",
         "evaluate": {"every": max(epochs // 3, 1)},
         "train": {
             "epochs": epochs,
-            "schedule": {"milestones": milestones, "warmup_epochs": 1.0},
-            "batch_size": BATCH_SIZE,
-            "optimizer": {"lr": 0.2},  # 0.05 for batches of 64; 0.4 is unstable in so few epochs
+            "schedule": {"milestones": milestones, "warmup_epochs": min(1.0, epochs / 2)},
+            "batch_size": batch_size,
+            # 0.05 for batches of 64; 0.4 for 500 is unstable in so few epochs
+            "optimizer": {"lr": 0.2 * batch_size / BATCH_SIZE},
             "amp": "bfloat16" if on_gpu else "none",
             "channels_last": on_gpu,
             "compile": on_gpu,

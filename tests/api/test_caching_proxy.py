@@ -33,6 +33,7 @@ server {{
         proxy_cache kept;
         proxy_cache_revalidate on;
         proxy_force_ranges on;
+        {more}
         proxy_set_header Host localhost;
         add_header X-Kept $upstream_cache_status;
     }}
@@ -56,12 +57,14 @@ class Proxied(NamedTuple):
 
 
 @pytest.fixture
-def proxied(tmp_path):
+def proxied(tmp_path, request):
+    """With a parameter: another line of the proxy's configuration."""
     root = tmp_path / "root"
     write_cache(str(root / "c"), OLD, range(1))
     with serving(root) as service:
         target, port = service.url.rpartition(":")[2], free_port()
-        block = CACHING.format(folder=tmp_path, port=port, target=target)
+        more = getattr(request, "param", "")
+        block = CACHING.format(folder=tmp_path, port=port, target=target, more=more)
         with nginx(tmp_path, block, port):
             yield Proxied(f"http://127.0.0.1:{port}", str(root))
 
@@ -116,9 +119,26 @@ def test_a_student_is_refused_when_the_cache_is_replaced_behind_a_proxy(proxied)
         remote.read(0, 100, 108)
 
 
-def test_the_example_client_never_shows_rows_of_another_cache(proxied):
-    command = [sys.executable, str(ROOT / "examples" / "client.py"), f"{proxied.url}/v1/caches/c"]
+def test_the_example_client_shows_the_rows_of_the_cache_that_is_there(proxied):
     for fingerprint in (OLD.fingerprint, NEW.fingerprint):
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        assert shown.stdout.startswith(f"fingerprint {fingerprint}")
+        shown = show(proxied)
+        assert shown.returncode == 0, shown.stderr
+        first, *rows = shown.stdout.splitlines()
+        assert first == f"fingerprint {fingerprint}"
+        assert len(rows) == 8
         proxied.replace()
+
+
+def show(proxied):
+    command = [sys.executable, str(ROOT / "examples" / "client.py"), f"{proxied.url}/v1/caches/c"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("proxied", ["proxy_cache_key $uri;"], indirect=True)
+def test_the_example_client_never_shows_rows_of_another_cache(proxied):
+    """A proxy that takes URLs for one that differ in their query sends the old rows."""
+    assert show(proxied).returncode == 0
+    proxied.replace()
+    shown = show(proxied)
+    assert (shown.returncode, shown.stdout) == (1, f"fingerprint {NEW.fingerprint}\n")
+    assert shown.stderr == "the response is of another cache than the one that was opened\n"

@@ -122,6 +122,24 @@ def test_accumulated_batches_resume_on_a_group_border(tmp_path):
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
+def test_every_step_of_a_compiled_student_runs_compiled_code_to_the_same_curve(
+    tmp_path, monkeypatch
+):
+    run(train_config(tmp_path / "plain", **RICH))
+    compiled, steps = torch.compile, []
+
+    def counted(function, **options):
+        code = compiled(function, **options)
+        return lambda images: steps.append(images.shape) or code(images)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    with torch.compiler.set_stance("force_eager"):  # generating the code takes half a minute
+        run(train_config(tmp_path / "compiled", compile=True, **RICH))
+    assert len(steps) == NUM_STEPS
+    assert curve(tmp_path / "compiled") == curve(tmp_path / "plain")
+    same(state_of(tmp_path / "compiled"), state_of(tmp_path / "plain"))
+
+
 def test_the_learning_rate_counts_updates_and_not_batches(tmp_path):
     schedule = {"name": "multistep", "milestones": [1], "warmup_epochs": 0.5}
     run(train_config(tmp_path, accumulate=2, schedule=schedule))

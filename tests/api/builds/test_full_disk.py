@@ -55,8 +55,13 @@ def full_service(tmp_path, monkeypatch):
             yield server, build, began, disk
 
 
-def test_a_full_disk_is_told_by_the_api_readiness_and_metrics(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_by_the_page_the_api_readiness_and_metrics(tmp_path, monkeypatch):
     with full_service(tmp_path, monkeypatch) as (server, build, began, disk):
+        page = server.ask("GET", "/").data.decode()
+        assert "The disk is full: no build can go on since" in page
+        assert 'id="build-1-state">failed<' in page
+        assert "rows/s" not in page
+        assert " left<" not in page
         shown = server.ask("GET", f"/v1/builds/{build}").json()
         assert shown["error"]["code"] == "out_of_space"
         assert began <= shown["finished_s"] <= time.time()

@@ -319,7 +319,7 @@ def taken(root):
         yield running
 
 
-def test_who_waits_for_a_build_is_told_where_it_is_in_the_queue(server):
+def test_who_waits_for_a_build_is_told_where_it_is_in_the_queue(server, caplog):
     first, second = post(server, cache="a").json()["id"], post(server, cache="b").json()["id"]
     until(lambda: state_of(server, first) == "running")
     waits = server.ask("GET", "/v1/caches/b/rows?seed=0&start=0&stop=4")
@@ -327,3 +327,6 @@ def test_who_waits_for_a_build_is_told_where_it_is_in_the_queue(server):
     assert f"Build {second} is number 1 of 1 in the queue." in waits.json()["detail"]
     runs = server.ask("GET", "/v1/caches/a/rows?seed=0&start=0&stop=4").json()["detail"]
     assert f"Build {first} " in runs
+    with pytest.raises(RowsNotBuiltError):
+        open_source(server.cache_url("b"), wait_s=1.0)
+    assert f"Build {second} is number 1 of 1 in the queue." in caplog.text
