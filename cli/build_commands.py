@@ -56,7 +56,8 @@ def _plan_text(plan: BuildPlan) -> str:
         f"rows         {plan.rows:,} views, {plan.rows_pending:,} not recorded yet",
         f"shards       {plan.shards} of {plan.shard_rows:,} rows",
         (
-            f"bytes        {human_bytes(plan.bytes_total)} ({plan.bytes_per_row:,} B a view, "
+            f"bytes        {'at most ' if plan.is_compressed else ''}"
+            f"{human_bytes(plan.bytes_total)} ({plan.bytes_per_row:,} B a view, "
             f"stored scales {list(plan.stored_scales)}) in {plan.objects:,} objects"
         ),
         f"weights      {plan.teacher_weights}",

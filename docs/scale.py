@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 from cache_service.format.layout import CacheLayout, default_layout
 from cache_service.format.recipe import AugmentConfig
 from cache_service.format.spec import CacheSpec, DatasetId, Layout, Preprocess, TeacherId
-from cache_service.recording.plan import bucket_requests, commit_bytes, seed_bytes, server_requests
+from cache_service.recording.plan import (
+    bucket_requests,
+    commit_bytes,
+    num_objects,
+    seed_bytes,
+    server_requests,
+)
 
 STORED_VIEW_BYTES = 123_000
 """A stored view of 224 px: the mean of 64 JPEGs of ImageNet, compressed four at a time."""
@@ -91,7 +97,7 @@ def storage() -> str:
             lines.append(
                 f"| {project.title}, {name} | {layout.row_bytes:,} | "
                 f"{layout.spec.layout.shard_rows:,} | {shards:,} | "
-                f"{shards * (len(layout.arrays) + 2):,} | {total / 1e12:.2f} | "
+                f"{num_objects(layout, shards):,} | {total / 1e12:.2f} | "
                 f"{witnesses / total:.1%} | {shards * commit_bytes(layout) / 1e9:.1f} | "
                 f"{-(-shards // LIST_KEYS):,} |"
             )

@@ -45,8 +45,9 @@ class BuildPlan:
         rows: number of views of all seeds.
         rows_pending: number of views that are not recorded yet.
         bytes_per_row: bytes of a row, uncompressed.
-        bytes_total: bytes of all objects of the shards. Rows are counted uncompressed; the size of
-            the stored views is estimated from a few.
+        bytes_total: bytes of all objects of the shards, and of a stored head. Rows are counted
+            uncompressed; the size of the stored views is estimated from a few.
+        is_compressed: whether rows are compressed: then `bytes_total` is what they take at most.
         objects: number of these objects.
         render_rows_per_s: measured rate of rendering in one process, views per second.
         teacher_rows_per_s: measured rate of the teacher on its device, views per second.
@@ -87,6 +88,7 @@ class BuildPlan:
     shard_rows: int
     bytes_per_row: int
     bytes_total: int
+    is_compressed: bool
     objects: int
     stored_scales: tuple[int, ...]
     render_rows_per_s: float
@@ -134,10 +136,8 @@ def make_plan(build: BuildContext) -> BuildPlan:
     score = build.score()
     cost = measure_views(build, storage=measure_storage(config.cache) if pending else None)
     workers = num_workers(build, pending)
-    rate, limit = recording_rate(
-        cost, Machine.of(build), workers=workers, processes=config.processes
-    )
-    layout = CacheLayout(spec)
+    machine, layout = Machine.of(build), CacheLayout(spec)
+    rate, limit = recording_rate(cost, machine, workers=workers, processes=config.processes)
     return BuildPlan(
         cache=config.cache,
         fingerprint=spec.fingerprint,
@@ -147,8 +147,9 @@ def make_plan(build: BuildContext) -> BuildPlan:
         shards=len(shards),
         shard_rows=spec.layout.shard_rows,
         bytes_per_row=layout.row_bytes,
-        bytes_total=len(config.seeds) * seed_bytes(layout, cost.view_bytes),
-        objects=len(shards) * (len(layout.arrays) + 2),  # and the stored views, and the commit
+        bytes_total=len(config.seeds) * seed_bytes(layout, cost.view_bytes) + head_bytes(layout),
+        is_compressed=spec.codec.compression != "none",
+        objects=num_objects(layout, len(shards)),
         stored_scales=spec.stored_scales,
         render_rows_per_s=1 / cost.render_s,
         teacher_rows_per_s=1 / cost.answer_s,
@@ -268,6 +269,16 @@ def seed_bytes(layout: CacheLayout, view_bytes: float) -> int:
     rows = sum(layout.row_object_bytes(shard) for shard in shards)
     others = layout.witness_shape[0] * view_bytes + commit_bytes(layout)
     return rows + round(len(shards) * others)
+
+
+def num_objects(layout: CacheLayout, num_shards: int) -> int:
+    """Of so many shards, with the stored views and the commits, and of a head."""
+    return num_shards * (len(layout.arrays) + 2) + len(layout.heads)
+
+
+def head_bytes(layout: CacheLayout) -> int:
+    """Bytes of the constant arrays of a cache, float32 with a checksum each."""
+    return sum(4 * math.prod(shape) + 4 for shape in layout.heads.values())
 
 
 def commit_bytes(layout: CacheLayout) -> int:

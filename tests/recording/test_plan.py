@@ -12,8 +12,9 @@ from support.ordered import epoch_in_batches
 from support.origin import serving
 
 from cache_service.errors import StorageError
+from cache_service.format.layout import CacheLayout
 from cache_service.recording.engines import prepare, run_local
-from cache_service.recording.plan import make_plan
+from cache_service.recording.plan import head_bytes, make_plan
 from cache_service.recording.rates import (
     WRITTEN_BYTES,
     Machine,
@@ -27,6 +28,7 @@ from cache_service.remote.cache import open_remote
 from cache_service.remote.source import DiskSettings, open_source
 from cache_service.storage.disk import DiskCache
 from cache_service.storage.local import LocalStorage
+from cli.build_commands import _plan_text
 
 
 def stored(folder):
@@ -39,14 +41,20 @@ def stored(folder):
     return sum(path.stat().st_size for path in files), len(files)
 
 
+CHUNKS = {"shard_rows": 256, "chunk_rows": 64}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layout": {"shard_rows": 256, "chunk_rows": 64}},
+        {"layout": CHUNKS},
         {"layout": {"shard_rows": 512, "chunk_rows": 512}},  # the last chunk is padded
         {"layout": None, "codec": {"kind": "int8"}},
+        {"layout": CHUNKS, "codec": {"kind": "topk", "k": 3}},
+        {"layout": CHUNKS, "codec": {"kind": "topk", "k": 3, "packed": True}},
+        {"layout": CHUNKS, "codec": {"kind": "features"}},  # and the head, once
     ],
-    ids=["chunks", "padded", "int8 in the default layout"],
+    ids=["chunks", "padded", "int8 in the default layout", "topk", "packed", "features"],
 )
 def test_planned_bytes_and_objects_are_those_that_a_build_writes(tmp_path, changes):
     build = open_toy(str(tmp_path / "c"), dataset__args={"num_samples": 1000}, **changes)
@@ -56,6 +64,23 @@ def test_planned_bytes_and_objects_are_those_that_a_build_writes(tmp_path, chang
     num_bytes, objects = stored(tmp_path / "c")
     assert plan.objects == objects
     assert plan.bytes_total == pytest.approx(num_bytes, rel=0.01)
+    heads = [path for path in (tmp_path / "c").glob("head_*/c/**/*") if path.is_file()]
+    assert head_bytes(CacheLayout(build.spec)) == sum(path.stat().st_size for path in heads)
+    assert "bytes        at most" not in _plan_text(plan)
+
+
+@pytest.mark.parametrize("codec", [{"kind": "dense"}, {"kind": "topk", "k": 3}], ids=str)
+def test_bytes_of_compressed_rows_are_planned_as_an_upper_limit(tmp_path, codec):
+    codec = codec | {"compression": "zstd"}
+    build = open_toy(
+        str(tmp_path / "c"), dataset__args={"num_samples": 1000}, codec=codec, layout=CHUNKS
+    )
+    plan = make_plan(build)
+    run_build(build)
+    num_bytes, objects = stored(tmp_path / "c")
+    assert plan.objects == objects
+    assert num_bytes < plan.bytes_total
+    assert "bytes        at most" in _plan_text(plan)
 
 
 COST = ViewCost(1 / 300, 1 / 1000, 1e-9, 0.0, 0.0, None)

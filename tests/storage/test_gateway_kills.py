@@ -17,10 +17,12 @@ import pytest
 from support import s3
 from support.builds import open_toy, record_toy, tree_bytes
 from support.gateway import Gateway
+from support.runs import curve, same, state_of
+from support.streams import train_toys
 
 from cache_service.recording.engines import prepare
 from cache_service.recording.record import open_writer, record
-from cache_service.storage import open_storage
+from cache_service.storage import open_storage, retries
 
 ONE_AT_A_TIME = threading.Lock()
 """Two restarts at once would start two gateways, of which one is lost sight of."""
@@ -90,3 +92,25 @@ def test_a_build_goes_on_when_its_gateway_was_killed_at_every_second_shard(serve
     assert len(threads) >= 2
     storage = open_storage(url)
     assert {key: storage.get(key) for key in storage.list("")} == tree_bytes(tmp_path / "c")
+
+
+@pytest.mark.faults
+def test_a_student_goes_on_when_its_gateway_was_killed(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(retries, "WARN_AFTER_S", 0.1)
+    record_toy(str(tmp_path / "c"))
+    url = s3.new_prefix()
+    record_toy(url)
+    train_toys(tmp_path / "local", str(tmp_path / "c"))
+
+    threads = []
+
+    def kill(event):
+        if event.kind == "step" and not threads:
+            threads.append(kill_and_restart(server, 0.0))
+            time.sleep(0.2)  # the seed is copied as it is needed: until the gateway is gone
+
+    train_toys(tmp_path / "waited", {"url": url, "disk_cache": str(tmp_path / "copies")}, kill)
+    assert "Retrying for " in caplog.text
+    threads[0].join()
+    assert curve(tmp_path / "waited") == curve(tmp_path / "local")
+    same(state_of(tmp_path / "waited"), state_of(tmp_path / "local"))

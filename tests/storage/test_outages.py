@@ -11,6 +11,8 @@ import pytest
 from support import s3
 from support.builds import open_toy, record_toy, tree_bytes
 from support.ordered import QUICK
+from support.runs import curve, same, state_of
+from support.streams import train_toys
 
 from cache_service.api.http import catalog
 from cache_service.errors import StorageError
@@ -18,6 +20,7 @@ from cache_service.interrupts import stop_on_signal
 from cache_service.recording.engines import prepare
 from cache_service.recording.record import open_writer, record
 from cache_service.storage import open_storage, retries
+from cache_service.storage.retries import DEFAULT_RETRIES
 
 ObjectStorage = pytest.importorskip("cache_service.storage.objects").ObjectStorage
 
@@ -35,6 +38,10 @@ def down_for(bucket, seconds):
     timer = threading.Timer(seconds, setattr, (bucket, "is_down", False))
     timer.start()
     return timer
+
+
+def test_an_outage_is_borne_for_the_five_minutes_of_the_pages():
+    assert DEFAULT_RETRIES.total_s == 300
 
 
 def test_every_request_is_repeated_until_the_bucket_answers_and_the_outage_is_told_once(
@@ -111,6 +118,30 @@ def test_a_build_waits_for_a_bucket_in_the_middle_and_records_the_same_bytes(buc
         timer.join()
     storage = open_storage(url)
     assert {key: storage.get(key) for key in storage.list("")} == tree_bytes(tmp_path / "c")
+
+
+def test_a_student_waits_for_a_bucket_in_the_middle_and_has_the_same_losses(
+    bucket, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(retries, "WARN_AFTER_S", 0.1)
+    record_toy(str(tmp_path / "c"))
+    url = s3.new_prefix()
+    record_toy(url)
+    train_toys(tmp_path / "local", str(tmp_path / "c"))
+    outages = []
+
+    def fail(event):
+        if event.kind == "step" and not outages:
+            bucket.asked.clear()
+            outages.append(down_for(bucket, 1.5))
+
+    kept = {"url": url, "disk_cache": str(tmp_path / "copies")}
+    train_toys(tmp_path / "waited", kept, fail)
+    outages[0].join()
+    assert "Retrying for " in caplog.text
+    assert bucket.num_bytes() > 0, "the rows after the outage came from the bucket"
+    assert curve(tmp_path / "waited") == curve(tmp_path / "local")
+    same(state_of(tmp_path / "waited"), state_of(tmp_path / "local"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from distill.batches import Batch, BatchPlan, Cursor
 from distill.config import TrainConfig
 from distill.methods import TeacherFacts
 from distill.methods.requirements import SameClassPair, SecondView
+from distill.reporting import Event
 from distill.stream import StreamFacts
+from distill.trainer import train
 from support.toys import NUM_CLASSES, TinyNet
 
 SIDE = 8
@@ -138,3 +140,12 @@ def train_document(out: str, /, **changes: Any) -> dict[str, Any]:
 
 def train_config(out: Any, /, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(train_document(str(out), **changes))
+
+
+def train_toys(out: Any, cache: Any, listen: Callable[[Event], None] | None = None) -> None:
+    """Train a student on the toys from their recording: its URL, or what else `caches` accepts."""
+    toys = {"name": "support.toys:patches", "args": {"num_samples": 96}}
+    train(
+        train_config(out, dataset=toys, caches=cache, batch_size=16, loader="workers"),
+        on_event=listen,
+    )
