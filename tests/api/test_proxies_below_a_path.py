@@ -137,8 +137,16 @@ def test_events_come_one_by_one(ask):
 def test_large_headers_and_bodies_are_refused(ask):
     assert ask("GET", "/healthz", headers={"X": "a" * 80_000}).status in (400, 431)
     headers = {"Authorization": f"Bearer {READ_TOKEN}", "Content-Type": "application/octet-stream"}
-    long = ask("POST", "/v1/caches/c/lookup?seed=0", body=bytes(3 << 20), headers=headers)
-    assert long.status in (413, 502)  # Caddy 2.6 closes the request and says 502
+    # Only the status is read: Caddy 2.6 closes the request and says 502, or cuts off the body.
+    long = ask(
+        "POST",
+        "/v1/caches/c/lookup?seed=0",
+        body=bytes(3 << 20),
+        headers=headers,
+        preload_content=False,
+    )
+    assert long.status in (413, 502)
+    long.close()
 
 
 def test_outside_of_the_path_there_is_nothing_of_the_service(site):

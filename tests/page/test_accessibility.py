@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import pytest
 from support.browser import DESKTOP, PHONE, Watched
+from support.builds import record_toy
 from support.damage import damage_rows
-from support.page_service import BUSY, PageService, make_build
+from support.page_service import BUSY, LONG, PageService, make_build
 from support.serving import TOKENS
 
 from cache_service.api.builds.space import OutOfSpace
 from cache_service.api.http.settings import TokenConfig
 
 DATASET = {"name": "support.toys:patches", "args": {"num_samples": 96}}
+LONG_NAMES = {"name": "support.toys:patches", "args": {"num_samples": 96, "prefix": LONG}}
 
 LOOKS = [(size, scheme) for size in (DESKTOP, PHONE) for scheme in ("light", "dark")]
 
@@ -49,7 +51,8 @@ def site(root, serve_pages, tmp_path_factory):
     shutil.copytree(root / "plain", folder / "lost")
     document = folder / "lost" / "zarr.json"
     document.write_text(document.read_text().replace("support.toys", "support.toyz"))
-    service = PageService(folder, (DATASET,))
+    record_toy(str(folder / "long"), scales=[1, 2, 4], seeds="0:1", dataset=LONG_NAMES)
+    service = PageService(folder, (DATASET, LONG_NAMES))
     failed = make_build(id="b", state="failed", error="the disk is full.", finished_s=9.0)
     done = make_build(id="c", state="done", cache="plain", started_s=1.0, finished_s=8.0)
     service.builds, service.traffic_figures = [make_build(), failed, done], BUSY
@@ -75,6 +78,9 @@ def site(root, serve_pages, tmp_path_factory):
         ("full", "/caches/plain/explore?seed=0&sample=12", "Sample 12 under seed 0"),
         ("full", "/caches/hurt/explore?seed=0&sample=5", "Sample 5 under seed 0"),
         ("full", "/caches/plain/find?by=uncertain&seed=0", "certain"),
+        ("full", "/caches/long", "long"),
+        ("full", "/caches/long/explore?seed=0&sample=12", "Sample 12 under seed 0"),
+        ("full", "/caches/long/find?by=uncertain&seed=0", "certain"),
         ("full", "/caches/lost", "Damage in lost"),
         ("full", "/caches/nope", "Not found"),
         ("empty", "/", "Caches"),

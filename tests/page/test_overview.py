@@ -8,11 +8,12 @@ import time
 import pytest
 from support.browser import DESKTOP, PHONE, Watched
 from support.builds import open_toy
-from support.caches import make_spec, open_writer, write_shard
+from support.caches import make_rows, make_spec, open_writer, write_shard
 from support.page_service import BUSY, PageService, make_build, no_images
 
 from cache_service.api.builds.space import OutOfSpace
 from cache_service.api.page.formatting import moment
+from cache_service.human_format import human_bytes
 from cache_service.recording.engines import prepare, run_local
 from cache_service.recording.shards import Progress
 
@@ -77,12 +78,14 @@ def rows_of(html, table):
 def test_every_cache_is_a_row_with_its_figures_and_when_it_changed(many_pages):
     rows = rows_of(many_pages.overview().html, "caches")
     assert len(rows) == NUM_CACHES
+    seed_bytes = sum(array.nbytes for array in make_rows(make_spec(), 0).values())
     for number, row in enumerate(rows):
         for part in (
             f'href="/caches/cifar100-resnet32x4-{number}"',
             'class="teacher">toy<',
             'class="dataset">toy <',
             f">{number // 2} of 4<",
+            f'class="size">{human_bytes(number // 2 * seed_bytes)}<',
             "<time datetime=",
         ):
             assert part in row, (number, part)

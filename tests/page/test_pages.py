@@ -11,7 +11,7 @@ import torch
 import urllib3
 from support.builds import record_toy
 from support.html_page import Page
-from support.page_service import BUSY, PageService, make_build, no_images
+from support.page_service import BUSY, LONG, PageService, make_build, no_images
 
 from cache_service.api.page import routes
 from cache_service.api.page.drawing import scale_color
@@ -218,9 +218,6 @@ def test_the_legend_names_every_mark_of_the_maps_and_counts_its_cells(pages, roo
     names = {mark: name for mark, name, _ in entries}
     marks = re.findall(r'<tspan class="mark">(\d+)</tspan>', html)
     assert [names[mark] for mark in marks] == [f"place{label}" for label in tops]
-
-
-LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
 
 
 def test_the_full_name_of_a_class_is_on_hover_in_the_legend_and_in_the_table(tmp_path):

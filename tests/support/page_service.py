@@ -13,6 +13,9 @@ from cache_service.api.page.images import ImageRenderer
 from cache_service.api.page.rendering import Pages
 from support.build_queue import builds_document, request_document
 
+LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+"""As ImageNet's names of classes are, of which this is one."""
+
 QUIET: dict[str, Any] = {
     "requests_per_s": 0.0,
     "failed_per_s": 0.0,
