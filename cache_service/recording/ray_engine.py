@@ -113,10 +113,14 @@ def run_ray(
         mine = part.select(all_shards(prepared.spec, seeds))
         before = _missing(cache, mine, prepared)
         left, deaths = before, 0
+
+        def on_death(number: int) -> None:
+            on_message(f"{deaths + number} processes of the build died and were started again")
+
         try:
             while left:
                 actors = _Round(ray, placed, prepared.spec, resources, left, config.processes)
-                deaths += actors.work(on_progress, done=len(mine) - len(left), total=mine)
+                deaths += actors.work(on_progress, on_death, done=len(mine) - len(left), total=mine)
                 now = _missing(cache, mine, prepared)
                 if len(now) == len(left):
                     raise _unseen(cache, prepared, now)
@@ -145,13 +149,32 @@ def _connected(config: BuildConfig, address: str | None) -> Iterator[Any]:
     # Without an address Ray would join whatever cluster this machine started last, running or not.
     options |= {"address": where or "local"} | ({} if where else {"include_dashboard": False})
     try:
-        ray.init(**options)
+        with _silent_stderr():
+            ray.init(**options)
     except Exception as problem:
         raise _no_connection(where or "this machine", problem) from problem
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what Ray prints while it connects; of a wrong token it prints 20 lines from C++.
+
+    They are in Ray's logs, and the exception has the reason.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _require_open(address: str) -> None:
@@ -242,12 +265,15 @@ def _place(config: BuildConfig) -> Placed:
     if not is_url(config.cache):
         config = config.model_copy(update={"cache": _absolute_path(config.cache)})
     dataset, teacher = config.dataset, config.teacher
+    classes = teacher.classes
+    files = {
+        "checkpoint": _absolute_path(teacher.checkpoint),
+        "classes": _absolute_path(classes) if isinstance(classes, str) else classes,
+    }
     absolute = config.model_copy(
         update={
             "dataset": dataset.model_copy(update={"root": _absolute_path(dataset.root)}),
-            "teacher": teacher.model_copy(
-                update={"checkpoint": _absolute_path(teacher.checkpoint)}
-            ),
+            "teacher": teacher.model_copy(update=files),
         }
     )
     return Placed(config, absolute, str(Path.cwd()))
@@ -324,12 +350,19 @@ class _Round:
         count = min(processes, len(shards))
         self._actors = [actor.remote(placed, number) for number in range(count)]
 
-    def work(self, on_progress: OnProgress, *, done: int, total: list[Shard]) -> int:
+    def work(
+        self,
+        on_progress: OnProgress,
+        on_death: Callable[[int], None],
+        *,
+        done: int,
+        total: list[Shard],
+    ) -> int:
         """Record until no shard is left and every actor that had one has ended.
 
-        Returns the number of deaths.
+        Returns the number of deaths; `on_death` is called with it when it grows.
         """
-        ray = self._ray
+        ray, deaths = self._ray, 0
         running = [each.work.remote(self._dispatcher) for each in self._actors]
         rows_before = num_rows(self._spec, total) - num_rows(self._spec, self._shards)
         try:
@@ -338,19 +371,22 @@ class _Round:
                     ready, running = ray.wait(running, timeout=POLL_S)
                     for each in ready:
                         _get(ray, each)
-                    is_finished = ray.get(self._dispatcher.is_finished.remote())
+                    status: Status = _get(ray, self._dispatcher.status.remote())
+                    if status.deaths > deaths:
+                        deaths = status.deaths
+                        on_death(deaths)
                     on_progress(
                         _sum(
-                            ray.get(self._dispatcher.reports.remote()),
+                            status,
                             rows=(rows_before, num_rows(self._spec, total)),
                             shards=(done, len(total)),
                         )
                     )
                     if stop.requested:
                         raise KeyboardInterrupt
-                    if is_finished:
+                    if status.is_finished:
                         running = []  # of actors for which the cluster had no room
-            return int(ray.get(self._dispatcher.deaths.remote()))
+            return deaths
         finally:
             if running:
                 with contextlib.suppress(Exception):  # the cluster may be gone
@@ -358,6 +394,22 @@ class _Round:
                     ray.wait(running, num_returns=len(running), timeout=STOP_S)
             for actor in self._actors:
                 ray.kill(actor)
+
+
+class Status(NamedTuple):
+    """What the dispatcher knows.
+
+    Attributes:
+        is_finished: whether every shard was handed out to an actor that has ended.
+        reports: the latest progress of every actor.
+        lost: the last progress of every life of an actor that died.
+        deaths: starts beyond the first of every actor.
+    """
+
+    is_finished: bool
+    reports: list[Progress]
+    lost: list[Progress]
+    deaths: int
 
 
 class Dispatcher:
@@ -369,7 +421,7 @@ class Dispatcher:
         self._starts: dict[int, int] = {}
         self._deaths_in_a_row: dict[int, int] = {}
         self._reports: dict[int, Progress] = {}
-        self._earlier: list[Progress] = []
+        self._lost: list[Progress] = []
         self._stopped = False
 
     def begin(self, actor: int) -> list[Shard]:
@@ -383,7 +435,7 @@ class Dispatcher:
         self._starts[actor] = self._starts.get(actor, 0) + 1
         report = self._reports.pop(actor, None)
         if report is not None:
-            self._earlier.append(report)
+            self._lost.append(report)
         if self._starts[actor] > 1:
             idle = report is None or report.shards_committed == 0
             self._deaths_in_a_row[actor] = self._deaths_in_a_row.get(actor, 0) * idle + 1
@@ -414,17 +466,14 @@ class Dispatcher:
         """Note that an actor has committed what it took."""
         self._taken.pop(actor, None)
 
-    def is_finished(self) -> bool:
-        """Whether every shard was handed out to an actor that has ended."""
-        return not self._left and not self._taken
-
-    def reports(self) -> list[Progress]:
-        """The latest progress of every actor, and the last of those that died."""
-        return [*self._earlier, *self._reports.values()]
-
-    def deaths(self) -> int:
-        """Starts beyond the first of every actor."""
-        return sum(self._starts.values()) - len(self._starts)
+    def status(self) -> Status:
+        """How far the build is."""
+        return Status(
+            is_finished=not self._left and not self._taken,
+            reports=list(self._reports.values()),
+            lost=list(self._lost),
+            deaths=sum(self._starts.values()) - len(self._starts),
+        )
 
     def stop(self) -> None:
         """Hand out no more shards."""
@@ -484,21 +533,28 @@ class _HandedOut(ShardOrder):
             yield Shard(*shard)
 
 
-def _sum(reports: list[Progress], *, rows: tuple[int, int], shards: tuple[int, int]) -> Progress:
-    """The progress of all actors; rows and shards as (recorded before, total)."""
+def _sum(status: Status, *, rows: tuple[int, int], shards: tuple[int, int]) -> Progress:
+    """The progress of all actors; rows and shards as (recorded before, total).
+
+    What the teacher answered for shards that were open when an actor died is lost.
+    """
+    reports = [*status.lost, *status.reports]
     committed = sum(each.shards_committed for each in reports)
     per_shard = (rows[1] - rows[0]) / max(shards[1] - shards[0], 1)
+    rows_done = min(rows[0] + round(committed * per_shard), rows[1])
+    rows_open = sum(each.rows_answered - each.rows_done for each in status.reports)
     latest = max(reports, key=lambda each: (each.seed, each.shard), default=Progress())
     return Progress(
         seed=latest.seed,
         shard=latest.shard,
-        rows_done=min(rows[0] + round(committed * per_shard), rows[1]),
+        rows_done=rows_done,
+        rows_answered=min(rows_done + rows_open, rows[1]),
         rows_total=rows[1],
         shards_done=shards[0] + committed,
         shards_total=shards[1],
         shards_committed=committed,
         bytes_written=sum(each.bytes_written for each in reports),
-        rows_per_s=sum(each.rows_per_s for each in reports),
+        rows_per_s=sum(each.rows_per_s for each in status.reports),
     )
 
 
@@ -509,12 +565,18 @@ def _get(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as problem:
         if isinstance(problem.cause, KdCacheError):
             raise problem.cause from problem
+        if isinstance(problem.cause, ray.exceptions.RayError):
+            raise _lost(problem.cause) from problem
         raise
     except ray.exceptions.RayError as problem:
-        raise StorageError(
-            f"a process of the build was lost: {_first_line(problem)}",
-            hint="Run the same command again: it goes on from what is committed.",
-        ) from problem
+        raise _lost(problem) from problem
+
+
+def _lost(problem: BaseException) -> StorageError:
+    return StorageError(
+        f"a process of the build was lost: {_first_line(problem)}",
+        hint="Run the same command again: it goes on from what is committed.",
+    )
 
 
 def _first_line(problem: BaseException) -> str:

@@ -138,15 +138,7 @@ def record(
     writer.storage.sweep()
     try:
         while pending:
-            with stop_on_signal() as stop:
-                run = _Run(meter, stop, order, [])
-                with closing(_record_shards(build, writer, pending, run)) as committed:
-                    for shard in committed:
-                        meter.add_commit(shard)
-            pending = list(_uncommitted(writer, run.taken, run))
-            if pending:  # another process has locked them: wait until it commits or dies
-                time.sleep(POLL_S)
-                meter.add_answers(0)  # reports that this process is alive
+            pending = _record_once(build, writer, pending, meter, order)
     finally:
         writer.storage.sweep()
     return meter.shards_committed
@@ -160,7 +152,7 @@ def record_handed_out(
     *,
     on_progress: OnProgress,
 ) -> None:
-    """Record the shards that an order hands out, once, without awaiting those of other builders.
+    """Record the shards that an order hands out, and await those that other builders have reserved.
 
     Args:
         build: the opened build.
@@ -173,11 +165,32 @@ def record_handed_out(
         KeyboardInterrupt, KdCacheError: see `record`.
     """
     meter = ProgressMeter(build.spec, part=expected, pending=expected, on_progress=on_progress)
+    pending = _record_once(build, writer, expected, meter, order)
+    while pending:
+        pending = _record_once(build, writer, pending, meter, ShardOrder())
+
+
+def _record_once(
+    build: BuildContext,
+    writer: CacheWriter,
+    pending: list[Shard],
+    meter: ProgressMeter,
+    order: ShardOrder,
+) -> list[Shard]:
+    """Record the shards that no other builder has reserved. Returns those that are left.
+
+    If any are left, it pauses, so that the other builders may commit them or die.
+    """
     with stop_on_signal() as stop:
         run = _Run(meter, stop, order, [])
-        with closing(_record_shards(build, writer, expected, run)) as committed:
+        with closing(_record_shards(build, writer, pending, run)) as committed:
             for shard in committed:
                 meter.add_commit(shard)
+    left = list(_uncommitted(writer, run.taken, run))
+    if left:
+        time.sleep(POLL_S)
+        meter.add_answers(0)  # reports that this process is alive
+    return left
 
 
 def _record_shards(

@@ -26,9 +26,13 @@ class Head(NamedTuple):
     pid: int
 
 
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""A cluster that anybody may join, on loopback."""
+
+
 @contextmanager
-def running_head(folder: Path) -> Iterator[Head]:
-    """A cluster with three CPUs that runs in a folder."""
+def running_head(folder: Path, environment: dict[str, str] | None = None) -> Iterator[Head]:
+    """A cluster with three CPUs that runs in a folder, by default in this environment."""
     pytest.importorskip("ray", reason="the ray extra is not installed")
     port = free_port()
     options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
@@ -39,33 +43,50 @@ def running_head(folder: Path) -> Iterator[Head]:
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ | OPEN if environment is None else environment,
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.5)
-    yield Head(f"127.0.0.1:{port}", head.pid)
-    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    head.wait(30)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
+        yield Head(f"127.0.0.1:{port}", head.pid)
+    finally:
+        above = psutil.Process(head.pid)
+        for process in [*above.children(recursive=True), above]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(30)
 
 
-def start(folder, cluster, *, before=(), **changes):
-    """`kd-cache build --engine ray` in a folder, with a relative cache; a command may run it."""
+def start(folder, cluster, *, before=(), environment=OPEN, **changes):
+    """`kd-cache build --engine ray` in a folder, with a relative cache; a command may run it.
+
+    Without a cluster it starts its own. `environment` adds to that of this process.
+    """
     file = write_file(folder / "build.yaml", build_document("cache", **changes))
     code = "from cli.main import run; run()"
-    arguments = ["build", file.name, "--engine", "ray", "--address", cluster.address, "--json"]
+    where = [] if cluster is None else ["--address", cluster.address]
     return subprocess.Popen(
-        [*before, sys.executable, "-c", code, *arguments],
+        [
+            *before,
+            sys.executable,
+            "-c",
+            code,
+            "build",
+            file.name,
+            "--engine",
+            "ray",
+            *where,
+            "--json",
+        ],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ | environment,
     )
 
 
