@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cache_service.errors import ConfigError
-from cache_service.human_format import human_bytes
 from cli.options import File, Json, Settings, emit
-
-if TYPE_CHECKING:
-    from cli.experiments.bench.http import HttpBench
 
 DEMO_PACKAGES = ("sklearn", "torch", "torchvision", "timm", "PIL")
 """Import names of the packages that the demo needs."""
@@ -212,56 +208,19 @@ def bench(
     takes with how exactly it keeps the teacher's answers, and `http` the service with a route that
     returns a constant.
     """
-    if name == "http":
-        from cli.experiments.bench.http import FULL, QUICK, run_http_bench
-
-        result = run_http_bench(QUICK if quick else FULL, _on_message)
-        emit(result.document(), as_json=json, text=_bench_text(result))
-        return
-    from cli.experiments.bench.benchmarks import run_benchmark
     from cli.experiments.bench.page import BenchOptions
 
     options = BenchOptions(tuple(pair or ()), device, quick, _on_message, images, s3, cache)
-    page, written = run_benchmark(name, options, out)
+    if name == "http":  # imported alone, because it needs no torch
+        from cli.experiments.bench.http_page import bench_http
+
+        page, written = bench_http(options, out)
+    else:
+        from cli.experiments.bench.benchmarks import run_benchmark
+
+        page, written = run_benchmark(name, options, out)
     emit(
         {**page.document(options), "written": written},
         as_json=json,
         text="\n".join([page.markdown(options).rstrip(), *written]),
     )
-
-
-def _bench_text(result: HttpBench) -> str:
-    lines = [
-        f"{name}s: {kind.num_rows} rows, {human_bytes(kind.num_bytes)} a response"
-        for name, kind in result.kinds.items()
-    ]
-    columns = (
-        f"{'':8}{'clients':>8}{'service/s':>11}{'constant/s':>12}{'ratio':>7}{'p50':>10}"
-        f"{'p99':>10}{'':>14}"
-    )
-    lines += [f"{result.requests:,} requests to the service", "", columns]
-    lines += [
-        f"{each.kind:8}{each.concurrency:>8}{each.per_second:>11.0f}"
-        f"{each.constant_per_second:>12.0f}{each.ratio:>7.0%}{each.p50_ms:>7.1f} ms"
-        f"{each.p99_ms:>7.1f} ms{human_bytes(each.bytes_per_second):>12}/s"
-        for each in result.measured
-    ]
-    document = result.document()
-    lines.append("")
-    lines += [
-        f"{kind}s reach {document['ratios'][kind]:.0%} of the constant (target {target:.0%})"
-        for kind, target in document["targets"].items()
-    ]
-    lines += ["", f"{'CPU a request':20}{'service':>10}{'nginx':>10}{'ratio':>7}{'constant':>10}"]
-    lines += [
-        f"{each.kind:20}{each.service:>7.0f} us{each.nginx:>7.0f} us"
-        f"{each.service / each.nginx if each.nginx else 0:>7.1f}{each.constant:>7.0f} us"
-        for each in result.cpu
-    ]
-    before, after = result.before, result.after
-    lines.append(
-        f"memory of the service: {human_bytes(before.anonymous)} before, "
-        f"{human_bytes(after.anonymous)} after; with mapped files {human_bytes(before.resident)} "
-        f"and {human_bytes(after.resident)}"
-    )
-    return "\n".join(lines)

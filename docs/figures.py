@@ -100,11 +100,30 @@ def _of_photographs(figures: Figures, variant: str) -> dict[str, Any]:
     return chosen
 
 
+def _cpu_bound_step(figures: Figures) -> str:
+    return f"{_median(_of_photographs(figures, views.RECORDED)['ratios']):.2f}"
+
+
+def _beside_formats(figures: Figures) -> str:
+    """Warm local rows of 2 kB: the ratio of each order, with the name of the fastest format."""
+    cells = []
+    for order in (stream.IN_ORDER, stream.AT_RANDOM):
+        own = _own_rows(figures, order)
+        best = stream.fastest_other(figures, own)
+        cells.append(f"{stream.ratio_to(own, best):.1f} {order} ({best['format']})")
+    return ", ".join(cells)
+
+
+def _own_rows(figures: Figures, order: str) -> dict[str, Any]:
+    wanted = (stream.LOCAL, stream.WARM, order, stream.LOGITS, stream.SHOWN_BYTES)
+    names = ("where", "state", "order", "format", "row_bytes")
+    [own] = (each for each in figures if tuple(each[name] for name in names) == wanted)
+    return own
+
+
 def _rows(order: str) -> Callable[[Figures], str]:
     def cell(figures: Figures) -> str:
-        wanted = (stream.LOCAL, stream.WARM, order, stream.LOGITS, stream.SHOWN_BYTES)
-        names = ("where", "state", "order", "format", "row_bytes")
-        [own] = (each for each in figures if tuple(each[name] for name in names) == wanted)
+        own = _own_rows(figures, order)
         speed = statistics.median(own["rows_per_s"])
         return f"{_median(own['of_floor']):.2f} ({speed / 1e6:.1f} million a second)"
 
@@ -129,8 +148,10 @@ COSTS: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "recorded rows / the slowest of teacher, views, disk": ("build", _recording),
     "rows of 2 kB in order / a copy of memory-mapped ones": ("stream", _rows(stream.IN_ORDER)),
     "rows of 2 kB at random / a gather of such": ("stream", _rows(stream.AT_RANDOM)),
+    "rows of 2 kB / the fastest other format": ("stream", _beside_formats),
     "time of a view of a JPEG / torchvision's": ("views", _single_view),
     "views per CPU second, four of one decode / one": ("views", _several_views),
+    "CPU-bound step, four views of one decode / labels alone": ("views", _cpu_bound_step),
 }
 """What is measured beside what, with the benchmark and the cell of its figures."""
 

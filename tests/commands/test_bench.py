@@ -20,16 +20,24 @@ TINY = http.Sizes(num_samples=4096, rounds=1, requests={"range": 4, "lookup": 8}
 
 
 @pytest.fixture
-def ended(monkeypatch):
+def ended(monkeypatch, tmp_path):
     monkeypatch.setattr(http, "QUICK", TINY)
     monkeypatch.setattr(http, "CONCURRENCY", (1, 4))
     monkeypatch.setattr(http, "DIFFERENT_REQUESTS", 4)
-    return kd_cache("bench", "http", "--quick", "--json")
+    return kd_cache("bench", "http", "--quick", "--json", "--out", str(tmp_path))
 
 
-def test_bench_http_reports_every_figure_as_one_document(ended):
+def test_bench_http_keeps_its_page_and_every_figure_as_one_document(ended, tmp_path):
     assert ended.code == 0
-    found = json.loads(ended.out)
+    document = json.loads(ended.out)
+    kept = json.loads((tmp_path / "http.json").read_text())
+    assert kept["machine"]["cores"] >= 1
+    assert set(kept["versions"]) == {"fastapi", "uvicorn", "httptools"}
+    assert kept["figures"] == document["figures"]
+    page = (tmp_path / "http.md").read_text()
+    assert page.count("| lookup of 256 rows | ") == 2
+    assert "| raw key, 64 rows | " in page
+    [found] = document["figures"]
     asked = [(each["kind"], each["concurrency"]) for each in found["measured"]]
     assert asked == [(kind, n) for kind in ("range", "lookup") for n in (1, 4)]
     for each in found["measured"]:
@@ -39,7 +47,9 @@ def test_bench_http_reports_every_figure_as_one_document(ended):
             each["ratio"], each["per_second"] / each["constant_per_second"], rel_tol=1e-6
         )
     assert found["requests"] == 2 * (4 + 8)
-    assert set(found["reached"]) == set(found["targets"]) == set(found["ratios"])
+    goals = [each["what"].partition(":")[0] for each in document["goals"]]
+    timed = [each["kind"] for each in found["cpu_us"] if each["nginx"]]  # 0 where too short
+    assert goals == ["ranges", "lookups", *(kind for kind in timed if kind.startswith("range"))]
     assert found["kinds"]["lookup"]["rows"] == 256
     assert 0.9 * 2**23 < found["kinds"]["range"]["bytes"] <= 2**23
     assert [each["kind"] for each in found["cpu_us"]] == [

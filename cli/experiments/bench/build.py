@@ -148,7 +148,7 @@ def build_page(figures: Figures, options: BenchOptions) -> BenchPage:
                 "Rows per second. Teacher: the network on views that are in memory, its logits "
                 "copied to the host. Views: decoded, augmented and digested by the loader "
                 "processes. Disk: a shard's bytes, written and synced. Start-up is left out of "
-                "all of them."
+                "all of them. One run, no spread."
             ),
             options.arithmetic,
         ],

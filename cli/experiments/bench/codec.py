@@ -477,13 +477,33 @@ def _is_best(figure: dict[str, Any], others: Figures, key: str) -> bool:
 
 
 def _goals(figures: Figures) -> list[Goal]:
-    """At 200 bytes and T = 4, a tenth of what a uniform tail of the top 50 loses."""
+    """At 200 bytes and T = 4, a tenth of what a uniform tail of the top 50 loses; at every
+    temperature, no more than any method of the field."""
     uniform: list[float] = [each["kl_4"] for each in figures if each["method"] == "uniform tail 50"]
     small = [
         each["kl_4"] for each in figures if each["row_bytes"] <= SMALL_ROW and each["source"] == OWN
     ]
     what = f"least KL at T = 4 of {SMALL_ROW} bytes / that of a uniform tail 50"
-    return [Goal(what, 0.1, min(small) / uniform[0])] if uniform else []
+    goals = [Goal(what, 0.1, min(small) / uniform[0])] if uniform else []
+    return goals + [_frontier(figures, temperature) for temperature in TEMPERATURES]
+
+
+def _frontier(figures: Figures, temperature: int) -> Goal:
+    """Beside the method of the field that is best in comparison with codecs of no more bytes."""
+    key = f"kl_{temperature}"
+    own = [each for each in figures if each["source"] == OWN]
+    smallest = min(each["row_bytes"] for each in own)
+    ratio, worst = max(
+        (
+            min(o[key] for o in own if o["row_bytes"] <= each["row_bytes"]) / each[key],
+            f"{each['method']} ({each['row_bytes']} B)",
+        )
+        for each in figures
+        if each["source"] != OWN and each[key] is not None and each["row_bytes"] >= smallest
+    )
+    return Goal(
+        f"largest ratio of KL at T = {temperature}: {OWN} in no more bytes / {worst}", 1.0, ratio
+    )
 
 
 def _plot(ordered: Figures) -> str:

@@ -77,7 +77,10 @@ def memory_page(figures: Figures, options: BenchOptions) -> BenchPage:
         name="memory",
         title="Memory of training, by where the teacher's logits come from",
         notes=[
-            (f"{counted} Each variant trains for one short epoch in a process of its own."),
+            (
+                f"{counted} Each variant trains for one short epoch in a process of its own. One "
+                "run, no spread."
+            ),
             options.arithmetic,
         ],
         header=("teacher -> student", "px", "batch", "variant", "peak", "of labels alone"),

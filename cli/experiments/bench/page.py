@@ -7,12 +7,9 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
-
-from cache_service.views.identity import library_versions
 
 OnMessage = Callable[[str], None]
 
@@ -96,6 +93,7 @@ class BenchPage(NamedTuple):
         figures: every figure, for programs.
         goals: what of it was wanted.
         plot: an SVG file; empty for none.
+        libraries: whose versions it names; empty for those that render and train.
     """
 
     name: str
@@ -106,6 +104,16 @@ class BenchPage(NamedTuple):
     figures: Sequence[dict[str, Any]]
     goals: Sequence[Goal] = ()
     plot: str = ""
+    libraries: Sequence[str] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of its libraries."""
+        if self.libraries:
+            return {name: metadata.version(name) for name in self.libraries}
+        from cache_service.views.identity import library_versions
+
+        return library_versions()
 
     def document(self, options: BenchOptions) -> dict[str, Any]:
         """Return a JSON document with the machine and the versions."""
@@ -113,7 +121,7 @@ class BenchPage(NamedTuple):
             "bench": self.name,
             "quick": options.quick,
             "machine": describe_machine(options.device),
-            "versions": library_versions(),
+            "versions": self.versions,
             "goals": [{**each._asdict(), "is_met": each.is_met} for each in self.goals],
             "figures": list(self.figures),
         }
@@ -121,14 +129,15 @@ class BenchPage(NamedTuple):
     def markdown(self, options: BenchOptions) -> str:
         """Return the page."""
         machine = describe_machine(options.device)
-        versions = library_versions()
+        versions = self.versions
+        named = ", ".join(f"{name} {versions[name]}" for name in self.libraries or ("torch",))
         return "\n".join(
             [
                 f"# {self.title}",
                 "",
                 f"`kd-cache bench {self.name}` on {machine['device']}, {machine['cores']} CPU "
-                f"cores; torch {versions['torch']}, Python {machine['python']}; load average "
-                f"{machine['load']} at the end."
+                f"cores; {named}, Python {machine['python']}; load average {machine['load']} at "
+                "the end."
                 + (" Quick form: it shows that the benchmark works." if options.quick else ""),
                 "",
                 *([f"![{self.title}]({self.name}.svg)", ""] if self.plot else []),
@@ -166,12 +175,18 @@ def describe_machine(device: str) -> dict[str, Any]:
     A load far above the cores says that other programs ran, too.
     """
     return {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
+        "device": _gpu_name() if device.startswith("cuda") else cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "system": platform.system(),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def cpu_name() -> str:

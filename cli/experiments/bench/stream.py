@@ -449,12 +449,23 @@ def _goals(figures: Figures) -> list[Goal]:
         if own["row_bytes"] >= FLOOR_GOAL_BYTES:
             ratio = statistics.median(own["of_floor"])
             goals.append(Goal(f"{what}: rows/s / {FLOOR}", GOAL, ratio, at_least=True))
-        others = [each for each in figures if _is_other(each, own)]
-        best = max(others, key=lambda each: statistics.median(each["of_floor"]))
-        ratios = [a / b for a, b in zip(own["rows_per_s"], best["rows_per_s"], strict=True)]
-        ratio = statistics.median(ratios)
+        best = fastest_other(figures, own)
+        ratio = ratio_to(own, best)
         goals.append(Goal(f"{what}: rows/s / {best['format']}", FIELD_GOAL, ratio, at_least=True))
     return goals
+
+
+def fastest_other(figures: Figures, own: dict[str, Any]) -> dict[str, Any]:
+    """Of the formats of other tools, the fastest that was read as `own` was."""
+    others = [each for each in figures if _is_other(each, own)]
+    return max(others, key=lambda each: statistics.median(each["of_floor"]))
+
+
+def ratio_to(own: dict[str, Any], other: dict[str, Any]) -> float:
+    """Rows per second over those of another format, a median of the rounds' ratios."""
+    pairs = zip(own["rows_per_s"], other["rows_per_s"], strict=True)
+    ratios: list[float] = [mine / its for mine, its in pairs]
+    return statistics.median(ratios)
 
 
 def _is_other(figure: dict[str, Any], own: dict[str, Any]) -> bool:
