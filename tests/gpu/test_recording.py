@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from support.builds import open_toy, record_toy, run_build
 
 from cache_service.recording.comparison import check_teacher
+from cache_service.recording.plan import make_plan
 
 CIFAR = {"preset": "cifar", "size": 16}
 MODEL = {"model": "resnet8x4", "allow_untrained": True, "input_size": 16, "seed": 3}
@@ -71,3 +73,19 @@ def test_a_recording_on_a_gpu_is_repeated_bit_for_bit_and_resumed(tmp_path):
     )
     check_teacher(build)
     assert run_build(build).complete_seeds() == [0, 1, 2]
+
+
+def test_a_plan_says_the_memory_that_the_build_takes(tmp_path):
+    build = open_toy(
+        str(tmp_path / "cache"),
+        augment={"preset": "cifar", "size": 32},
+        device="cuda",
+        teacher=MODEL | {"input_size": 32},
+        # Whole batches, so large that their maps outweigh the weights and what libraries reserve.
+        batch_size=96,
+        layout={"shard_rows": 96, "chunk_rows": 8},
+    )
+    planned = make_plan(build).device_bytes
+    torch.cuda.reset_peak_memory_stats()
+    run_build(build)
+    assert 0.5 < torch.cuda.max_memory_allocated() / planned < 1.5
