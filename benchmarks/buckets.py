@@ -1,6 +1,7 @@
 """Trains one student from a folder and from a bucket in turn: does the bucket keep it as busy?
 
     .venv/bin/python benchmarks/buckets.py [--latency-ms 2] [--rounds 3] [--samples 2000]
+    .venv/bin/python benchmarks/buckets.py --read 32768    # rows a second, without a student
 
 The bucket is moto's on this machine, or the server that KD_CACHE_S3_ENDPOINT names, behind a proxy
 that delays every answer and counts. Each round trains the same epochs from both, the bucket with an
@@ -28,9 +29,12 @@ import numpy as np
 import pytest
 from support import s3
 from support.builds import record_toy
+from support.caches import make_spec, write_cache
 from support.counted import CountingProxy
 
 from cache_service.config import validate_config
+from cache_service.format.layout import CacheLayout
+from cache_service.remote.source import DEFAULT_DISK, DiskSettings, open_source
 from cache_service.storage import open_storage
 from distill.config import TrainConfig
 from distill.trainer import train
@@ -39,6 +43,7 @@ CLASSES = 100
 SIDE = 32
 SEEDS = 2
 GOAL = 0.95
+BATCH = 256
 
 
 class Noise:
@@ -119,7 +124,6 @@ def measure(arguments: argparse.Namespace, folder: Path, proxy: CountingProxy) -
     bucket, source = open_storage(url), open_storage(local)
     for key in source.list(""):
         bucket.put(key, source.get(key) or b"")
-    proxy.latency_s = arguments.latency_ms / 1000
     sizes, asked = (arguments.samples, arguments.workers), []
     ratios: dict[str, list[float]] = defaultdict(list)
     _run(local, folder / "warm", *sizes)
@@ -148,6 +152,41 @@ def measure(arguments: argparse.Namespace, folder: Path, proxy: CountingProxy) -
     }
 
 
+def measure_reading(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Rows a second of an epoch in order, 1000 logits each, from a folder and through copies."""
+    local, url = str(folder / "cache"), s3.new_prefix()
+    spec = make_spec(
+        num_samples=arguments.read, num_classes=1000, scales=(1,), shard_rows=8192, chunk_rows=256
+    )
+    for place in (local, url):
+        write_cache(place, spec)
+    _read(local)
+    rates: dict[str, list[float]] = defaultdict(list)
+    for number in range(arguments.rounds):
+        copies = DiskSettings(str(folder / f"read{number}"))
+        rates["folder"].append(_read(local))
+        rates["bucket_first"].append(_read(url, copies))
+        rates["bucket_again"].append(_read(url, copies))
+        print(json.dumps({name: rate[-1] for name, rate in rates.items()}), file=sys.stderr)
+    return {
+        "latency_ms": arguments.latency_ms,
+        "rows": arguments.read,
+        "row_bytes": CacheLayout(spec).row_bytes,
+        **{f"{name}_rows_per_s": round(statistics.median(rate)) for name, rate in rates.items()},
+        "rounds": arguments.rounds,
+    }
+
+
+def _read(url: str, disk: DiskSettings = DEFAULT_DISK) -> float:
+    """Rows a second of one epoch of a newly opened cache."""
+    began = time.perf_counter()
+    cache = open_source(url, disk=disk)
+    count = cache.spec.dataset.num_samples
+    for start in range(0, count, BATCH):
+        cache.read(0, start, min(start + BATCH, count))
+    return count / (time.perf_counter() - began)
+
+
 def _is_row(key: str) -> bool:
     return "/c/" in key and not key.startswith("witness")
 
@@ -159,13 +198,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--read", type=int, metavar="ROWS", help="read only; trains no student")
     arguments = parser.parse_args()
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         for name, value in s3.moto_environment().items():
             patch.setenv(name, value)
         with s3.counted_bucket(patch) as proxy:
-            found = measure(arguments, Path(folder), proxy)
+            proxy.latency_s = arguments.latency_ms / 1000
+            if arguments.read:
+                found = measure_reading(arguments, Path(folder))
+            else:
+                found = measure(arguments, Path(folder), proxy)
     found |= {"seconds": round(time.monotonic() - began), "load": os.getloadavg()[0]}
     print(json.dumps(found, indent=2))
 

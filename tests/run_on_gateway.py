@@ -1,7 +1,7 @@
 """Runs the S3 tests against a real object gateway on this machine: `make test-s3`.
 
 Arguments go to pytest; without any, the tests of storage, caches, builds, students and the
-service on a bucket run.
+service on a bucket run, and the walk of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 from support import s3
 from support.gateway import INSTALL, Gateway, gateway
 
+SELECTION = (
+    "(s3 or bucket or staged or outage or gateway or objects or every_engine or walk) "
+    "and not planned_bytes"
+)
+
 TESTS = [
     "tests/storage",
     "tests/cache",
     "tests/recording/test_s3.py",
     "tests/recording/test_without_locks.py",
+    "tests/recording/test_plan.py",
+    "tests/recording/test_equal_engines.py",
     "tests/remote/test_staged.py",
     "tests/api/test_bucket.py",
+    "tests/docs/test_scaling_walk.py",
     "-k",
-    "s3 or bucket or staged or outage or gateway or objects",
+    SELECTION,
 ]
 
 

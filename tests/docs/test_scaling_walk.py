@@ -5,6 +5,7 @@ Installing is left out: the environment of the tests is used, and a bucket of th
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import uuid
@@ -41,6 +42,9 @@ def machine(tmp_path):
     made.env |= s3.moto_environment() | {"XDG_CACHE_HOME": str(tmp_path / "copies")}
     # `ray` is a script beside the interpreter.
     made.env["PATH"] += f":{Path(sys.executable).parent}"
+    srun = made.folder / "bin" / "srun"
+    srun.write_text('#!/bin/sh\nexec "$@"\n')
+    srun.chmod(0o755)
     yield made
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -48,28 +52,48 @@ def machine(tmp_path):
                 process.kill()
 
 
+NOT_RUN = {
+    "ray:": "tests/docs/test_blocks.py reads it as a part of a build file",
+    "caches:": "tests/docs/test_blocks.py reads it as a part of a train file",
+    "proxy_cache_path /var/cache/nginx/kd-cache levels=1:2": "tests/api/test_replicas.py runs it",
+}
+"""Blocks of the page that are no commands, and where they are tested."""
+
+
 def scripts():
-    """The shell blocks of the page by their first word, without comments and installation."""
+    """The blocks of the page by their first words, without installation."""
     found = {}
     for block in blocks_of(ROOT / "docs" / "scaling.md"):
-        if block.language == "sh" and not block.text.startswith("#!"):
-            lines = [line for line in block.text.splitlines() if not line.startswith("pip install")]
-            found[" ".join(lines[0].split()[:3])] = lines
+        lines = [line for line in block.text.splitlines() if not line.startswith("pip install")]
+        words = " ".join(lines[0].split()[:3])
+        assert words not in found, "two blocks begin alike"
+        found[words] = lines
     return found
 
 
 def test_the_walk_has_no_stumble(machine):
     blocks = scripts()
+    for words in NOT_RUN:
+        blocks.pop(words)
     machine.clone()
-    machine.run("\n".join(blocks["kd-cache train examples/digits.teacher.yaml"]))
+    machine.run("\n".join(blocks.pop("kd-cache train examples/digits.teacher.yaml")))
     cache = machine.folder / "kd-cache" / "caches" / "digits"
 
-    (part,) = blocks["kd-cache build examples/digits.build.yaml"]
+    (part,) = blocks.pop("kd-cache build examples/digits.build.yaml")
     for number in range(4):
         machine.run(part.replace("0/4", f"{number}/4"))
     by_parts = take(cache)
 
-    head, other, build = blocks["ray start --head"]
+    array = blocks.pop("#!/bin/bash")
+    tasks = re.search(r"--array=0-(\d+) ", array[1])
+    assert tasks is not None
+    count = int(tasks[1]) + 1
+    for number in range(count):
+        task = f"SLURM_ARRAY_TASK_ID={number} SLURM_ARRAY_TASK_COUNT={count}"
+        machine.run("\n".join([task, *array]))
+    assert take(cache) == by_parts
+
+    head, other, build = blocks.pop("ray start --head")
     address = f"127.0.0.1:{free_port()}"
     node = "--num-cpus=2 --include-dashboard=false --disable-usage-stats"
     machine.run(f"{head.partition('#')[0]} --port={address.rpartition(':')[2]} {node}")
@@ -78,20 +102,21 @@ def test_the_walk_has_no_stumble(machine):
     assert take(cache) == by_parts
 
     machine.env["RAY_ADDRESS"] = address  # other tests start clusters, too
-    (data,) = blocks["python examples/ray_data.py examples/digits.build.yaml"]
+    (data,) = blocks.pop("python examples/ray_data.py examples/digits.build.yaml")
     machine.run(data)
     assert tree_bytes(cache) == by_parts
 
     student = machine.folder / "kd-cache" / "runs" / "digits-student"
-    for command in blocks["torchrun --nproc-per-node 2"]:
+    for command in blocks.pop("torchrun --nproc-per-node 2"):
         machine.run(command)
         assert (student / "student.safetensors").is_file()
         shutil.rmtree(student)
 
-    keys, *bucket = blocks["export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."]
+    keys, *bucket = blocks.pop("export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...")
     assert "AWS_ENDPOINT_URL" in keys
     machine.run("\n".join(bucket).replace("s3://bucket", s3.new_prefix()))
     assert (student / "student.safetensors").is_file()
+    assert not blocks, "no part of the walk"
 
 
 def take(cache):
