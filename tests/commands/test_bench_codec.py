@@ -9,7 +9,7 @@ import pytest
 from support.caches import make_spec, write_cache
 from support.command import kd_cache
 
-from cli.experiments.bench.codec import log_softmax, measure_codec
+from cli.experiments.bench.codec import codec_page, log_softmax, measure_codec
 from cli.experiments.bench.page import BenchOptions
 
 
@@ -53,6 +53,29 @@ def test_more_classes_and_more_bits_lose_less_at_every_temperature(figures):
 def test_a_distribution_without_some_classes_is_infinitely_far_and_never_the_best(figures):
     assert figures["renormalised top 10"]["kl_1"] is None
     assert np.isfinite(figures["renormalised top 10"]["gradient_1"])
+
+
+def test_a_goal_names_the_method_that_own_codecs_of_no_more_bytes_are_behind_the_most():
+    losses = [("topk 4", "kd-cache", 30, 0.4), ("topk 9", "kd-cache", 60, 0.1)]
+    losses += [("too small", "x", 20, 0.01), ("far", "x", 50, 0.1), ("near", "x", 70, 0.2)]
+    figures = [
+        {
+            "method": name,
+            "source": source,
+            "row_bytes": size,
+            "encoded_per_s": None,
+            **{f"kl_{t}": kl for t in (1, 2, 4, 8)},
+            "gradient_1": 0.1,
+            "gradient_4": 0.1,
+            "answers": "a",
+            "views": 1,
+            "classes": 10,
+        }
+        for name, source, size, kl in losses
+    ]
+    goals = codec_page(figures, options()).goals
+    assert [goal.measured for goal in goals] == [pytest.approx(4.0)] * 4
+    assert all(goal.what.endswith("/ far (50 B)") and not goal.is_met for goal in goals)
 
 
 def test_bytes_are_those_of_the_stored_arrays(figures):
