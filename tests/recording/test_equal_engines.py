@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -44,8 +45,11 @@ def by_ray(folder, cluster, processes):
     folder.mkdir()
     running = start(folder, cluster, processes=processes, **BUILD)
     kill_between_commits(cluster, folder, processes + 1)
-    _, err, code = finish(running, 200)
+    out, err, code = finish(running, 200)
     assert code == 0, err
+    result = json.loads(out)
+    assert result["deaths"] >= 1
+    assert result["shards_committed"] == len(list((folder / "cache/commits").rglob("[0-9]*.json")))
 
 
 def by_shards(folder):
@@ -127,7 +131,7 @@ def test_students_of_every_recording_have_one_curve(recorded, alone, tmp_path, e
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("engine", ["local", "ray-2", "bucket"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_students_of_several_processes_have_that_curve_up_to_the_order_of_sums(
     recorded, alone, tmp_path, engine, world
 ):
