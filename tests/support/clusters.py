@@ -119,8 +119,8 @@ def wait_for(condition, seconds=100):
 def kill_between_commits(cluster, folder, times):
     """Kill one recording process after another, each after a further shard was committed."""
     commits = folder / "cache" / "commits"
-    before = len(list(commits.rglob("*.json")))
+    before = len(list(commits.glob("*/*.json")))
     for number in range(times):
-        wait_for(lambda n=number: len(list(commits.rglob("*.json"))) > before + n)
+        wait_for(lambda n=number: len(list(commits.glob("*/*.json"))) > before + n)
         victims = wait_for(lambda: recorders(cluster.pid))
         victims[number % len(victims)].kill()
