@@ -115,7 +115,7 @@ def run_ray(
         left, deaths = before, 0
 
         def on_death(number: int) -> None:
-            on_message(f"{deaths + number} processes of the build died and were started again")
+            on_message(f"processes that died and were started again: {deaths + number}")
 
         try:
             while left:

@@ -218,7 +218,7 @@ def test_kills_of_actors_and_of_the_driver_change_no_byte(tmp_path, cluster):
     assert code == 0, err
     deaths = json.loads(out)["deaths"]
     assert 2 <= deaths <= KILLS  # one that is killed while it starts died once in all
-    assert f"{deaths} processes of the build died and were started again" in err
+    assert f"processes that died and were started again: {deaths}" in err
     ours, theirs = (rows_of(tmp_path / name) for name in ("cache", "local"))
     assert ours == theirs
 
